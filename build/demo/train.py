@@ -1,0 +1,171 @@
+"""Trains the demo networks on CIFAR-10: two backbones, each plain, with SE and with ECA, by one recipe.
+
+    python build/demo/train.py --data cifar10-jpeg.tar.xz --network resnet20-eca
+
+`--data` takes CIFAR-10 as an archive or a folder of JPEG files (train/<class>/*.jpg, test/<class>/*.jpg), or the
+original cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html. A run that was interrupted goes on
+where it stopped. Weights go to build/demo/<network>.safetensors, the figures of the run beside them as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cifar10 import MEAN, STD, load
+from eca_build.networks import NetworkSpec, create, with_formula
+from safetensors.torch import save_file
+
+HERE = Path(__file__).parent
+NETWORKS = {
+    f"{short}-{attention}": with_formula(arch, attention, classes=10, width=width)
+    for short, arch, width in (("resnet20", "resnet20_cifar", 1.0), ("mobilenetv2", "mobilenetv2_cifar", 0.5))
+    for attention in ("none", "se", "eca")
+}
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Flips half of the images and shifts each by up to 4 pixels over zero padding; float [N, 3, 32, 32] in and out."""
+    n, channels, size, _ = images.shape
+    padded = F.pad(images, (4, 4, 4, 4))
+    shift = torch.randint(0, 9, (2, n, 1, 1), generator=generator)
+    flip = torch.randint(0, 2, (n, 1), generator=generator).bool()
+    columns = torch.arange(size).expand(n, size)
+    columns = torch.where(flip, columns.flip(1), columns)
+    rows = torch.arange(size)[None, :, None] + shift[0]
+    picked = padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows, columns[:, None, :] + shift[1]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def parameter_groups(net: nn.Module, decay: float) -> list[dict[str, object]]:
+    """Weight decay on matrices and kernels only, not on biases and batch norms."""
+    decayed = [p for p in net.parameters() if p.ndim > 1]
+    others = [p for p in net.parameters() if p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def learning_rate(progress: float, peak: float, warm_up: float = 0.2) -> float:
+    """Linear from 0 to `peak` over the first `warm_up` of the run, then linear to 0; progress in [0, 1]."""
+    return peak * min(progress / warm_up, (1 - progress) / (1 - warm_up))
+
+
+@torch.inference_mode()
+def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of `images` (normalised float [N, 3, 32, 32]) whose largest logit is the label's."""
+    net.eval()
+    hits = sum(
+        int((net(x.contiguous(memory_format=torch.channels_last)).argmax(1) == y).sum())
+        for x, y in zip(images.split(500), labels.split(500), strict=True)
+    )
+    return hits / len(images)
+
+
+def normalised(images: np.ndarray) -> Tensor:
+    """Uint8 [N, 32, 32, 3] -> float [N, 3, 32, 32], zero mean and unit deviation over the training set."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
+    """Trains one network and writes its weights and figures; goes on from the checkpoint of a run cut short."""
+    torch.manual_seed(options.seed)
+    train_images, train_labels, test_images, test_labels = (
+        torch.from_numpy(a) if a.ndim == 1 else normalised(a) for a in load(options.data)
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = create(spec).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(parameter_groups(net, options.decay), lr=0.0, momentum=0.9, nesterov=True)
+    running = options.checkpoints / f"{name}.running.pt"
+    start_epoch, seconds = 0, 0.0
+    if running.exists():
+        saved = torch.load(running, weights_only=True)
+        net.load_state_dict(saved["net"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start_epoch, seconds = saved["epoch"], saved["seconds"]
+    steps = len(train_images) // options.batch
+    step_net = torch.compile(net) if options.compile else net
+    bar = tqdm(total=options.epochs * steps, initial=start_epoch * steps, desc=name, unit="step", disable=None)
+    for epoch in range(start_epoch, options.epochs):
+        started = time.perf_counter()
+        generator = torch.Generator().manual_seed(options.seed * 1000 + epoch)
+        order = torch.randperm(len(train_images), generator=generator)
+        net.train()
+        total = 0.0
+        for step in range(steps):
+            rate = learning_rate((epoch * steps + step) / (options.epochs * steps), options.rate)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            picked = order[step * options.batch : (step + 1) * options.batch]
+            x = augment(train_images[picked], generator).to(device).contiguous(memory_format=torch.channels_last)
+            y = train_labels[picked].to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = step_net(x)
+            loss = F.cross_entropy(logits.float(), y, label_smoothing=options.smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += float(loss)
+            bar.update()
+        if not math.isfinite(total):
+            raise SystemExit(f"{name}: the loss is no longer finite in epoch {epoch + 1}; lower --rate")
+        seconds += time.perf_counter() - started
+        bar.set_postfix(epoch=epoch + 1, loss=f"{total / steps:.3f}")
+        print(f"{name} epoch {epoch + 1}/{options.epochs} loss {total / steps:.4f} {seconds:.0f} s", flush=True)
+        state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1, "seconds": seconds}
+        torch.save(state, running.with_suffix(".part"))
+        os.replace(running.with_suffix(".part"), running)
+    bar.close()
+    net.cpu()
+    test_accuracy = accuracy(net, test_images, test_labels)
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, options.output / f"{name}.safetensors")
+    figures = {
+        "network": name,
+        "architecture": spec.arch,
+        "attention": spec.attention,
+        "test_accuracy": test_accuracy,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "training_minutes": round(seconds / 60, 1),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "torch": torch.__version__,
+        "recipe": {k: getattr(options, k) for k in ("epochs", "batch", "rate", "decay", "smoothing", "seed")},
+    }
+    (options.output / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    running.unlink()
+    print(f"{name}: {test_accuracy:.2%} of {len(test_images)} test images", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10: an archive or an unpacked folder")
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="default: all six, one after the other")
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=0.2, help="peak learning rate")
+    parser.add_argument("--decay", type=float, default=5e-4)
+    parser.add_argument("--smoothing", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler")
+    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--checkpoints", type=Path, default=HERE / "checkpoints", help="where a running state is kept")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.checkpoints.mkdir(parents=True, exist_ok=True)
+    for name in options.network or NETWORKS:
+        train(name, NETWORKS[name], options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What can be built: each architecture by name, and a network from its specification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eca_build.networks.attention import AttentionSites, Kind, adaptive_kernel_size
+from eca_build.networks.mobilenetv2 import STAGES, MobileNetV2, round_channels
+from eca_build.networks.resnet import BasicBlock, Block, Bottleneck, CifarResNet, ResNet
+
+Network = ResNet | CifarResNet | MobileNetV2
+
+RESNETS: dict[str, tuple[Block, tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+CIFAR_RESNETS = {"resnet20_cifar": 3, "resnet32_cifar": 5, "resnet44_cifar": 7, "resnet56_cifar": 9}
+# Channels before the classifier at width 1 and below; strides of the stem and of each stage. The paper's strides would
+# leave one pixel of a CIFAR image, and its head would be most of the weights.
+MOBILENETS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "mobilenetv2": (1280, (2, 1, 2, 2, 2, 1, 2, 1)),
+    "mobilenetv2_cifar": (640, (1, 2, 1, 2, 1, 1, 2, 1)),
+}
+ARCHS = (*RESNETS, *CIFAR_RESNETS, *MOBILENETS)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that decides a network's shape.
+
+    `sizes` holds one number per attention site, in the order of the blocks: ECA's kernel size, SE's hidden width;
+    it is empty for none. `width` multiplies MobileNetV2's channels and is 1 elsewhere.
+    """
+
+    arch: str
+    attention: Kind
+    classes: int
+    sizes: tuple[int, ...] = ()
+    width: float = 1.0
+    bias: bool = False
+
+
+def site_channels(arch: str, width: float = 1.0) -> tuple[int, ...]:
+    """Channels at each attention site, in the order of the blocks. Raises KeyError for an unknown `arch`."""
+    if arch in RESNETS:
+        block, depths = RESNETS[arch]
+        return tuple(64 * 2**stage * block.expansion for stage, depth in enumerate(depths) for _ in range(depth))
+    if arch in CIFAR_RESNETS:
+        return tuple(16 * 2**stage for stage in range(3) for _ in range(CIFAR_RESNETS[arch]))
+    if arch in MOBILENETS:
+        return tuple(round_channels(base * width) for _, base, depth in STAGES for _ in range(depth))
+    raise KeyError(arch)
+
+
+def with_formula(arch: str, attention: Kind, classes: int, width: float = 1.0) -> NetworkSpec:
+    """The specification for training: ECA's kernels by the paper's formula, SE's reduction the published one."""
+    channels = site_channels(arch, width)
+    reduction = 8 if arch in MOBILENETS else 16
+    sizes: Sequence[int] = ()
+    if attention == "eca":
+        sizes = [adaptive_kernel_size(c) for c in channels]
+    elif attention == "se":
+        sizes = [max(1, c // reduction) for c in channels]
+    return NetworkSpec(arch, attention, classes, tuple(sizes), width)
+
+
+def create(spec: NetworkSpec) -> Network:
+    """The network with PyTorch's own random initialisation. Raises KeyError for an unknown architecture."""
+    sites = AttentionSites(spec.attention, spec.sizes, spec.bias)
+    if spec.arch in RESNETS:
+        return ResNet(*RESNETS[spec.arch], spec.classes, sites)
+    if spec.arch in CIFAR_RESNETS:
+        return CifarResNet(CIFAR_RESNETS[spec.arch], spec.classes, sites)
+    base_head, strides = MOBILENETS[spec.arch]
+    head = round_channels(base_head * max(1.0, spec.width))
+    return MobileNetV2(spec.classes, sites, spec.width, head, strides)

@@ -1,0 +1,151 @@
+"""ResNets (He et al., arXiv 1512.03385) with attention after each block's last batch norm; torchvision's key names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eca_build.networks.attention import AttentionSites
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; [N, in, H, W] -> [N, planes, H / stride, W / stride]."""
+
+    expansion = 1
+
+    def __init__(self, channels_in: int, planes: int, stride: int, shortcut: nn.Module, sites: AttentionSites) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.attention = sites.take(planes)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.attention(self.bn2(self.conv2(y)))
+        return F.relu(y + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (strided, as in torchvision), 1x1; [N, in, H, W] -> [N, 4 planes, H / stride, W / stride]."""
+
+    expansion = 4
+
+    def __init__(self, channels_in: int, planes: int, stride: int, shortcut: nn.Module, sites: AttentionSites) -> None:
+        super().__init__()
+        channels_out = planes * self.expansion
+        self.conv1 = nn.Conv2d(channels_in, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, channels_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        self.attention = sites.take(channels_out)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.attention(self.bn3(self.conv3(y)))
+        return F.relu(y + self.downsample(x))
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+def projection(channels_in: int, channels_out: int, stride: int) -> nn.Module:
+    """Shortcut of the ImageNet networks: identity where the shape allows it, else a strided 1x1 convolution (option B)."""
+    if stride == 1 and channels_in == channels_out:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
+
+
+class PaddedShortcut(nn.Module):
+    """Shortcut of the CIFAR networks (option A): every `stride`-th pixel, new channels zero; it has no parameters."""
+
+    def __init__(self, extra_channels: int, stride: int) -> None:
+        super().__init__()
+        self.extra_channels = extra_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.extra_channels // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.extra_channels - half))
+
+
+class ResNet(nn.Module):
+    """The ImageNet ResNet: 7x7 stem, four stages; float [N, 3, H, W] -> logits [N, classes]."""
+
+    def __init__(self, block: Block, depths: Sequence[int], classes: int, sites: AttentionSites) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        channels = 64
+        for stage, depth in enumerate(depths):
+            planes = 64 * 2**stage
+            blocks: list[nn.Module] = []
+            for index in range(depth):
+                stride = 2 if stage and index == 0 else 1
+                shortcut = projection(channels, planes * block.expansion, stride)
+                blocks.append(block(channels, planes, stride, shortcut, sites))
+                channels = planes * block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, classes)
+        sites.close()
+
+    @property
+    def head(self) -> nn.Linear:
+        """The classifier: weight float [classes, C]."""
+        return self.fc
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """The last feature map, float [N, C, H / 32, W / 32]."""
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.feature_map(x).mean((2, 3)))
+        return logits
+
+
+class CifarResNet(nn.Module):
+    """The CIFAR ResNet of section 4.2, depth 6n + 2: 3x3 stem, three stages of n blocks of 16, 32, 64 channels."""
+
+    def __init__(self, blocks_per_stage: int, classes: int, sites: AttentionSites) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        channels = 16
+        for stage in range(3):
+            planes = 16 * 2**stage
+            blocks: list[nn.Module] = []
+            for index in range(blocks_per_stage):
+                stride = 2 if stage and index == 0 else 1
+                shortcut = nn.Identity() if stride == 1 else PaddedShortcut(planes - channels, stride)
+                blocks.append(BasicBlock(channels, planes, stride, shortcut, sites))
+                channels = planes
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, classes)
+        sites.close()
+
+    @property
+    def head(self) -> nn.Linear:
+        """The classifier: weight float [classes, 64]."""
+        return self.fc
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """The last feature map, float [N, 64, H / 4, W / 4]."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        for stage in range(1, 4):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.feature_map(x).mean((2, 3)))
+        return logits
