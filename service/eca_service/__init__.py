@@ -1,0 +1,1 @@
+"""The gateway: images in, labels out, in front of Triton Inference Server."""

@@ -1,0 +1,131 @@
+"""What a served model is: the one definition that the build writes and the gateway checks.
+
+`contract.json` lies in `model_repository/<name>/<version>/`, beside the engine and `golden.npy`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+CONTRACT_FILE = "contract.json"
+GOLDEN_FILE = "golden.npy"
+INPUT = "image"
+PROBABILITIES = "probabilities"
+FEATURES = "features"
+
+
+class ContractError(Exception):
+    """A contract file that is missing or does not say what a contract must; the message names the file."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Preprocessing(_Frozen):
+    """From a decoded image to the input tensor, and from there to what the network was trained on.
+
+    The shorter side is resized to `resize` pixels with Pillow's antialiased `filter`, then the centre `crop` x `crop`
+    is cut. `mean` and `std` are in units of [0, 1] per RGB channel and are applied inside the graph.
+    """
+
+    resize: int = Field(256, ge=1, le=4096)
+    crop: int = Field(224, ge=1, le=4096)
+    filter: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the recipe's canonical JSON: equal recipes have equal fingerprints."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+class Verification(_Frozen):
+    """How far the engine is from the PyTorch network in fp32, on `images` images, read back from disk."""
+
+    images: int = Field(ge=1)
+    top1_agreement: float = Field(ge=0, le=1)
+    largest_difference: float = Field(ge=0, le=1)
+    tolerance: float = Field(gt=0)
+
+
+class Golden(_Frozen):
+    """Inputs with known answers: `golden.npy` is uint8 [n, crop, crop, 3]; `probabilities` are its [n, K] answers."""
+
+    sha256: str
+    probabilities: tuple[tuple[float, ...], ...]
+    tolerance: float = Field(gt=0)
+
+
+class Head(_Frozen):
+    """The linear classifier, for class activation maps: base64 of little-endian float32, row-major."""
+
+    classes: int
+    channels: int
+    weight: str
+    bias: str
+
+
+class Contract(_Frozen):
+    """One model version; see the module's first lines."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    version: int = Field(ge=1)
+    architecture: str
+    attention: str
+    kernel_sizes: tuple[int, ...]
+    classes: int = Field(ge=1)
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    preprocessing_fingerprint: str
+    input: str = INPUT
+    outputs: tuple[str, ...] = (PROBABILITIES, FEATURES)
+    features_shape: tuple[int, int, int]
+    precision: Literal["fp32", "bf16", "fp16", "int8"]
+    engine: Literal["onnx", "tensorrt", "tensorrt-rtx", "inductor"]
+    max_batch: int = Field(ge=1)
+    parameters: int
+    flops: int
+    checkpoint_sha256: str
+    onnx_sha256: str
+    engine_sha256: str
+    tools: dict[str, str]
+    gpu: str | None = None
+    compute_capability: str | None = None
+    verification: Verification
+    golden: Golden
+    head: Head | None = None
+
+    def public(self) -> dict[str, object]:
+        """What callers are shown: everything but the head's weights."""
+        return self.model_dump(mode="json", exclude={"head"})
+
+
+def read(folder: Path, head: bool = False) -> Contract:
+    """The contract of a version's folder, without the head's weights unless asked for.
+
+    Raises ContractError where the file is missing, not JSON, or not a contract, or where its parts contradict.
+    """
+    path = folder / CONTRACT_FILE
+    try:
+        raw = json.loads(path.read_bytes())
+        if isinstance(raw, dict) and not head:
+            raw.pop("head", None)
+        contract = Contract.model_validate(raw)
+    except FileNotFoundError:
+        raise ContractError(f"{path} is missing; build the model again with `eca-build compile`") from None
+    except (OSError, ValueError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise ContractError(f"{path} is not a contract ({reason}); build the model again") from None
+    if len(contract.labels) != contract.classes:
+        raise ContractError(f"{path} has {len(contract.labels)} labels for {contract.classes} classes")
+    if contract.preprocessing_fingerprint != contract.preprocessing.fingerprint:
+        raise ContractError(f"{path}: the preprocessing recipe was changed after the build; build the model again")
+    return contract
