@@ -1,0 +1,35 @@
+# Each target sets up what it needs by itself and is quick when nothing changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := $(sort $(wildcard build/demo/*.safetensors))
+
+.DEFAULT_GOAL := help
+.PHONY: help serve models test lint clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 13) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}; set PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,triton,dev]'
+	@touch $@
+
+models: $(READY) ## Build the demo networks into model_repository/
+	@for weights in $(DEMO); do $(BIN)/eca-build compile $$weights --labels build/demo/labels.txt || exit 1; done
+
+serve: models ## Build the demo networks, start Triton and the gateway
+	@exec $(BIN)/eca-serve up
+
+lint: $(READY) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## Lint, types, unit and integration tests
+	$(BIN)/python -m pytest
+
+clean: ## Remove the environment and everything generated
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache $(filter-out model_repository/README.md,$(wildcard model_repository/*))

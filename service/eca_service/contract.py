@@ -49,6 +49,7 @@ class Preprocessing(_Frozen):
 class Verification(_Frozen):
     """How far the engine is from the PyTorch network in fp32, on `images` images, read back from disk."""
 
+    source: str
     images: int = Field(ge=1)
     top1_agreement: float = Field(ge=0, le=1)
     largest_difference: float = Field(ge=0, le=1)
@@ -92,6 +93,7 @@ class Contract(_Frozen):
     max_batch: int = Field(ge=1)
     parameters: int
     flops: int
+    build_key: str
     checkpoint_sha256: str
     onnx_sha256: str
     engine_sha256: str

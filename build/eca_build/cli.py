@@ -1,0 +1,147 @@
+"""The `eca-build` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from eca_build.errors import BuildError
+
+EXAMPLES = """\b
+Examples:
+  eca-build compile eca_resnet50.pth.tar --labels imagenet.txt
+  eca-build compile mine.safetensors --name mine --images photos/ --repository model_repository
+"""
+
+
+class _Commands(click.Group):
+    """Turns a BuildError of any command into its sentence and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BuildError as error:
+            click.echo(f"eca-build: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="eca-serve")
+def main() -> None:
+    """Turns trained checkpoints into verified, published model versions."""
+
+
+@main.command()
+def archs() -> None:
+    """What can be built: each architecture with the parameters of its variants."""
+    from eca_build import cost
+    from eca_build.networks import ARCHS, create, with_formula
+    from eca_build.networks.attention import KINDS
+
+    import torch
+
+    click.echo("architecture         input  " + "  ".join(f"{kind:>9}" for kind in KINDS) + "   (parameters, Mi)")
+    for arch in ARCHS:
+        size, classes = (32, 10) if arch.endswith("_cifar") else (224, 1000)
+        with torch.device("meta"):
+            counts = [cost.parameters(create(with_formula(arch, kind, classes))) / 2**20 for kind in KINDS]
+        click.echo(f"{arch:<20} {size:>5}  " + "  ".join(f"{count:>9.2f}" for count in counts))
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def inspect(checkpoint: Path, as_json: bool) -> None:
+    """Says what CHECKPOINT holds: architecture, attention, kernel sizes, classes, parameters, FLOPs."""
+    from eca_build.checkpoint import load
+    from eca_build.detect import describe
+
+    found = describe(load(checkpoint))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for key, value in found.items():
+        text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        click.echo(f"{key.replace('_', ' '):<14} {text}")
+
+
+@main.command(epilog=EXAMPLES)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--arch", envvar="ECA_ARCH", show_envvar=True, help="Expect this architecture; default: found.")
+@click.option("--name", envvar="ECA_NAME", show_envvar=True, help="Model name; default: the file's name.")
+@click.option("--labels", type=click.Path(path_type=Path), envvar="ECA_LABELS", show_envvar=True, help="One a line.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    envvar="ECA_IMAGES",
+    show_envvar=True,
+    help="A folder of images to verify on; default: synthetic ones.",
+)
+@click.option("--target", type=click.Choice(["onnx"]), default="onnx", envvar="ECA_TARGET", show_envvar=True)
+@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", envvar="ECA_PRECISION", show_envvar=True)
+@click.option(
+    "--attention-graph",
+    type=click.Choice(["plain"]),
+    default="plain",
+    envvar="ECA_ATTENTION_GRAPH",
+    show_envvar=True,
+)
+@click.option("--max-batch", type=click.IntRange(1, 1024), default=32, envvar="ECA_MAX_BATCH", show_envvar=True)
+@click.option("--resize", type=click.IntRange(1, 4096), help="Shorter side in pixels; default: the network's.")
+@click.option("--crop", type=click.IntRange(1, 4096), help="Centre crop in pixels; default: the network's.")
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("model_repository"),
+    envvar="ECA_REPOSITORY",
+    show_envvar=True,
+)
+def compile(
+    checkpoint: Path,
+    arch: str | None,
+    name: str | None,
+    labels: Path | None,
+    images: Path | None,
+    target: str,
+    precision: str,
+    attention_graph: str,
+    max_batch: int,
+    resize: int | None,
+    crop: int | None,
+    repository: Path,
+) -> None:
+    """Builds CHECKPOINT into a verified, published model version."""
+    from eca_build import compile as build
+
+    recipe = None
+    if resize or crop:
+        if not (resize and crop) or crop > resize:
+            raise click.UsageError("--resize and --crop go together, and the crop is not larger than the resize")
+        from eca_build.checkpoint import load
+
+        default = build.default_recipe(load(checkpoint, arch=arch).spec.arch)
+        recipe = default.model_copy(update={"resize": resize, "crop": crop})
+    options = build.Options(checkpoint, repository, recipe, name, arch, labels, images, max_batch)
+    with tqdm(total=len(build.STEPS), desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
+
+        def step(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update(min(1, build.STEPS.index(what)))
+
+        built = build.compile_checkpoint(options, step)
+    verdict = built.contract.verification
+    if not built.changed:
+        click.echo(f"{built.folder}: nothing changed since it was built")
+        return
+    click.echo(
+        f"{built.folder}: {built.contract.architecture}, attention {built.contract.attention}; top-1 agreement "
+        f"{verdict.top1_agreement:.0%}, largest difference {verdict.largest_difference:.1e} on {verdict.images} images"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

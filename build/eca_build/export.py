@@ -1,0 +1,82 @@
+"""From a PyTorch network to an ONNX file with the contract's tensors."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from eca_service.contract import FEATURES, INPUT, PROBABILITIES, Preprocessing
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from eca_build.networks import Network
+
+OPSET = 18
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports torchvision's absence, which nothing here needs
+
+
+class Served(nn.Module):
+    """The network as it is served: uint8 [N, H, W, 3] RGB -> probabilities float [N, K], features float [N, C, h, w].
+
+    The scale of the normalisation goes into the first convolution. The mean is subtracted: zero padding of the
+    normalised image means the mean there, so it cannot become the convolution's bias.
+    """
+
+    def __init__(self, network: Network, recipe: Preprocessing) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).eval()
+        fold_batch_norms(self.network)
+        first = next(m for m in self.network.modules() if isinstance(m, nn.Conv2d))
+        with torch.no_grad():
+            first.weight /= 255 * torch.tensor(recipe.std).view(1, 3, 1, 1)
+        self.register_buffer("mean", 255 * torch.tensor(recipe.mean).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        x = image.permute(0, 3, 1, 2).to(torch.float32) - self.get_buffer("mean")
+        features = self.network.feature_map(x)
+        logits = self.network.head(features.mean((2, 3)))
+        return logits.softmax(1), features
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Folds each batch norm into the convolution registered just before it, in place; the module must be in eval mode."""
+    previous: tuple[str, nn.Conv2d] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and previous is not None:
+            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
+            setattr(module, name, nn.Identity())
+        else:
+            fold_batch_norms(child)
+        previous = (name, child) if isinstance(child, nn.Conv2d) else None
+
+
+@torch.inference_mode()
+def reference(network: Network, recipe: Preprocessing, images: Tensor, batch: int = 32) -> Tensor:
+    """What the trained network itself answers in fp32: uint8 [N, crop, crop, 3] -> probabilities float [N, K]."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
+    parts = [
+        network((part.permute(0, 3, 1, 2).float() / 255 - mean) / std).softmax(1) for part in images.split(batch)
+    ]
+    return torch.cat(parts)
+
+
+def export(network: Network, recipe: Preprocessing, path: Path) -> None:
+    """Writes the served network as ONNX with a dynamic batch to `path`."""
+    example = torch.zeros(2, recipe.crop, recipe.crop, 3, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        torch.onnx.export(
+            Served(network, recipe),
+            (example,),
+            path,
+            input_names=[INPUT],
+            output_names=[PROBABILITIES, FEATURES],
+            dynamic_shapes={"image": {0: torch.export.Dim("N", min=1, max=4096)}},
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+            dynamo=True,
+        )

@@ -1,0 +1,51 @@
+"""Images to verify an engine on: the user's photographs, or synthetic ones with the spectrum of photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from eca_service.contract import Preprocessing
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from eca_build.errors import BuildError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+def load(folder: Path, recipe: Preprocessing, most: int = 128) -> NDArray[np.uint8]:
+    """Up to `most` images below `folder`, evenly spread over the sorted names: uint8 [N, crop, crop, 3], RGB.
+
+    Raises BuildError where the folder holds no image or one cannot be read.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise BuildError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}); give another folder to --images")
+    picked = [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
+    return np.stack([_one(path, recipe) for path in picked])
+
+
+def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise BuildError(f"{path} cannot be read as an image ({error}); remove it or mend it") from None
+    scale = recipe.resize / min(image.size)
+    size = (max(recipe.crop, round(image.width * scale)), max(recipe.crop, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling[recipe.filter.upper()])
+    left, top = (size[0] - recipe.crop) // 2, (size[1] - recipe.crop) // 2
+    return np.asarray(image.crop((left, top, left + recipe.crop, top + recipe.crop)))
+
+
+def synthetic(size: int, count: int = 64, seed: int = 0) -> NDArray[np.uint8]:
+    """`count` images of noise whose amplitude falls as 1 / frequency, as a photograph's does: uint8 [count, size, size, 3]."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
+    frequency[0, 0] = frequency[0, 1]
+    white = np.fft.rfft2(generator.standard_normal((count, 3, size, size)))
+    pink = np.fft.irfft2(white / frequency, s=(size, size))
+    pink += 0.7 * pink.mean(1, keepdims=True)
+    pink /= np.abs(pink).max((1, 2, 3), keepdims=True)
+    return np.ascontiguousarray(((pink * 0.5 + 0.5) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1))
