@@ -1,0 +1,87 @@
+"""Key names of other code bases, turned into ours (torchvision's, with `attention` for the attention module)."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+
+from eca_build.networks.mobilenetv2 import STAGES
+
+State = dict[str, Tensor]
+
+
+def canonical(state: State) -> tuple[State, str]:
+    """The same tensors under our names, and where the names come from; keys that are not known stay as they are."""
+    if any(".attention." in key for key in state):
+        return state, "eca-serve"
+    if "conv_stem.weight" in state:
+        return _attention(_timm_mobilenet(state)), "timm"
+    if "features.1.conv.3.weight" in state:
+        return _old_mobilenet(state), "authors"
+    if any(".eca." in key for key in state):
+        return _attention(state), "authors"
+    if any(re.search(r"\.se\.(conv|fc1)\.", key) for key in state):
+        return _attention(state), "timm"
+    return _attention(state), "torchvision"
+
+
+def _attention(state: State) -> State:
+    """`eca.conv`, `se.conv`, `se.fc1`, `se.fc.0` become `attention...`; 1x1 convolutions become linear layers."""
+    renamed: State = {}
+    for key, value in state.items():
+        name = re.sub(r"\.(eca|se)\.", ".attention.", key)
+        name = name.replace(".attention.fc.0.", ".attention.fc1.").replace(".attention.fc.2.", ".attention.fc2.")
+        if re.search(r"\.attention\.fc[12]\.weight$", name) and value.ndim == 4:
+            value = value.flatten(1)
+        renamed[name] = value
+    return renamed
+
+
+def _old_mobilenet(state: State) -> State:
+    """Torchvision's older flat layout: conv, BN, ReLU6 thrice over in one sequence, attention behind the last BN."""
+    renamed: State = {}
+    for key, value in state.items():
+        found = re.fullmatch(r"features\.(\d+)\.conv\.(\d+)\.(.+)", key)
+        if found is None:
+            renamed[key] = value
+            continue
+        block, index, rest = int(found[1]), int(found[2]), found[3]
+        expanded = block != 1  # the first block has no expansion
+        last = 8 if expanded else 5
+        if index == last:
+            name = f"attention.{rest}"
+        elif index >= last - 2:
+            name = f"conv.{index - last + 2 + (2 if expanded else 1)}.{rest}"
+        else:
+            name = f"conv.{index // 3}.{index % 3}.{rest}"
+        renamed[f"features.{block}.{name}"] = value
+    return _attention(renamed)
+
+
+def _timm_mobilenet(state: State) -> State:
+    """timm's `blocks.stage.index` naming."""
+    first = [1 + sum(depth for *_, depth in STAGES[:stage]) for stage in range(len(STAGES))]
+    renamed: State = {}
+    for key, value in state.items():
+        found = re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(\w+)\.(.+)", key)
+        if found is None:
+            for theirs, ours in (
+                ("conv_stem.", "features.0.0."),
+                ("bn1.", "features.0.1."),
+                ("conv_head.", "features.18.0."),
+                ("bn2.", "features.18.1."),
+                ("classifier.", "classifier.1."),
+            ):
+                if key.startswith(theirs):
+                    key = ours + key.removeprefix(theirs)
+                    break
+            renamed[key] = value
+            continue
+        stage, index, part, rest = int(found[1]), int(found[2]), found[3], found[4]
+        names = {"conv_pw": "conv.0.0", "bn1": "conv.0.1", "conv_dw": "conv.1.0", "bn2": "conv.1.1"}
+        names |= {"conv_pwl": "conv.2", "bn3": "conv.3"}
+        if stage == 0:
+            names = {"conv_dw": "conv.0.0", "bn1": "conv.0.1", "conv_pw": "conv.1", "bn2": "conv.2"}
+        renamed[f"features.{first[stage] + index}.{names.get(part, part)}.{rest}"] = value
+    return renamed

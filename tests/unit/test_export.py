@@ -1,0 +1,73 @@
+"""The exported file gives the network's answers, read back from disk in a new process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from eca_build import images, verify
+from eca_build.errors import BuildError
+from eca_build.export import export, reference
+from eca_build.networks import ARCHS, Network, create, with_formula
+from eca_build.networks.attention import Kind
+from eca_service.contract import Preprocessing
+
+SMALL = Preprocessing(resize=32, crop=32)
+
+
+def network(arch: str, attention: Kind, classes: int = 10) -> Network:
+    """A network whose batch norms are not the identity, so that folding them matters."""
+    torch.manual_seed(0)
+    net = create(with_formula(arch, attention, classes))
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    sample = torch.from_numpy(images.synthetic(64, 16, seed=1)).permute(0, 3, 1, 2).float() / 64 - 2
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.3, 0.3)
+            norm.momentum = None  # a plain mean of the passes, so that one suffices
+        net.train()(sample)
+        net.head.weight.mul_(3)
+    return net.eval()
+
+
+@pytest.mark.parametrize("attention", ["none", "se", "eca"])
+@pytest.mark.parametrize("arch", ["resnet20_cifar", "mobilenetv2_cifar", "resnet18"])
+def test_exported_file_agrees(tmp_path: Path, arch: str, attention: Kind) -> None:
+    net = network(arch, attention)
+    recipe = SMALL if arch.endswith("_cifar") else Preprocessing(resize=64, crop=64)
+    export(net, recipe, tmp_path / "model.onnx")
+    sample = images.synthetic(recipe.crop, 16)
+    expected = reference(net, recipe, torch.from_numpy(sample)).numpy()
+    figures = verify.compare(expected, verify.answers(tmp_path / "model.onnx", sample), 1e-5, "test")
+    assert figures.top1_agreement == 1
+    assert np.ptp(expected, axis=0).max() > 1e-3, "the images must not all get the same answer"
+    operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "BatchNormalization" not in operators
+
+
+def test_disagreement_is_refused_with_the_figures() -> None:
+    expected = np.full((4, 2), 0.5, np.float32)
+    expected[:, 0] += 0.1
+    got = expected.copy()
+    got[2] = got[2, ::-1]
+    with pytest.raises(BuildError, match=r"agreement 75.00%.*1\.00e-01.*nothing was published"):
+        verify.compare(expected, got, 1e-5, "test")
+
+
+def test_engine_that_cannot_run_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not an engine")
+    with pytest.raises(BuildError, match=r"model\.onnx could not be run from disk"):
+        verify.answers(tmp_path / "model.onnx", images.synthetic(32, 2))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_feature_map_and_head_make_the_logits(arch: str) -> None:
+    torch.manual_seed(0)
+    net = create(with_formula(arch, "eca", 10)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(x), net.head(net.feature_map(x).mean((2, 3))))

@@ -1,0 +1,47 @@
+"""What may import what."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SERVICE = sorted((ROOT / "service" / "eca_service").rglob("*.py"))
+BUILD = sorted((ROOT / "build" / "eca_build").rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def importers(paths: list[Path], package: str) -> set[str]:
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in paths
+        if any(name == package or name.startswith(package + ".") for name in imported(path))
+    }
+
+
+@pytest.mark.parametrize("package", ["torch", "tensorrt", "torch_tensorrt", "eca_build"])
+def test_service_never_imports(package: str) -> None:
+    assert SERVICE
+    assert importers(SERVICE, package) == set()
+
+
+def test_build_uses_only_the_contract_of_the_service() -> None:
+    used = {n for path in BUILD for n in imported(path) if n.startswith("eca_service")}
+    assert used
+    assert {n for n in used if not n.startswith("eca_service.contract")} == set()
+
+
+def test_one_home_for_metrics() -> None:
+    assert importers(SERVICE, "prometheus_client") == {"service/eca_service/metrics.py"}
