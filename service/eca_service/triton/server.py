@@ -1,0 +1,107 @@
+"""Where the embedded Triton is, and how it is started: files, command line, environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+OTHER_WAY = "run NVIDIA's own server instead and give its address as ECA_TRITON_URL"
+MINIMAL_GLIBC = (2, 35)
+# Ends with its parent, even where that is killed: sets PR_SET_PDEATHSIG to SIGKILL, then becomes the server.
+LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+class TritonUnavailable(Exception):
+    """The embedded server cannot run or did not start; the message is a sentence that names the way out."""
+
+
+def installation() -> Path:
+    """The folder of the server's binary. Raises TritonUnavailable where it is not installed or cannot run here."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise TritonUnavailable(
+            f"the embedded Triton runs on Linux x86-64 only, this is {platform.system()} {platform.machine()}; {OTHER_WAY}"
+        )
+    name, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ") if _has_glibc() else ("no glibc", "", "0")
+    if tuple(int(part) for part in version.split(".")[:2]) < MINIMAL_GLIBC:
+        raise TritonUnavailable(f"the embedded Triton needs glibc 2.35 or newer, this is {name} {version}; {OTHER_WAY}")
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise TritonUnavailable("the embedded Triton is not installed; pip install 'eca-serve[triton]'")
+    return Path(next(iter(spec.submodule_search_locations))) / "tritonserver"
+
+
+def _has_glibc() -> bool:
+    return "CS_GNU_LIBC_VERSION" in os.confstr_names and bool(os.confstr("CS_GNU_LIBC_VERSION"))
+
+
+def assemble_backends(folder: Path) -> None:
+    """Fills `folder` with the Python backend, its stub for this Python, and our onnxruntime backend."""
+    source = installation()
+    python = folder / "python"
+    python.mkdir(parents=True)
+    for file in (source / "backends" / "python").iterdir():
+        if file.is_file():
+            shutil.copy2(file, python)  # Triton refuses links that lead out of the folder
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = source / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        raise TritonUnavailable(f"the embedded Triton has no stub for Python {version}; use Python 3.10 to 3.12")
+    shutil.copy2(stub, python)
+    shutil.copytree(Path(__file__).parent / "onnxruntime_backend", folder / "onnxruntime")
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now, on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free(host: str, port: int, what: str, variable: str) -> None:
+    """Raises TritonUnavailable where somebody listens on `port` already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise TritonUnavailable(
+                f"{what} cannot listen on {host}:{port} ({error.strerror}); stop what does, or set {variable} to another port"
+            ) from None
+
+
+def command(binary: Path, backends: Path, repository: Path, port: int, shm_prefix: str) -> list[str]:
+    """The command line: explicit model control, gRPC on loopback alone, everything else off."""
+    return [
+        *(sys.executable, "-c", LAUNCHER, str(binary)),
+        f"--model-repository={repository.absolute()}",
+        "--model-control-mode=explicit",
+        "--disable-auto-complete-config",
+        f"--backend-directory={backends}",
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        "--allow-http=false",
+        "--allow-metrics=false",
+        "--allow-grpc=true",
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={port}",
+        "--exit-timeout-secs=10",
+        "--log-info=true",
+    ]
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What the server's process sees: its libraries, our site-packages for the backend, and little else."""
+    kept = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TMPDIR", "TZ"}}
+    site = Path(installation()).parents[1]
+    own = [path for path in sys.path if path.endswith("-packages")]
+    return kept | {
+        "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
+        "ECA_SITE_PACKAGES": os.pathsep.join(own),
+        "ECA_TRITON_THREADS": str(threads),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }

@@ -1,0 +1,156 @@
+"""Starts the embedded Triton, restarts it with back-off when it crashes, and stops it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from eca_service.triton import server
+from eca_service.triton.server import TritonUnavailable
+
+logger = logging.getLogger(__name__)
+
+LOG_BYTES = 4 << 20
+LONGEST_PAUSE_S = 30.0
+HEALTHY_AFTER_S = 60.0
+
+
+class TritonServer:
+    """The server's process, watched by a thread.
+
+    `repository` is the model repository, `grpc_port` the port on loopback (0: a free one), `log_file` keeps the
+    server's last lines, at most 2 x 4 MiB. Models are loaded by whoever connects: the server starts with none.
+    """
+
+    def __init__(self, repository: Path, grpc_port: int, log_file: Path, threads: int | None = None) -> None:
+        self.repository = repository
+        self.port = grpc_port or server.free_port()
+        self.log_file = log_file
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.restarts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self._stopping = threading.Event()
+        self._started = threading.Event()
+        self._failed: TritonUnavailable | None = None
+        self._folder = Path()
+        self._shm_prefix = ""
+        # The thread that starts the process must live as long as it: PR_SET_PDEATHSIG looks at the thread.
+        self._watcher = threading.Thread(target=self._watch, name="triton-watch", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """host:port of the server's gRPC endpoint."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, None while it is down."""
+        process = self._process
+        return process.pid if process and process.poll() is None else None
+
+    def start(self) -> None:
+        """Starts the process; TritonUnavailable where it cannot. It is ready some moments later."""
+        binary = server.installation() / "bin" / "tritonserver"
+        if not self.repository.is_dir():
+            raise TritonUnavailable(f"the model repository {self.repository} does not exist; `eca-build compile` makes it")
+        server.require_free("127.0.0.1", self.port, "Triton", "ECA_TRITON_GRPC_PORT")
+        self._folder = Path(tempfile.mkdtemp(prefix="eca-triton-"))
+        self._shm_prefix = f"eca_triton_{os.getpid()}_{self.port}_"
+        server.assemble_backends(self._folder / "backends")
+        self._command = server.command(
+            binary, self._folder / "backends", self.repository, self.port, self._shm_prefix
+        )
+        self._watcher.start()
+        self._started.wait()
+        if self._failed:
+            raise self._failed
+
+    def stop(self, grace_s: float = 12.0) -> None:
+        """Ends the process and what it left: asked first, killed after `grace_s`."""
+        self._stopping.set()
+        self._signal(signal.SIGTERM)
+        if self._watcher.is_alive():
+            self._watcher.join(grace_s)
+        self._signal(signal.SIGKILL)
+        if self._watcher.is_alive():
+            self._watcher.join(5)
+        self._clean()
+        if self._folder.name:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def last_lines(self) -> str:
+        """The end of the server's log, for an error's sentence."""
+        return "\n".join(self._last_lines)
+
+    def _signal(self, number: signal.Signals) -> None:
+        process = self._process
+        if process and process.poll() is None:
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                return
+
+    def _watch(self) -> None:
+        pause_s = 0.5
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            try:
+                self._process = subprocess.Popen(
+                    self._command,
+                    env=server.environment(self.threads),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._failed = TritonUnavailable(f"Triton could not be started: {error}")
+                self._started.set()
+                return
+            self._started.set()
+            self._pump(self._process)
+            status = self._process.wait()
+            if self._stopping.is_set():
+                return
+            self._clean()
+            pause_s = 0.5 if time.monotonic() - started > HEALTHY_AFTER_S else min(2 * pause_s, LONGEST_PAUSE_S)
+            self.restarts += 1
+            logger.warning("Triton ended with status %s; starting it again in %.1f s", status, pause_s)
+            self._stopping.wait(pause_s)
+
+    def _pump(self, process: subprocess.Popen[bytes]) -> None:
+        """Copies the server's output to the log file until it ends; the file is turned over when full."""
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        assert process.stdout is not None
+        with process.stdout as stream:
+            log = self.log_file.open("ab")
+            try:
+                for line in stream:
+                    self._last_lines.append(line.decode(errors="replace").rstrip())
+                    if log.tell() > LOG_BYTES:
+                        log.close()
+                        os.replace(self.log_file, self.log_file.with_suffix(self.log_file.suffix + ".1"))
+                        log = self.log_file.open("ab")
+                    log.write(line)
+                    log.flush()
+            finally:
+                log.close()
+
+    def _clean(self) -> None:
+        """Kills what is left of the process group and removes its shared memory."""
+        if self._process:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        if self._shm_prefix:
+            for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
+                region.unlink(missing_ok=True)
