@@ -1,0 +1,216 @@
+"""The `eca-serve` command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from eca_service.settings import PREFIX, Settings, SettingsError, load
+from eca_service.triton.server import TritonUnavailable, installation, require_free
+from eca_service.triton.supervisor import TritonServer
+
+
+class _Commands(click.Group):
+    """Turns what a user can mend into its sentence and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (SettingsError, TritonUnavailable) as error:
+            click.echo(f"eca-serve: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="eca-serve")
+def main() -> None:
+    """Serves attention-enhanced image classifiers."""
+
+
+def with_settings(command: Any) -> Any:
+    """Gives a command one option for each setting, with its variable and default in --help."""
+    for name, field in reversed(Settings.model_fields.items()):
+        default = "" if field.default is None else f"; default {field.default}"
+        command = click.option(
+            "--" + name.replace("_", "-"),
+            name,
+            help=f"{(field.description or name).capitalize()}  [{PREFIX}{name.upper()}{default}]",
+        )(command)
+    return command
+
+
+@main.command()
+@with_settings
+def up(**given: str | None) -> None:
+    """Triton (embedded) and gateway; Ctrl-C drains and leaves no process.
+
+    \b
+    Example:
+      eca-serve up --http-port 8090 --repository model_repository
+    """
+    settings = load(**given)
+    _log(settings)
+    _require_models(settings)
+    require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
+    triton = _triton(settings)
+    triton.start()
+    try:
+        _gateway(settings.model_copy(update={"triton_url": triton.address}))
+    finally:
+        triton.stop()
+
+
+@main.command()
+@with_settings
+def gateway(**given: str | None) -> None:
+    """The gateway alone, in front of a Triton that runs elsewhere (--triton-url)."""
+    settings = load(**given)
+    _log(settings)
+    _require_models(settings)
+    require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
+    _gateway(settings)
+
+
+@main.command()
+@with_settings
+def triton(**given: str | None) -> None:
+    """The embedded Triton alone."""
+    settings = load(**given)
+    _log(settings)
+    server = _triton(settings)
+    server.start()
+    click.echo(f"Triton: {server.address} (gRPC), log in {settings.triton_log}")
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    try:
+        done.wait()
+    finally:
+        server.stop()
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--model", envvar="ECA_DEFAULT_MODEL", show_envvar=True, help="Default: the service's.")
+@click.option("--top-k", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--url", default="http://127.0.0.1:8080", show_default=True, envvar="ECA_URL", show_envvar=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def classify(images: tuple[Path, ...], model: str | None, top_k: int, url: str, as_json: bool) -> None:
+    """Classifies image files through a running service; exit code 1 where any of them failed."""
+    from eca_service.client import Failure, classify_file
+
+    failed = False
+    for path in images:
+        answer = classify_file(url, path, model, top_k)
+        failed |= isinstance(answer, Failure)
+        if isinstance(answer, Failure):
+            line = {"file": str(path), "error": {"code": answer.code, "detail": answer.detail}}
+            text = f"{path}: {answer.code}: {answer.detail}"
+        else:
+            line = {"file": str(path), **answer}
+            best = answer["results"][0]["predictions"]
+            text = f"{path}: " + ", ".join(f"{p['label']} {p['score']:.1%}" for p in best)
+        click.echo(json.dumps(line) if as_json else text, err=isinstance(answer, Failure) and not as_json)
+    sys.exit(1 if failed else 0)
+
+
+@main.command()
+@with_settings
+def doctor(**given: str | None) -> None:
+    """Says what is wrong with this machine, this repository, this running service; exit code 1 where anything is."""
+    from eca_service.client import ready
+    from eca_service.registry import Registry
+
+    settings = load(**given)
+    wrong: list[str] = []
+    try:
+        installation()
+        click.echo("The embedded Triton can run here.")
+    except TritonUnavailable as error:
+        wrong.append(str(error))
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    registry = Registry(settings.repository, settings.default_model)
+    for name, model in registry.models.items():
+        click.echo(f"{name} version {model.contract.version}: {model.contract.architecture}, {model.contract.precision}.")
+    if not registry.models:
+        wrong.append(f"{settings.repository} holds no model; `eca-build compile CHECKPOINT` makes one")
+    url = f"http://{settings.host}:{settings.http_port}"
+    verdict = ready(url)
+    if verdict is None:
+        click.echo(f"The service at {url} is ready.")
+    else:
+        wrong.append(verdict)
+    for sentence in wrong:
+        click.echo(f"Wrong: {sentence}", err=True)
+    sys.exit(1 if wrong else 0)
+
+
+def _triton(settings: Settings) -> TritonServer:
+    return TritonServer(
+        settings.repository, settings.triton_grpc_port, settings.triton_log, settings.triton_threads
+    )
+
+
+def _log(settings: Settings) -> None:
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _require_models(settings: Settings) -> None:
+    from eca_service.registry import Registry
+
+    registry = Registry(settings.repository, settings.default_model)
+    if not registry.models:
+        raise SettingsError(f"{settings.repository} holds no model; `eca-build compile CHECKPOINT` makes one")
+    if settings.default_model and settings.default_model not in registry.models:
+        raise SettingsError(
+            f"ECA_DEFAULT_MODEL={settings.default_model} is not in {settings.repository}; "
+            f"there are: {', '.join(registry.models)}"
+        )
+
+
+def _gateway(settings: Settings) -> None:
+    import uvicorn
+
+    from eca_service.app import create_app
+
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.http_port,
+        log_level=settings.log_level,
+        access_log=False,
+        timeout_graceful_shutdown=20,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+
+    async def run() -> None:
+        announcer = asyncio.create_task(_announce(app, settings))
+        try:
+            await server.serve()
+        finally:
+            announcer.cancel()
+
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn drains first, then passes the signal on
+        asyncio.run(run())
+
+
+async def _announce(app: Any, settings: Settings) -> None:
+    """Prints the addresses once every model is ready."""
+    while not hasattr(app.state, "eca") or not app.state.eca.readiness.ready:
+        await asyncio.sleep(0.1)
+    url = f"http://{settings.host}:{settings.http_port}"
+    names = ", ".join(app.state.eca.registry.models)
+    click.echo(f"ECA Serve is ready: {url} ({names}); documentation at {url}/docs; Ctrl-C ends it")
+    click.echo(f"  curl --data-binary @photo.jpg '{url}/v1/classify?top_k=3'")

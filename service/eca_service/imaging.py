@@ -1,0 +1,94 @@
+"""From the bytes of an image to the pixels that a network is given; the only module that knows the codec."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from eca_service.contract import Preprocessing
+from eca_service.errors import ServiceError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+ORIENTATION = 0x0112
+Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels uint8 [crop, crop, 3], RGB, row-major, and what was done to the image that a caller may not expect."""
+
+    pixels: NDArray[np.uint8]
+    warnings: tuple[str, ...]
+
+
+def decode(data: bytes, recipe: Preprocessing, max_pixels: int) -> Decoded:
+    """Decodes and follows the recipe: turned by EXIF, to RGB, shorter side resized, centre cropped.
+
+    Raises ServiceError: unsupported_image_format, image_too_many_pixels, image_truncated, image_undecodable.
+    """
+    notes: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata that changes no pixel
+        try:
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            raise ServiceError(
+                "unsupported_image_format", f"the {len(data)} bytes are no image in {', '.join(FORMATS)}"
+            ) from None
+        except (OSError, ValueError, SyntaxError, EOFError, OverflowError) as error:
+            raise ServiceError("image_undecodable", f"the image's header is damaged: {error}") from None
+        with opened:
+            pixels = opened.width * opened.height
+            if pixels > max_pixels:
+                raise ServiceError(
+                    "image_too_many_pixels",
+                    f"the image has {opened.width} x {opened.height} = {pixels} pixels, at most {max_pixels} are taken",
+                )
+            if getattr(opened, "n_frames", 1) > 1:
+                notes.append("first_frame")
+            try:
+                opened.load()
+                orientation = opened.getexif().get(ORIENTATION, 1)
+                image = to_rgb(opened, notes)
+                if orientation in range(2, 9):
+                    notes.append("exif_rotated")
+                    image.getexif()[ORIENTATION] = orientation
+                    image = ImageOps.exif_transpose(image)
+            except (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, KeyError) as error:
+                cut = "truncated" in str(error) or isinstance(error, EOFError)
+                code = "image_truncated" if cut else "image_undecodable"
+                raise ServiceError(code, f"the {opened.format} image cannot be decoded: {error}") from None
+    return Decoded(np.asarray(fit(image, recipe)), tuple(notes))
+
+
+def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """The conversion policy: gray repeated, transparency over white, 16 bits scaled to 8, CMYK by Pillow's formula."""
+    if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
+        notes.append("reduced_to_8_bit")
+        values = np.asarray(image).astype(np.float64)
+        scaled = values / 257 if values.max(initial=0) > 255 else values
+        image = Image.fromarray(np.clip(scaled.round(), 0, 255).astype(np.uint8))
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getextrema()[3] != (255, 255):
+            notes.append("alpha_on_white")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode == "CMYK":
+        notes.append("converted_cmyk")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, recipe: Preprocessing) -> Image.Image:
+    """Shorter side to `resize` pixels by the recipe's antialiased filter, then the centre `crop` x `crop`."""
+    scale = recipe.resize / min(image.size)
+    width = max(recipe.crop, round(image.width * scale))
+    height = max(recipe.crop, round(image.height * scale))
+    left, top = (width - recipe.crop) // 2, (height - recipe.crop) // 2
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling[recipe.filter.upper()])
+    return image.crop((left, top, left + recipe.crop, top + recipe.crop))

@@ -1,0 +1,56 @@
+"""The service's settings: each is an environment variable ECA_..., checked at start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "ECA_"
+
+
+class SettingsError(Exception):
+    """A setting that is unknown or out of its range; the message names the variable."""
+
+
+class Settings(BaseSettings):
+    """All settings, with units in their names."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    http_port: int = Field(8080, ge=0, le=65535, description="HTTP port")
+    triton_grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC port of the embedded Triton")
+    triton_url: str | None = Field(None, description="host:port of a Triton of your own")
+    triton_threads: int | None = Field(None, ge=1, le=256, description="threads an engine runs on")
+    triton_log: Path = Field(Path(".cache/triton.log"), description="log file of the embedded Triton")
+    repository: Path = Field(Path("model_repository"), description="model repository")
+    default_model: str | None = Field(None, description="model of /v1/classify")
+    max_body_bytes: int = Field(32 << 20, ge=1024, description="largest request body")
+    max_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
+    max_images: int = Field(64, ge=1, le=4096, description="most images in a request")
+    max_inflight: int = Field(256, ge=1, description="most requests at once, above it 429")
+    decode_threads: int = Field(len(os.sched_getaffinity(0)), ge=1, le=256, description="threads that decode")
+    deadline_ms: int = Field(30_000, ge=1, description="deadline of a request that names none")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")
+
+
+BUILD_STEP = {"ECA_ARCH", "ECA_NAME", "ECA_LABELS", "ECA_IMAGES", "ECA_TARGET", "ECA_PRECISION", "ECA_MAX_BATCH"}
+BUILD_STEP |= {"ECA_ATTENTION_GRAPH"}
+
+
+def load(environ: Mapping[str, str] = os.environ, **given: object) -> Settings:
+    """Settings from the environment, `given` ones first. Raises SettingsError with the variable's name."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | BUILD_STEP
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise SettingsError(f"{unknown[0]} is no setting; `eca-serve up --help` lists them")
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        raise SettingsError(f"{name}={first['input']!r}: {first['msg'].lower()}") from None
