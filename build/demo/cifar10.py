@@ -38,9 +38,7 @@ def load(source: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np
         labels[split].append(CLASSES.index(label))
     if not images["train"] or not images["test"]:
         raise SystemExit(f"{source} holds no train/<class>/*.jpg and test/<class>/*.jpg")
-    train, test = (
-        (np.stack(images[split]), np.asarray(labels[split], dtype=np.int64)) for split in ("train", "test")
-    )
+    train, test = ((np.stack(images[split]), np.asarray(labels[split], dtype=np.int64)) for split in ("train", "test"))
     return (*train, *test)
 
 
@@ -62,7 +60,7 @@ def _jpegs(source: Path) -> Iterator[tuple[str, bytes]]:
 class _ArraysOnly(pickle.Unpickler):
     """The original archive is a pickle of dicts and numpy arrays; anything else is refused."""
 
-    ALLOWED = {"_reconstruct", "ndarray", "dtype", "encode"}
+    ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "encode"})
 
     def find_class(self, module: str, name: str) -> object:
         if name in self.ALLOWED and module.split(".")[0] in {"numpy", "_codecs"}:

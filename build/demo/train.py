@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from cifar10 import MEAN, STD, load
 from eca_build.networks import NetworkSpec, create, with_formula
+from numpy.typing import NDArray
 from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
 
 HERE = Path(__file__).parent
 NETWORKS = {
@@ -38,7 +38,7 @@ NETWORKS = {
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Flips half of the images and shifts each by up to 4 pixels over zero padding; float [N, 3, 32, 32] in and out."""
-    n, channels, size, _ = images.shape
+    n, _, size, _ = images.shape
     padded = F.pad(images, (4, 4, 4, 4))
     shift = torch.randint(0, 9, (2, n, 1, 1), generator=generator)
     flip = torch.randint(0, 2, (n, 1), generator=generator).bool()
@@ -79,14 +79,13 @@ def learning_rate(progress: float, peak: float, warm_up: float = 0.2) -> float:
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of `images` (normalised float [N, 3, 32, 32]) whose largest logit is the label's."""
     net.eval()
-    hits = sum(
-        int((net(x.contiguous(memory_format=torch.channels_last)).argmax(1) == y).sum())
-        for x, y in zip(images.split(500), labels.split(500), strict=True)
-    )
+    hits = 0
+    for x, y in zip(images.split(500), labels.split(500), strict=True):
+        hits += int((net(x.contiguous(memory_format=torch.channels_last)).argmax(1) == y).sum())
     return hits / len(images)
 
 
-def normalised(images: np.ndarray) -> Tensor:
+def normalised(images: NDArray[np.uint8]) -> Tensor:
     """Uint8 [N, 32, 32, 3] -> float [N, 3, 32, 32], zero mean and unit deviation over the training set."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
@@ -95,11 +94,12 @@ def normalised(images: np.ndarray) -> Tensor:
 def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
     """Trains one network and writes its weights and figures; goes on from the checkpoint of a run cut short."""
     torch.manual_seed(options.seed)
-    train_images, train_labels, test_images, test_labels = (
-        torch.from_numpy(a) if a.ndim == 1 else normalised(a) for a in load(options.data)
-    )
+    pixels, classes, test_pixels, test_classes = load(options.data)
+    train_images, train_labels = normalised(pixels), torch.from_numpy(classes)
+    test_images, test_labels = normalised(test_pixels), torch.from_numpy(test_classes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = create(spec).to(device, memory_format=torch.channels_last)
+    net = create(spec).to(device)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(parameter_groups(net, options.decay), lr=0.0, momentum=0.9, nesterov=True)
     running = options.checkpoints / f"{name}.running.pt"
     start_epoch, seconds = 0, 0.0

@@ -22,7 +22,13 @@ from eca_build.networks import Network, NetworkSpec, create
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
 # The authors' files keep the best precision as a numpy scalar: data, though pickled as a call.
-HARMLESS = [np.dtype, np.core.multiarray.scalar, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+HARMLESS = [
+    np.dtype,
+    np.core.multiarray.scalar,  # type: ignore[attr-defined]
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file that torch.save wrote, unwrapped from a training dict; BuildError where it holds none."""
+    """The state dict of a file that torch.save wrote, without its training dict; BuildError where it holds none."""
     try:
         with torch.serialization.safe_globals(HARMLESS):
             raw = torch.load(path, map_location="cpu", weights_only=True)
@@ -103,7 +109,10 @@ def strip(raw: dict[str, Tensor]) -> dict[str, Tensor]:
 def check(path: Path, arch: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Every key there, with its shape, finite, and none besides; else BuildError naming the first."""
     wanted = {key: value for key, value in wanted.items() if not key.endswith("num_batches_tracked")}
-    for kind, keys in (("lacks", sorted(wanted.keys() - state.keys())), ("has also", sorted(state.keys() - wanted.keys()))):
+    for kind, keys in (
+        ("lacks", sorted(wanted.keys() - state.keys())),
+        ("has also", sorted(state.keys() - wanted.keys())),
+    ):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise BuildError(f"{path} looks like {arch} but {kind} {', '.join(keys[:3])}{more}; it is another network")

@@ -38,11 +38,11 @@ def main() -> None:
 @main.command()
 def archs() -> None:
     """What can be built: each architecture with the parameters of its variants."""
+    import torch
+
     from eca_build import cost
     from eca_build.networks import ARCHS, create, with_formula
     from eca_build.networks.attention import KINDS
-
-    import torch
 
     click.echo("architecture         input  " + "  ".join(f"{kind:>9}" for kind in KINDS) + "   (parameters, Mi)")
     for arch in ARCHS:
@@ -69,7 +69,7 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
         click.echo(f"{key.replace('_', ' '):<14} {text}")
 
 
-@main.command(epilog=EXAMPLES)
+@main.command("compile", epilog=EXAMPLES)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--arch", envvar="ECA_ARCH", show_envvar=True, help="Expect this architecture; default: found.")
 @click.option("--name", envvar="ECA_NAME", show_envvar=True, help="Model name; default: the file's name.")
@@ -100,7 +100,7 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
     envvar="ECA_REPOSITORY",
     show_envvar=True,
 )
-def compile(
+def compile_(
     checkpoint: Path,
     arch: str | None,
     name: str | None,

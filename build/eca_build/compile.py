@@ -162,7 +162,9 @@ def read_labels(path: Path | None, classes: int) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise BuildError(f"the labels file {path} cannot be read: {error}") from None
     if len(labels) != classes:
-        raise BuildError(f"{path} has {len(labels)} labels, the checkpoint has {classes} classes; give one label a line")
+        raise BuildError(
+            f"{path} has {len(labels)} labels, the checkpoint has {classes} classes; give one label a line"
+        )
     return labels
 
 
@@ -176,7 +178,15 @@ def build_key(
     arch: str | None,
 ) -> str:
     """SHA-256 (hex) of all that decides the result: equal keys, equal builds."""
-    parts = [checkpoint_sha256, recipe.fingerprint, labels, max_batch, hashlib.sha256(sample).hexdigest(), tools, arch]
+    parts = [
+        checkpoint_sha256,
+        recipe.fingerprint,
+        labels,
+        max_batch,
+        hashlib.sha256(sample.tobytes()).hexdigest(),
+        tools,
+        arch,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -48,7 +48,9 @@ def _resnet(state: dict[str, Tensor], path: Path) -> str:
         if counts == (count,) * 3 and not bottleneck:
             return arch
     kind = "bottleneck" if bottleneck else "basic"
-    raise BuildError(f"{path} is a ResNet of {counts} {kind} blocks, which is none of those that `eca-build archs` lists")
+    raise BuildError(
+        f"{path} is a ResNet of {counts} {kind} blocks, which is none of those that `eca-build archs` lists"
+    )
 
 
 def _mobilenet(state: dict[str, Tensor], path: Path) -> tuple[str, float, int]:
@@ -77,9 +79,13 @@ def _attention(state: dict[str, Tensor], blocks: list[str], path: Path) -> tuple
         if not present:
             continue
         if len(present) != len(blocks):
-            raise BuildError(f"{path} has {kind.upper()} in {len(present)} of {len(blocks)} blocks; all or none is served")
+            raise BuildError(
+                f"{path} has {kind.upper()} in {len(present)} of {len(blocks)} blocks; all or none is served"
+            )
         if any(weight.ndim <= axis for weight in present):
-            raise BuildError(f"{path}: {blocks[0]}.attention has weights of {present[0].ndim} axes; it is no {kind.upper()}")
+            raise BuildError(
+                f"{path}: {blocks[0]}.attention has weights of {present[0].ndim} axes; it is no {kind.upper()}"
+            )
         sizes = tuple(weight.shape[axis] for weight in present)
         if kind == "eca":
             if even := [size for size in sizes if size % 2 == 0]:

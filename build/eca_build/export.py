@@ -42,7 +42,7 @@ class Served(nn.Module):
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Folds each batch norm into the convolution registered just before it, in place; the module must be in eval mode."""
+    """Folds each batch norm into the convolution registered just before it, in place; for modules in eval mode."""
     previous: tuple[str, nn.Conv2d] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and previous is not None:
@@ -57,9 +57,7 @@ def fold_batch_norms(module: nn.Module) -> None:
 def reference(network: Network, recipe: Preprocessing, images: Tensor, batch: int = 32) -> Tensor:
     """What the trained network itself answers in fp32: uint8 [N, crop, crop, 3] -> probabilities float [N, K]."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
-    parts = [
-        network((part.permute(0, 3, 1, 2).float() / 255 - mean) / std).softmax(1) for part in images.split(batch)
-    ]
+    parts = [network((part.permute(0, 3, 1, 2).float() / 255 - mean) / std).softmax(1) for part in images.split(batch)]
     return torch.cat(parts)
 
 

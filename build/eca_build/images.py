@@ -40,7 +40,7 @@ def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:
 
 
 def synthetic(size: int, count: int = 64, seed: int = 0) -> NDArray[np.uint8]:
-    """`count` images of noise whose amplitude falls as 1 / frequency, as a photograph's does: uint8 [count, size, size, 3]."""
+    """Noise whose amplitude falls as 1 / frequency, as a photograph's does: uint8 [count, size, size, 3]."""
     generator = np.random.Generator(np.random.PCG64(seed))
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     frequency[0, 0] = frequency[0, 1]

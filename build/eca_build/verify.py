@@ -36,9 +36,7 @@ def answers(engine: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return result
 
 
-def compare(
-    expected: NDArray[np.float32], got: NDArray[np.float32], tolerance: float, source: str
-) -> Verification:
+def compare(expected: NDArray[np.float32], got: NDArray[np.float32], tolerance: float, source: str) -> Verification:
     """The figures of one comparison; both arrays are probabilities [N, K].
 
     Raises BuildError, with the figures, where top-1 differs anywhere or a probability by more than `tolerance`.
@@ -70,4 +68,4 @@ def _run(engine: str, source: str, target: str, batch: int = 32) -> None:
 
 
 if __name__ == "__main__":
-    _run(*sys.argv[1:4])
+    _run(sys.argv[1], sys.argv[2], sys.argv[3])

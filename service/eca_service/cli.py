@@ -57,7 +57,7 @@ def up(**given: str | None) -> None:
     Example:
       eca-serve up --http-port 8090 --repository model_repository
     """
-    settings = load(**given)
+    settings = load(given)
     _log(settings)
     _require_models(settings)
     require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
@@ -73,7 +73,7 @@ def up(**given: str | None) -> None:
 @with_settings
 def gateway(**given: str | None) -> None:
     """The gateway alone, in front of a Triton that runs elsewhere (--triton-url)."""
-    settings = load(**given)
+    settings = load(given)
     _log(settings)
     _require_models(settings)
     require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
@@ -84,7 +84,7 @@ def gateway(**given: str | None) -> None:
 @with_settings
 def triton(**given: str | None) -> None:
     """The embedded Triton alone."""
-    settings = load(**given)
+    settings = load(given)
     _log(settings)
     server = _triton(settings)
     server.start()
@@ -130,7 +130,7 @@ def doctor(**given: str | None) -> None:
     from eca_service.client import ready
     from eca_service.registry import Registry
 
-    settings = load(**given)
+    settings = load(given)
     wrong: list[str] = []
     try:
         installation()
@@ -140,7 +140,9 @@ def doctor(**given: str | None) -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     registry = Registry(settings.repository, settings.default_model)
     for name, model in registry.models.items():
-        click.echo(f"{name} version {model.contract.version}: {model.contract.architecture}, {model.contract.precision}.")
+        click.echo(
+            f"{name} version {model.contract.version}: {model.contract.architecture}, {model.contract.precision}."
+        )
     if not registry.models:
         wrong.append(f"{settings.repository} holds no model; `eca-build compile CHECKPOINT` makes one")
     url = f"http://{settings.host}:{settings.http_port}"
@@ -155,9 +157,7 @@ def doctor(**given: str | None) -> None:
 
 
 def _triton(settings: Settings) -> TritonServer:
-    return TritonServer(
-        settings.repository, settings.triton_grpc_port, settings.triton_log, settings.triton_threads
-    )
+    return TritonServer(settings.repository, settings.triton_grpc_port, settings.triton_log, settings.triton_threads)
 
 
 def _log(settings: Settings) -> None:

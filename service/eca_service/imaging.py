@@ -75,7 +75,7 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
         image = Image.fromarray(np.clip(scaled.round(), 0, 255).astype(np.uint8))
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         image = image.convert("RGBA")
-        if image.getextrema()[3] != (255, 255):
+        if image.getchannel("A").getextrema() != (255, 255):
             notes.append("alpha_on_white")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.mode == "CMYK":

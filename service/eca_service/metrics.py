@@ -25,7 +25,9 @@ batch_size = Histogram(
 queue_depth = Gauge("eca_queue_depth", "Images waiting for the engine.", ["model"], registry=registry)
 inflight = Gauge("eca_inflight", "Requests being answered.", registry=registry)
 rejected = Counter("eca_rejected", "Requests refused at once.", ["reason"], registry=registry)
-model_ready = Gauge("eca_model_ready", "1 when the model gives its golden answers.", ["model", "version"], registry=registry)
+model_ready = Gauge(
+    "eca_model_ready", "1 when the model gives its golden answers.", ["model", "version"], registry=registry
+)
 build_info = Info("eca_build", "What is running.", registry=registry)
 build_info.info({"version": version("eca-serve")})
 

@@ -1,4 +1,4 @@
-"""Whether each model gives its golden answers through the real path; asked at start, while not ready, and after failures."""
+"""Whether each model gives its golden answers through the real path; asked at start and ever again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Readiness:
         self._registry = registry
         self._triton = triton
         self._wake = asyncio.Event()
-        self.reasons: dict[str, str] = {name: "not asked yet" for name in registry.models}
+        self.reasons: dict[str, str] = dict.fromkeys(registry.models, "not asked yet")
         for model in registry.models.values():
             metrics.model_ready.labels(model.contract.name, str(model.contract.version)).set(0)
 

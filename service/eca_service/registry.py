@@ -26,7 +26,11 @@ class Registry:
     def __init__(self, repository: Path, default: str | None) -> None:
         self.models: dict[str, Model] = {}
         for home in sorted(repository.iterdir()) if repository.is_dir() else []:
-            versions = sorted((v for v in home.iterdir() if v.name.isdigit()), key=lambda v: int(v.name)) if home.is_dir() else []
+            versions = (
+                sorted((v for v in home.iterdir() if v.name.isdigit()), key=lambda v: int(v.name))
+                if home.is_dir()
+                else []
+            )
             if not versions:
                 continue
             try:
@@ -34,7 +38,7 @@ class Registry:
             except ContractError as error:
                 logger.error("%s is not served: %s", home.name, error)
         eca = [name for name, model in self.models.items() if model.contract.attention == "eca"]
-        self.default = default or (eca or list(self.models) or [None])[0]
+        self.default = default or next(iter(eca or self.models), None)
 
     def get(self, name: str | None, version: int | None = None) -> Model:
         """The model of that name, or the default one. Raises model_not_found or version_not_found."""

@@ -173,7 +173,9 @@ async def read_images(request: Request, most: int) -> Sequence[bytes | ServiceEr
         body = await request.body()
         images = [body] if body else []
     if not images:
-        raise ServiceError("bad_request", "the request holds no image; send its bytes as the body, or as a file of a form")
+        raise ServiceError(
+            "bad_request", "the request holds no image; send its bytes as the body, or as a file of a form"
+        )
     if len(images) > most:
         raise ServiceError("bad_request", f"the request holds {len(images)} images, at most {most} are taken")
     return images
@@ -206,4 +208,3 @@ def _base64(body: Any) -> list[bytes | ServiceError]:
         except (binascii.Error, ValueError):
             images.append(ServiceError("bad_request", "the text is not base64"))
     return images
-

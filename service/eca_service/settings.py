@@ -42,7 +42,7 @@ BUILD_STEP = {"ECA_ARCH", "ECA_NAME", "ECA_LABELS", "ECA_IMAGES", "ECA_TARGET", 
 BUILD_STEP |= {"ECA_ATTENTION_GRAPH"}
 
 
-def load(environ: Mapping[str, str] = os.environ, **given: object) -> Settings:
+def load(given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Settings:
     """Settings from the environment, `given` ones first. Raises SettingsError with the variable's name."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} | BUILD_STEP
     unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)

@@ -26,7 +26,7 @@ class ChannelAttention(nn.Module):
 
 
 class ECA(ChannelAttention):
-    """Efficient channel attention: sigmoid of one k-tap convolution over neighbouring channels (arXiv 1910.03151, eq. 8).
+    """Efficient channel attention: sigmoid of a k-tap convolution over neighbouring channels (arXiv 1910.03151).
 
     `kernel_size` is odd and positive, else ValueError; the channel axis is padded with zeros.
     """

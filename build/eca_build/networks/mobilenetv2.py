@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., arXiv 1801.04381) with attention after each block's projection; torchvision's key names."""
+"""MobileNetV2 (arXiv 1801.04381) with attention after each block's projection; torchvision's key names."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def conv_bn_relu6(channels_in: int, channels_out: int, kernel: int, stride: int 
 class InvertedResidual(nn.Module):
     """1x1 expansion, 3x3 depthwise, 1x1 projection; [N, in, H, W] -> [N, out, H / stride, W / stride]."""
 
-    def __init__(
-        self, channels_in: int, channels_out: int, stride: int, expansion: int, sites: AttentionSites
-    ) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int, sites: AttentionSites) -> None:
         super().__init__()
         hidden = channels_in * expansion
         layers: list[nn.Module] = [conv_bn_relu6(channels_in, hidden, 1)] if expansion != 1 else []

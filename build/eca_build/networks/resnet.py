@@ -58,7 +58,7 @@ Block = type[BasicBlock] | type[Bottleneck]
 
 
 def projection(channels_in: int, channels_out: int, stride: int) -> nn.Module:
-    """Shortcut of the ImageNet networks: identity where the shape allows it, else a strided 1x1 convolution (option B)."""
+    """Shortcut of the ImageNet networks: identity where the shape allows it, else a 1x1 convolution (option B)."""
     if stride == 1 and channels_in == channels_out:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))

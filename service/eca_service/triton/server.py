@@ -24,19 +24,18 @@ def installation() -> Path:
     """The folder of the server's binary. Raises TritonUnavailable where it is not installed or cannot run here."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise TritonUnavailable(
-            f"the embedded Triton runs on Linux x86-64 only, this is {platform.system()} {platform.machine()}; {OTHER_WAY}"
+            f"the embedded Triton runs on Linux x86-64 only, this is {platform.system()} {platform.machine()}; "
+            f"{OTHER_WAY}"
         )
-    name, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ") if _has_glibc() else ("no glibc", "", "0")
-    if tuple(int(part) for part in version.split(".")[:2]) < MINIMAL_GLIBC:
-        raise TritonUnavailable(f"the embedded Triton needs glibc 2.35 or newer, this is {name} {version}; {OTHER_WAY}")
+    name, version = platform.libc_ver()
+    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < MINIMAL_GLIBC:
+        raise TritonUnavailable(
+            f"the embedded Triton needs glibc 2.35 or newer, this is {name or 'another libc'} {version}; {OTHER_WAY}"
+        )
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise TritonUnavailable("the embedded Triton is not installed; pip install 'eca-serve[triton]'")
     return Path(next(iter(spec.submodule_search_locations))) / "tritonserver"
-
-
-def _has_glibc() -> bool:
-    return "CS_GNU_LIBC_VERSION" in os.confstr_names and bool(os.confstr("CS_GNU_LIBC_VERSION"))
 
 
 def assemble_backends(folder: Path) -> None:
@@ -71,7 +70,8 @@ def require_free(host: str, port: int, what: str, variable: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise TritonUnavailable(
-                f"{what} cannot listen on {host}:{port} ({error.strerror}); stop what does, or set {variable} to another port"
+                f"{what} cannot listen on {host}:{port} ({error.strerror}); "
+                f"stop what does, or set {variable} to another port"
             ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -61,14 +62,14 @@ class TritonServer:
         """Starts the process; TritonUnavailable where it cannot. It is ready some moments later."""
         binary = server.installation() / "bin" / "tritonserver"
         if not self.repository.is_dir():
-            raise TritonUnavailable(f"the model repository {self.repository} does not exist; `eca-build compile` makes it")
+            raise TritonUnavailable(
+                f"the model repository {self.repository} does not exist; `eca-build compile` makes it"
+            )
         server.require_free("127.0.0.1", self.port, "Triton", "ECA_TRITON_GRPC_PORT")
         self._folder = Path(tempfile.mkdtemp(prefix="eca-triton-"))
         self._shm_prefix = f"eca_triton_{os.getpid()}_{self.port}_"
         server.assemble_backends(self._folder / "backends")
-        self._command = server.command(
-            binary, self._folder / "backends", self.repository, self.port, self._shm_prefix
-        )
+        self._command = server.command(binary, self._folder / "backends", self.repository, self.port, self._shm_prefix)
         self._watcher.start()
         self._started.wait()
         if self._failed:
@@ -94,10 +95,8 @@ class TritonServer:
     def _signal(self, number: signal.Signals) -> None:
         process = self._process
         if process and process.poll() is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-            except ProcessLookupError:
-                return
 
     def _watch(self) -> None:
         pause_s = 0.5
@@ -147,10 +146,8 @@ class TritonServer:
     def _clean(self) -> None:
         """Kills what is left of the process group and removes its shared memory."""
         if self._process:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         if self._shm_prefix:
             for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
                 region.unlink(missing_ok=True)

@@ -1,0 +1,198 @@
+"""Checkpoints of every origin are read, and what cannot be is refused in a sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from eca_build.checkpoint import load
+from eca_build.errors import BuildError
+from eca_build.networks import NetworkSpec, create, with_formula
+from safetensors.torch import save_file
+from torch import Tensor
+
+State = dict[str, Tensor]
+ECA18 = replace(with_formula("resnet18", "eca", 7), sizes=(3, 3, 5, 5, 7, 7, 7, 7))
+ECA_MOBILE = replace(with_formula("mobilenetv2", "eca", 5, width=0.5), sizes=(1,) * 10 + (3,) * 7)
+
+
+def state_of(spec: NetworkSpec) -> State:
+    torch.manual_seed(1)
+    return create(spec).state_dict()
+
+
+def renamed(state: State, *pairs: tuple[str, str]) -> State:
+    out = {}
+    for key, value in state.items():
+        for pattern, replacement in pairs:
+            key = re.sub(pattern, replacement, key)
+        out[key] = value
+    return out
+
+
+def old_mobilenet(state: State) -> State:
+    """Torchvision's flat layout of 2018, as the authors use it, with ECA last."""
+    out = {}
+    for key, value in state.items():
+        if found := re.fullmatch(r"features\.(\d+)\.attention\.(.+)", key):
+            key = f"features.{found[1]}.conv.{5 if found[1] == '1' else 8}.{found[2]}"
+        elif found := re.fullmatch(r"features\.(\d+)\.conv\.(\d)\.(\d)\.(.+)", key):
+            key = f"features.{found[1]}.conv.{3 * int(found[2]) + int(found[3])}.{found[4]}"
+        elif found := re.fullmatch(r"features\.(\d+)\.conv\.(\d)\.(.+)", key):
+            first = found[1] == "1"
+            key = f"features.{found[1]}.conv.{int(found[2]) + (2 if first else 4)}.{found[3]}"
+        out[key] = value
+    return out
+
+
+def timm_mobilenet(state: State) -> State:
+    names = [f"blocks.{s}.{i}" for s, n in enumerate((1, 2, 3, 4, 3, 3, 1)) for i in range(n)]
+    parts = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "conv_pwl", "3": "bn3"}
+    first = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}
+    out = {}
+    for key, value in state.items():
+        if found := re.fullmatch(r"features\.(\d+)\.conv\.(\d(?:\.\d)?)\.(\w+)", key):
+            block = int(found[1])
+            key = f"{names[block - 1]}.{(first if block == 1 else parts)[found[2]]}.{found[3]}"
+        elif found := re.fullmatch(r"features\.(\d+)\.attention\.(.+)", key):
+            key = f"{names[int(found[1]) - 1]}.se.{found[2]}"
+        out[key] = value
+    return renamed(
+        out,
+        (r"^features\.0\.0\.", "conv_stem."),
+        (r"^features\.0\.1\.", "bn1."),
+        (r"^features\.18\.0\.", "conv_head."),
+        (r"^features\.18\.1\.", "bn2."),
+        (r"^classifier\.1\.", "classifier."),
+    )
+
+
+def authors(state: State) -> dict[str, object]:
+    return {
+        "epoch": 100,
+        "arch": "eca",
+        "state_dict": {f"module.{key}": value for key, value in state.items()},
+        "best_prec1": np.float64(77.5),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    }
+
+
+def attention_as(name: str) -> tuple[str, str]:
+    return (r"\.attention\.", f".{name}.")
+
+
+CASES: list[tuple[str, NetworkSpec, str, object]] = [
+    ("ours", ECA18, "m.pth", lambda s: s),
+    ("ours in safetensors", ECA_MOBILE, "m.safetensors", lambda s: s),
+    ("authors' resnet", ECA18, "m.pth.tar", lambda s: authors(renamed(s, attention_as("eca")))),
+    ("authors' mobilenet", ECA_MOBILE, "m.pth.tar", lambda s: authors(old_mobilenet(s))),
+    ("torchvision resnet", with_formula("resnet34", "none", 9), "m.pth", lambda s: s),
+    ("torchvision mobilenet", with_formula("mobilenetv2", "none", 9), "m.pth", lambda s: s),
+    ("torchvision old mobilenet", with_formula("mobilenetv2", "none", 9), "m.pth", old_mobilenet),
+    ("timm ecaresnet", ECA18, "m.safetensors", lambda s: renamed(s, attention_as("se"))),
+    ("timm seresnet", with_formula("resnet18", "se", 3), "m.pth", lambda s: renamed(s, attention_as("se"))),
+    ("timm mobilenet", ECA_MOBILE, "m.safetensors", timm_mobilenet),
+    (
+        "SE port",
+        with_formula("resnet18", "se", 3),
+        "m.pth",
+        lambda s: renamed(s, (r"\.attention\.fc1", ".se.fc.0"), (r"\.attention\.fc2", ".se.fc.2")),
+    ),
+    (
+        "SE as 1x1 convolutions",
+        replace(with_formula("resnet18", "se", 3), bias=True),
+        "m.pth",
+        lambda s: {
+            k.replace(".attention.", ".se."): v[..., None, None] if "attention" in k and "weight" in k else v
+            for k, v in s.items()
+        },
+    ),
+    ("bottlenecks", with_formula("resnet50", "eca", 4), "m.pth", lambda s: s),
+    ("cifar", with_formula("resnet32_cifar", "eca", 10), "m.pth", lambda s: s),
+]
+
+
+@pytest.mark.parametrize(("spec", "file", "convert"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_every_origin(tmp_path: Path, spec: NetworkSpec, file: str, convert: object) -> None:
+    assert callable(convert)
+    state = state_of(spec)
+    path = tmp_path / file
+    if file.endswith(".safetensors"):
+        save_file({k: v.contiguous() for k, v in convert(state).items()}, path)
+    else:
+        torch.save(convert(state), path)
+    found = load(path)
+    assert found.spec == spec
+    expected = create(spec).eval()
+    expected.load_state_dict(state)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(found.network(x), expected(x))
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("true",)
+
+
+def save(path: Path, **changes: object) -> Path:
+    torch.save({**state_of(ECA18), **changes}, path)
+    return path
+
+
+def test_pickle_that_runs_code_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"wants to run code \((posix|os)\.system\).*state_dict"):
+        load(save(tmp_path / "m.pth", evil=Evil()))
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.pth").read_bytes()
+    for name, content, sentence in (
+        ("cut.pth", whole[: len(whole) // 2], "damaged"),
+        ("empty.pth", b"", "is empty"),
+        ("text.pth", b"hello there", "damaged"),
+        ("cut.safetensors", b"\xff" * 40, "damaged"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BuildError, match=sentence):
+            load(tmp_path / name)
+    with pytest.raises(BuildError, match="cannot be read"):
+        load(tmp_path / "missing.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"layer1.0.conv1.weight": torch.full((64, 64, 3, 3), float("nan"))}, r"layer1\.0\.conv1\.weight.*not finite"),
+        ({"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, r"layer1\.0\.conv1\.weight has shape"),
+        ({"layer1.0.bn1.running_var": torch.full((64,), -1.0)}, "negative variances"),
+        ({"layer9.surprise": torch.zeros(1)}, r"has also layer9\.surprise"),
+        ({"layer1.0.attention.conv.weight": torch.zeros(1, 1, 4)}, "kernel sizes are odd"),
+    ],
+)
+def test_wrong_weights_name_the_key(tmp_path: Path, change: dict[str, object], sentence: str) -> None:
+    with pytest.raises(BuildError, match=sentence):
+        load(save(tmp_path / "m.pth", **change))
+
+
+def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
+    state = state_of(ECA18)
+    for drop, sentence in (
+        ("layer1.0.bn1.weight", r"lacks layer1\.0\.bn1\.weight"),
+        ("layer1.0.attention.conv.weight", "ECA in 7 of 8 blocks"),
+        ("fc.weight", "no network known here"),
+    ):
+        torch.save({k: v for k, v in state.items() if k != drop}, tmp_path / "m.pth")
+        with pytest.raises(BuildError, match=sentence):
+            load(tmp_path / "m.pth")
+    torch.save(state, tmp_path / "m.pth")
+    with pytest.raises(BuildError, match="holds resnet18, not resnet50"):
+        load(tmp_path / "m.pth", arch="resnet50")
+    torch.save([1, 2], tmp_path / "m.pth")
+    with pytest.raises(BuildError, match="no state_dict"):
+        load(tmp_path / "m.pth")
