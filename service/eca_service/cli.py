@@ -202,6 +202,7 @@ def _gateway(settings: Settings) -> None:
         finally:
             announcer.cancel()
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn drains first, then passes the signal on
         asyncio.run(run())
 

@@ -66,7 +66,8 @@ class TritonServer:
                 f"the model repository {self.repository} does not exist; `eca-build compile` makes it"
             )
         server.require_free("127.0.0.1", self.port, "Triton", "ECA_TRITON_GRPC_PORT")
-        self._folder = Path(tempfile.mkdtemp(prefix="eca-triton-"))
+        remove_leftovers()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"eca-triton-{os.getpid()}-"))
         self._shm_prefix = f"eca_triton_{os.getpid()}_{self.port}_"
         server.assemble_backends(self._folder / "backends")
         self._command = server.command(binary, self._folder / "backends", self.repository, self.port, self._shm_prefix)
@@ -115,11 +116,14 @@ class TritonServer:
                 self._started.set()
                 return
             self._started.set()
-            self._pump(self._process)
+            # The backend's processes hold the same pipe and may outlive a killed server, so its end is not awaited here.
+            pump = threading.Thread(target=self._pump, args=(self._process,), name="triton-log", daemon=True)
+            pump.start()
             status = self._process.wait()
             if self._stopping.is_set():
                 return
             self._clean()
+            pump.join(5)
             pause_s = 0.5 if time.monotonic() - started > HEALTHY_AFTER_S else min(2 * pause_s, LONGEST_PAUSE_S)
             self.restarts += 1
             logger.warning("Triton ended with status %s; starting it again in %.1f s", status, pause_s)
@@ -151,3 +155,11 @@ class TritonServer:
         if self._shm_prefix:
             for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
                 region.unlink(missing_ok=True)
+
+
+def remove_leftovers() -> None:
+    """Removes the folders and shared memory of services that were killed before they could."""
+    for path in (*Path(tempfile.gettempdir()).glob("eca-triton-*-*"), *Path("/dev/shm").glob("eca_triton_*")):
+        owner = path.name.replace("_", "-").split("-")[2]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

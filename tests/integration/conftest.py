@@ -1,0 +1,107 @@
+"""A model repository built from the demo networks, and the whole service in front of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from eca_service.triton.server import free_port
+
+ROOT = Path(__file__).parents[2]
+DEMO = sorted((ROOT / "build" / "demo").glob("*.safetensors"))
+
+
+def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command line of ours, in a process of its own."""
+    command = [sys.executable, "-c", f"from {module}.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo networks, built."""
+    folder = tmp_path_factory.mktemp("served") / "repository"
+    assert DEMO
+    for weights in DEMO:
+        done = run("eca_build", "compile", weights, "--repository", folder, "--labels", weights.parent / "labels.txt")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@dataclass
+class Service:
+    """A running `eca-serve up`."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def children(self) -> list[int]:
+        """All processes below it."""
+        found, wanted = [], [self.process.pid]
+        parents = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                except OSError:
+                    continue
+        while wanted:
+            parent = wanted.pop()
+            below = [pid for pid, its in parents.items() if its == parent]
+            found += below
+            wanted += below
+        return found
+
+    def await_ready(self, timeout_s: float = 60) -> None:
+        """Returns once /readyz says yes; fails with the log where it does not in time."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            try:
+                if httpx.get(self.url + "/readyz").status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+
+def start(repository: Path, folder: Path) -> Service:
+    """Starts the service on free ports; it may not be ready yet."""
+    port, log = free_port(), folder / "service.log"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ECA_")}
+    environment |= {
+        "ECA_HTTP_PORT": str(port),
+        "ECA_TRITON_GRPC_PORT": "0",
+        "ECA_REPOSITORY": str(repository),
+        "ECA_TRITON_LOG": str(folder / "triton.log"),
+    }
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from eca_service.cli import main; main()", "up"],
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    return Service(process, f"http://127.0.0.1:{port}", log)
+
+
+@pytest.fixture(scope="module")
+def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The whole service, ready."""
+    running = start(repository, tmp_path_factory.mktemp("service"))
+    try:
+        running.await_ready()
+        yield running
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)

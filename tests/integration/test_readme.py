@@ -1,0 +1,36 @@
+"""What the README says works."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from PIL import Image
+
+from tests.integration.conftest import ROOT, Service
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_make_commands_exist() -> None:
+    targets = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
+    assert targets == {"serve", "test"}
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_curl_line(service: Service, tmp_path: Path) -> None:
+    line = re.search(r"^curl .*$", README, re.MULTILINE)
+    assert line is not None
+    Image.new("RGB", (64, 64), "green").save(tmp_path / "photo.jpg")
+    command = line[0].replace("http://127.0.0.1:8080", service.url)
+    done = subprocess.run(["bash", "-c", command + " -sS"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert '"predictions"' in done.stdout, done.stdout + done.stderr

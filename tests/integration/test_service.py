@@ -1,0 +1,210 @@
+"""The whole service: gateway and the real Triton Inference Server."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from eca_service.contract import read
+from eca_service.triton.supervisor import remove_leftovers
+from PIL import Image
+
+from tests.integration.conftest import ROOT, Service, run, start
+
+PHOTOS = ROOT.parent / "shared" / "data" / "photos"
+
+
+def golden_png(repository: Path, model: str, index: int = 0) -> bytes:
+    """A golden image as a PNG: it must get the build's own answer."""
+    out = io.BytesIO()
+    Image.fromarray(np.load(repository / model / "1" / "golden.npy")[index]).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_answers_are_the_network_s(service: Service, repository: Path) -> None:
+    listed = httpx.get(service.url + "/v1/models").json()["models"]
+    assert {model["name"] for model in listed} == {p.name for p in repository.iterdir()}
+    for model in listed:
+        contract = read(repository / model["name"] / "1")
+        assert "head" not in model
+        route = f"{service.url}/v1/models/{contract.name}/classify"
+        answer = httpx.post(route, params={"top_k": 10}, content=golden_png(repository, contract.name))
+        assert answer.status_code == 200
+        scores = {p["index"]: p["score"] for p in answer.json()["results"][0]["predictions"]}
+        expected = contract.golden.probabilities[0]
+        np.testing.assert_allclose([scores[i] for i in range(10)], expected, atol=contract.golden.tolerance)
+
+
+def test_three_kinds_of_body_agree(service: Service, repository: Path) -> None:
+    model = httpx.get(service.url + "/v1/models").json()["models"][0]["name"]
+    images = [golden_png(repository, model, index) for index in (0, 1)]
+    route = f"{service.url}/v1/models/{model}/versions/1/classify"
+    raw = [httpx.post(route, content=image).json()["results"][0] for image in images]
+    files = [("file", ("a.png", image, "image/png")) for image in images]
+    assert _close(httpx.post(route, files=files).json()["results"], raw)
+    encoded = {"images": [{"b64": base64.b64encode(image).decode()} for image in images]}
+    assert _close(httpx.post(route, json=encoded).json()["results"], raw)
+
+
+def _close(one: list[dict[str, object]], other: list[dict[str, object]]) -> bool:
+    def flat(rows: list[dict[str, object]]) -> list[float]:
+        return [p["score"] for row in rows for p in row["predictions"]]  # type: ignore[attr-defined]
+
+    return len(one) == len(other) and bool(np.allclose(flat(one), flat(other), atol=1e-5))
+
+
+def test_one_bad_image_harms_only_itself(service: Service, repository: Path) -> None:
+    model = httpx.get(service.url + "/v1/models").json()["models"][0]["name"]
+    good = base64.b64encode(golden_png(repository, model)).decode()
+    body = {"images": [{"b64": good}, {"b64": base64.b64encode(b"no image").decode()}, {"b64": "?"}, {"b64": good}]}
+    answer = httpx.post(f"{service.url}/v1/models/{model}/classify", json=body)
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    assert [row.get("error", {}).get("code") for row in results] == [
+        None,
+        "unsupported_image_format",
+        "bad_request",
+        None,
+    ]
+    assert _close([results[0]], [results[3]])
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "headers", "status", "code"),
+    [
+        ("/v1/classify", b"hello", {}, 415, "unsupported_image_format"),
+        ("/v1/classify", b"", {}, 400, "bad_request"),
+        ("/v1/classify?top_k=0", b"x", {}, 400, "bad_parameter"),
+        ("/v1/classify?top_k=11", b"x", {}, 400, "bad_parameter"),
+        ("/v1/classify?top_k=many", b"x", {}, 400, "bad_parameter"),
+        ("/v1/models/nobody/classify", b"x", {}, 404, "model_not_found"),
+        ("/v1/models/resnet20-eca/versions/9/classify", b"x", {}, 404, "version_not_found"),
+        ("/v1/classify", b"{", {"content-type": "application/json"}, 400, "bad_request"),
+        ("/v1/classify", b"[]", {"content-type": "application/json"}, 400, "bad_request"),
+        ("/v1/classify", b"x", {"content-type": "multipart/form-data"}, 400, "bad_request"),
+        ("/v1/classify", b"x", {"x-request-timeout-ms": "soon"}, 400, "bad_parameter"),
+        ("/v1/classify", b"x" * (33 << 20), {}, 413, "body_too_large"),
+    ],
+)
+def test_errors(service: Service, path: str, content: bytes, headers: dict[str, str], status: int, code: str) -> None:
+    answer = httpx.post(service.url + path, content=content, headers=headers | {"x-request-id": "mine"})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-request-id"] == "mine"
+
+
+def test_chunked_body_over_the_limit(service: Service) -> None:
+    answer = httpx.post(service.url + "/v1/classify", content=(b"x" * (1 << 20) for _ in range(40)))
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_deadline(service: Service, repository: Path) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((4000, 4000, 3), np.uint8)).save(out, "PNG")
+    answer = httpx.post(
+        service.url + "/v1/classify", content=out.getvalue(), headers={"x-request-timeout-ms": "1"}, timeout=30
+    )
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+
+
+def test_metrics_and_stamps(service: Service, repository: Path) -> None:
+    answer = httpx.post(service.url + "/v1/classify", content=golden_png(repository, "resnet20-eca"))
+    assert "infer;dur=" in answer.headers["server-timing"]
+    assert set(answer.json()["timing_ms"]) == {"decode", "queue", "infer", "total"}
+    httpx.get(service.url + "/no/such/path")
+    text = httpx.get(service.url + "/metrics").text
+    assert 'eca_model_ready{model="resnet20-eca",version="1"} 1.0' in text
+    assert 'eca_requests_total{code="200",model="resnet20-eca",protocol="http"}' in text
+    assert "such" not in text, "an unknown path must not make a series"
+    assert httpx.get(service.url + "/docs").status_code == 200
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not beside the repository")
+@pytest.mark.parametrize(
+    ("photo", "label"),
+    [("n01644900_tailed_frog", "frog"), ("n02111277_Newfoundland", "dog"), ("n03770679_minivan", "automobile")],
+)
+def test_photographs(service: Service, photo: str, label: str) -> None:
+    done = run("eca_service", "classify", "--url", service.url, "--top-k", 1, PHOTOS / f"{photo}.JPEG")
+    assert done.returncode == 0, done.stderr
+    assert f": {label} " in done.stdout
+
+
+def test_command_line_errors(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("hello")
+    done = run("eca_service", "classify", "--url", service.url, tmp_path / "note.txt", tmp_path / "missing.jpg")
+    assert done.returncode == 1
+    assert "unsupported_image_format" in done.stderr
+    assert "missing.jpg: unreadable" in done.stderr
+    done = run("eca_service", "up", "--repository", tmp_path)
+    assert (done.returncode, "eca-build compile" in done.stderr) == (2, True)
+    done = run("eca_build", "compile", tmp_path / "note.txt", "--repository", tmp_path / "r")
+    assert done.returncode == 2
+    assert "damaged or no checkpoint" in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_building_again_changes_nothing(repository: Path) -> None:
+    weights = ROOT / "build" / "demo" / "resnet20-eca.safetensors"
+    done = run("eca_build", "compile", weights, "--repository", repository, "--labels", weights.parent / "labels.txt")
+    assert (done.returncode, "nothing changed" in done.stdout) == (0, True)
+    assert [p.name for p in (repository / "resnet20-eca").iterdir() if p.is_dir()] == ["1"]
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and _running(pid)]
+
+
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def triton_of(service: Service) -> int:
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] for pid in service.children()}
+    return next(pid for pid, command in commands.items() if command.endswith(b"/tritonserver"))
+
+
+def test_triton_killed_comes_back(service: Service, repository: Path) -> None:
+    image = golden_png(repository, "resnet20-eca")
+    os.kill(triton_of(service), signal.SIGKILL)
+    answer = httpx.post(service.url + "/v1/classify", content=image)
+    assert answer.status_code in {200, 503}, answer.text
+    codes = set()
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        answer = httpx.post(service.url + "/v1/classify", content=image)
+        codes.add(answer.status_code)
+        if answer.status_code == 200 and 503 in codes:
+            break
+        assert httpx.get(service.url + "/livez").status_code == 200
+        time.sleep(0.05)
+    assert codes == {200, 503}
+    service.await_ready()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left(repository: Path, tmp_path: Path, number: signal.Signals) -> None:
+    running = start(repository, tmp_path)
+    running.await_ready()
+    pids = running.children()
+    assert len(pids) >= 2
+    running.process.send_signal(number)
+    assert running.process.wait(30) == (-number if number == signal.SIGKILL else 0), running.log.read_text()
+    end = time.monotonic() + 10
+    while alive(pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert alive(pids) == []
+    remove_leftovers()  # what the next start does: only a killed service leaves anything to remove
+    assert list(Path(tempfile.gettempdir()).glob(f"eca-triton-{running.process.pid}-*")) == []
+    assert list(Path("/dev/shm").glob(f"eca_triton_{running.process.pid}_*")) == []
