@@ -116,7 +116,7 @@ class TritonServer:
                 self._started.set()
                 return
             self._started.set()
-            # The backend's processes hold the same pipe and may outlive a killed server, so its end is not awaited here.
+            # The backend's processes hold the same pipe and may outlive a killed server: its end is not awaited.
             pump = threading.Thread(target=self._pump, args=(self._process,), name="triton-log", daemon=True)
             pump.start()
             status = self._process.wait()
