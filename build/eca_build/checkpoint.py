@@ -92,7 +92,11 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         if inner is None:
             break
         raw = inner
-    if not isinstance(raw, dict) or not raw or not all(isinstance(value, Tensor) for value in raw.values()):
+    if (
+        not isinstance(raw, dict)
+        or not raw
+        or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in raw.items())
+    ):
         raise BuildError(f"{path} holds no state_dict; save the network's state_dict() and give that")
     return raw
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 def detect(state: dict[str, Tensor], path: Path) -> NetworkSpec:
     """The specification of the network in `state`, whose keys are ours; BuildError where it is none of ours."""
+    heads = [state[key] for key in ("classifier.1.weight", "fc.weight") if key in state]
+    if any(head.ndim != 2 for head in heads):
+        raise BuildError(f"{path} has a classifier of {heads[0].ndim} axes; the networks here end in a linear layer")
     if "features.0.0.weight" in state and "classifier.1.weight" in state:
         arch, width, classes = _mobilenet(state, path)
         blocks = [f"features.{index}" for index in range(1, 18)]

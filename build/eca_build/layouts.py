@@ -6,6 +6,7 @@ import re
 
 from torch import Tensor
 
+from eca_build.errors import BuildError
 from eca_build.networks.mobilenetv2 import STAGES
 
 State = dict[str, Tensor]
@@ -78,6 +79,11 @@ def _timm_mobilenet(state: State) -> State:
                     break
             renamed[key] = value
             continue
+        if found[3] == "se":
+            raise BuildError(
+                f"the checkpoint has {key}: timm puts a MobileNetV2's attention behind the depthwise convolution, the "
+                "networks here have it behind the projection, so its answers would be others; it cannot be served"
+            )
         stage, index, part, rest = int(found[1]), int(found[2]), found[3], found[4]
         names = {"conv_pw": "conv.0.0", "bn1": "conv.0.1", "conv_dw": "conv.1.0", "bn2": "conv.1.1"}
         names |= {"conv_pwl": "conv.2", "bn3": "conv.3"}

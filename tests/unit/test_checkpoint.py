@@ -96,7 +96,7 @@ CASES: list[tuple[str, NetworkSpec, str, object]] = [
     ("torchvision old mobilenet", with_formula("mobilenetv2", "none", 9), "m.pth", old_mobilenet),
     ("timm ecaresnet", ECA18, "m.safetensors", lambda s: renamed(s, attention_as("se"))),
     ("timm seresnet", with_formula("resnet18", "se", 3), "m.pth", lambda s: renamed(s, attention_as("se"))),
-    ("timm mobilenet", ECA_MOBILE, "m.safetensors", timm_mobilenet),
+    ("timm mobilenet", with_formula("mobilenetv2", "none", 5, width=0.5), "m.safetensors", timm_mobilenet),
     (
         "SE port",
         with_formula("resnet18", "se", 3),
@@ -133,6 +133,12 @@ def test_every_origin(tmp_path: Path, spec: NetworkSpec, file: str, convert: obj
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(found.network(x), expected(x))
+
+
+def test_timm_mobilenet_with_attention_elsewhere_is_refused(tmp_path: Path) -> None:
+    save_file({k: v.contiguous() for k, v in timm_mobilenet(state_of(ECA_MOBILE)).items()}, tmp_path / "m.safetensors")
+    with pytest.raises(BuildError, match="behind the depthwise convolution"):
+        load(tmp_path / "m.safetensors")
 
 
 class Evil:
@@ -193,6 +199,10 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "m.pth")
     with pytest.raises(BuildError, match="holds resnet18, not resnet50"):
         load(tmp_path / "m.pth", arch="resnet50")
+    for odd, sentence in (({1: torch.zeros(1)}, "no state_dict"), (state | {"fc.weight": torch.zeros(())}, "0 axes")):
+        torch.save(odd, tmp_path / "m.pth")
+        with pytest.raises(BuildError, match=sentence):
+            load(tmp_path / "m.pth")
     torch.save([1, 2], tmp_path / "m.pth")
     with pytest.raises(BuildError, match="no state_dict"):
         load(tmp_path / "m.pth")
