@@ -6,8 +6,11 @@ activations, pooling and the gate's multiplication count nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eca_build.networks import Network
 
@@ -38,3 +41,41 @@ def flops(network: Network, size: int) -> int:
         for hook in hooks:
             hook.remove()
     return total
+
+
+class _PaperOperations(TorchDispatchMode):
+    """Adds up operations as the paper's tables do; see `paper_flops`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name == "convolution":
+            self.total += int(out.numel() * args[1][0].numel())
+        elif name in {"addmm", "mm"}:
+            self.total += 2 * int(out.numel() * args[-1].shape[0])
+        elif name in {"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training"}:
+            self.total += 4 * int(out[0].numel())
+        elif name in {"relu", "hardtanh"}:
+            self.total += int(out.numel())
+        elif name == "mean" and args[0].ndim == 4:
+            self.total += int(args[0].numel())
+        return out
+
+
+@torch.no_grad()
+def paper_flops(network: Network, size: int) -> int:
+    """Operations for one image as ECA-Net's tables 2 and 3 count them, found by fitting all their rows.
+
+    One for a convolution's multiply-add, two for a linear layer's, four for each value of a batch norm, one for each
+    value of a ReLU and for each that global pooling reads. The tables give them in units of 2**30 (ResNets) or 2**20
+    (MobileNetV2), cut off rather than rounded, so they may exceed a table's figure by up to one unit of its last digit.
+    """
+    with _PaperOperations() as operations:
+        network.eval()(torch.zeros(1, 3, size, size))
+    return operations.total

@@ -99,7 +99,8 @@ def _attention(state: dict[str, Tensor], blocks: list[str], path: Path) -> tuple
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, object]:
-    """What `eca-build inspect` shows; FLOPs are for `input_size` pixels a side."""
+    """What `eca-build inspect` shows; FLOPs are for `input_size` pixels a side, as multiply-adds
+    and as ECA-Net's tables count them."""
     spec = checkpoint.spec
     size = 32 if spec.arch.endswith("_cifar") else 224
     return {
@@ -116,4 +117,5 @@ def describe(checkpoint: Checkpoint) -> dict[str, object]:
         "input_size": size,
         "parameters": cost.parameters(checkpoint.network),
         "flops": cost.flops(checkpoint.network, size),
+        "paper_flops": cost.paper_flops(checkpoint.network, size),
     }
