@@ -47,7 +47,7 @@ class _PaperOperations(TorchDispatchMode):
     """Adds up operations as the paper's tables do; see `paper_flops`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(
@@ -76,6 +76,7 @@ def paper_flops(network: Network, size: int) -> int:
     value of a ReLU and for each that global pooling reads. The tables give them in units of 2**30 (ResNets) or 2**20
     (MobileNetV2), cut off rather than rounded, so they may exceed a table's figure by up to one unit of its last digit.
     """
-    with _PaperOperations() as operations:
+    operations = _PaperOperations()
+    with operations:
         network.eval()(torch.zeros(1, 3, size, size))
     return operations.total

@@ -126,26 +126,32 @@ class TritonServer:
             pump.join(5)
             pause_s = 0.5 if time.monotonic() - started > HEALTHY_AFTER_S else min(2 * pause_s, LONGEST_PAUSE_S)
             self.restarts += 1
-            logger.warning("Triton ended with status %s; starting it again in %.1f s", status, pause_s)
+            logger.warning(
+                "Triton ended with status %s; starting it again in %.1f s; its last lines:\n%s",
+                *(status, pause_s, self.last_lines()),
+            )
             self._stopping.wait(pause_s)
 
     def _pump(self, process: subprocess.Popen[bytes]) -> None:
         """Copies the server's output to the log file until it ends; the file is turned over when full."""
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
         assert process.stdout is not None
+        writes = True
         with process.stdout as stream:
-            log = self.log_file.open("ab")
-            try:
-                for line in stream:
-                    self._last_lines.append(line.decode(errors="replace").rstrip())
-                    if log.tell() > LOG_BYTES:
-                        log.close()
-                        os.replace(self.log_file, self.log_file.with_suffix(self.log_file.suffix + ".1"))
-                        log = self.log_file.open("ab")
-                    log.write(line)
-                    log.flush()
-            finally:
-                log.close()
+            for raw in stream:
+                self._last_lines.append(raw.decode(errors="replace").rstrip())
+                try:
+                    if writes:
+                        self._append(raw)
+                except OSError as error:  # a full disk must not stop the reading: Triton would block on its pipe
+                    writes = False
+                    logger.error("Triton's log %s cannot be written any more: %s", self.log_file, error.strerror)
+
+    def _append(self, raw: bytes) -> None:
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES:
+            os.replace(self.log_file, self.log_file.with_suffix(self.log_file.suffix + ".1"))
+        with self.log_file.open("ab") as log:
+            log.write(raw)
 
     def _clean(self) -> None:
         """Kills what is left of the process group and removes its shared memory."""
