@@ -28,6 +28,7 @@ from eca_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+NO_ROUTE = "no route has this method and path; /docs lists them"
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
@@ -142,7 +143,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     async def plain(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code in {404, 405}:
-            body = {"type": "about:blank", "title": error.detail, "status": error.status_code, "code": "bad_request"}
+            body = problem(ServiceError("bad_request", NO_ROUTE), request.scope["eca.request_id"])
+            body |= {"status": error.status_code, "title": str(error.detail)}
             return JSONResponse(body, error.status_code, error.headers, "application/problem+json")
         return await handled(request, ServiceError("bad_request", str(error.detail)))
 

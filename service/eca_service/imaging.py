@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,8 @@ from eca_service.errors import ServiceError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATION = 0x0112
+# What Pillow's decoders raise on damaged files: they have no common error.
+DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, ArithmeticError, LookupError, struct.error, zlib.error)
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
 
 
@@ -40,7 +44,7 @@ def decode(data: bytes, recipe: Preprocessing, max_pixels: int) -> Decoded:
             raise ServiceError(
                 "unsupported_image_format", f"the {len(data)} bytes are no image in {', '.join(FORMATS)}"
             ) from None
-        except (OSError, ValueError, SyntaxError, EOFError, OverflowError) as error:
+        except DAMAGE as error:
             raise ServiceError("image_undecodable", f"the image's header is damaged: {error}") from None
         with opened:
             pixels = opened.width * opened.height
@@ -49,9 +53,10 @@ def decode(data: bytes, recipe: Preprocessing, max_pixels: int) -> Decoded:
                     "image_too_many_pixels",
                     f"the image has {opened.width} x {opened.height} = {pixels} pixels, at most {max_pixels} are taken",
                 )
-            if getattr(opened, "n_frames", 1) > 1:
-                notes.append("first_frame")
             try:
+                if getattr(opened, "n_frames", 1) > 1:
+                    notes.append("first_frame")
+                    opened.seek(0)
                 opened.load()
                 orientation = opened.getexif().get(ORIENTATION, 1)
                 image = to_rgb(opened, notes)
@@ -59,7 +64,7 @@ def decode(data: bytes, recipe: Preprocessing, max_pixels: int) -> Decoded:
                     notes.append("exif_rotated")
                     image.getexif()[ORIENTATION] = orientation
                     image = ImageOps.exif_transpose(image)
-            except (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, KeyError) as error:
+            except DAMAGE as error:
                 cut = "truncated" in str(error) or isinstance(error, EOFError)
                 code = "image_truncated" if cut else "image_undecodable"
                 raise ServiceError(code, f"the {opened.format} image cannot be decoded: {error}") from None
@@ -71,7 +76,8 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
         notes.append("reduced_to_8_bit")
         values = np.asarray(image).astype(np.float64)
-        scaled = values / 257 if values.max(initial=0) > 255 else values
+        # "I" and "F" say nothing of their range: what fits into 8 bits is taken as 8 bits.
+        scaled = values / 257 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else values
         image = Image.fromarray(np.clip(scaled.round(), 0, 255).astype(np.uint8))
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -40,11 +40,12 @@ class Settings(BaseSettings):
 
 BUILD_STEP = {"ECA_ARCH", "ECA_NAME", "ECA_LABELS", "ECA_IMAGES", "ECA_TARGET", "ECA_PRECISION", "ECA_MAX_BATCH"}
 BUILD_STEP |= {"ECA_ATTENTION_GRAPH"}
+CLIENT = {"ECA_URL"}
 
 
 def load(given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Settings:
     """Settings from the environment, `given` ones first. Raises SettingsError with the variable's name."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | BUILD_STEP
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | BUILD_STEP | CLIENT
     unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
     if unknown:
         raise SettingsError(f"{unknown[0]} is no setting; `eca-serve up --help` lists them")

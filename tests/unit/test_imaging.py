@@ -98,6 +98,23 @@ def test_what_is_refused() -> None:
         assert code(photo[: len(photo) * tenth // 10]) == "image_truncated"
 
 
+def test_mutated_files_are_never_a_surprise() -> None:
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    statuses = []
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        whole = np.frombuffer(encoded(image, kind), np.uint8)
+        for _ in range(150):
+            mutated = whole.copy()
+            mutated[random.integers(0, len(whole), 4)] = random.integers(0, 256, 4)
+            try:
+                decode(mutated.tobytes(), RECIPE, 10**6)
+            except ServiceError as error:
+                statuses.append(error.kind.http)
+    assert len(statuses) > 50
+    assert max(statuses) < 500
+
+
 def test_bomb_is_refused_by_its_header_alone() -> None:
     small = encoded(Image.new("RGB", (1, 1)))
     ihdr = struct.pack(">II", 50_000, 50_000) + small[24:29]
