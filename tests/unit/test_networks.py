@@ -102,7 +102,7 @@ def test_flops_are_the_published_ones(arch: str, attention: Kind, published: flo
 @pytest.mark.parametrize(
     ("arch", "attention", "published", "unit", "digit"),
     [
-        # 10.841; why is not known: the table adds less for this pooling than its ResNet-101 row does.
+        # 10.841; why is not known.
         ("resnet152", "eca", 10.83, 2**30, 0.01),
         # 320.07; why is not known: perhaps rounded, where the other rows are cut off.
         ("mobilenetv2", "se", 320.1, 2**20, 0.1),
