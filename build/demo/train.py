@@ -163,6 +163,7 @@ def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Trains the networks asked for; see the module's first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10: an archive or an unpacked folder")
     parser.add_argument("--network", choices=NETWORKS, action="append", help="default: all six, one after the other")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import grpc
@@ -80,19 +79,3 @@ def _translated(error: Exception, model: str) -> ServiceError:
     if status in UNAVAILABLE or "is not ready" in text or "unknown model" in text or status == "StatusCode.NOT_FOUND":
         return ServiceError("model_not_ready", f"{model} is not loaded in Triton: {text}")
     return ServiceError("internal", f"Triton failed on {model}: {text}")
-
-
-async def wait_ready(url: str, timeout_s: float) -> bool:
-    """Whether the server at `url` says that it is ready within `timeout_s`."""
-    client = triton.InferenceServerClient(url, channel_args=list(OPTIONS))
-    try:
-        end = asyncio.get_running_loop().time() + timeout_s
-        while asyncio.get_running_loop().time() < end:
-            try:
-                if await client.is_server_ready(client_timeout=1):
-                    return True
-            except (InferenceServerException, grpc.RpcError):
-                await asyncio.sleep(0.1)
-        return False
-    finally:
-        await client.close()

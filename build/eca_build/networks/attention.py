@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
@@ -12,12 +14,12 @@ Kind = Literal["none", "se", "eca"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-class ChannelAttention(nn.Module):
+class ChannelAttention(nn.Module, ABC):
     """Scales a feature map by its own gate; subclasses say how the gate comes from the pooled map."""
 
+    @abstractmethod
     def gate(self, pooled: Tensor) -> Tensor:
         """Gate from the globally pooled map: float [N, C] -> float [N, C], each value in (0, 1)."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [N, C, H, W] -> the same shape, each channel times its gate."""
@@ -87,7 +89,5 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
 
     For training only: the published weights do not follow it, so a checkpoint's sizes are read from its weights.
     """
-    import math
-
     size = int(abs((math.log2(channels) + b) / gamma))
     return size if size % 2 else size + 1
