@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from tqdm import tqdm
 
 from eca_build.errors import BuildError
+
+if TYPE_CHECKING:
+    from eca_build.compile import Built
 
 EXAMPLES = """\b
 Examples:
@@ -70,7 +75,7 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 
 
 @main.command("compile", epilog=EXAMPLES)
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--arch", envvar="ECA_ARCH", show_envvar=True, help="Expect this architecture; default: found.")
 @click.option("--name", envvar="ECA_NAME", show_envvar=True, help="Model name; default: the file's name.")
 @click.option("--labels", type=click.Path(path_type=Path), envvar="ECA_LABELS", show_envvar=True, help="One a line.")
@@ -101,7 +106,7 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
     show_envvar=True,
 )
 def compile_(
-    checkpoint: Path,
+    checkpoints: tuple[Path, ...],
     arch: str | None,
     name: str | None,
     labels: Path | None,
@@ -114,30 +119,33 @@ def compile_(
     crop: int | None,
     repository: Path,
 ) -> None:
-    """Builds CHECKPOINT into a verified, published model version."""
+    """Builds each CHECKPOINT into a verified, published model version.
+
+    Stops at the first that fails; those before it stay published.
+    """
     from eca_build import compile as build
 
-    recipe = None
-    if resize or crop:
-        if not (resize and crop) or crop > resize:
-            raise click.UsageError("--resize and --crop go together, and the crop is not larger than the resize")
-        from eca_build.checkpoint import load
+    if name and len(checkpoints) > 1:
+        raise click.UsageError("--name is for one checkpoint; several are named after their files")
+    if (resize or crop) and (not (resize and crop) or crop > resize):
+        raise click.UsageError("--resize and --crop go together, and the crop is not larger than the resize")
+    size = (resize, crop) if resize and crop else None
+    for checkpoint in checkpoints:
+        options = build.Options(checkpoint, repository, size, name, arch, labels, images, max_batch)
+        with tqdm(total=len(build.STEPS), desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
+            click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, build.STEPS))))
 
-        default = build.default_recipe(load(checkpoint, arch=arch).spec.arch)
-        recipe = default.model_copy(update={"resize": resize, "crop": crop})
-    options = build.Options(checkpoint, repository, recipe, name, arch, labels, images, max_batch)
-    with tqdm(total=len(build.STEPS), desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
 
-        def step(what: str) -> None:
-            bar.set_postfix_str(what)
-            bar.update(min(1, build.STEPS.index(what)))
+def _show(bar: tqdm[NoReturn], steps: tuple[str, ...], what: str) -> None:
+    bar.set_postfix_str(what)
+    bar.update(min(1, steps.index(what)))
 
-        built = build.compile_checkpoint(options, step)
-    verdict = built.contract.verification
+
+def _sentence(built: Built) -> str:
     if not built.changed:
-        click.echo(f"{built.folder}: nothing changed since it was built")
-        return
-    click.echo(
+        return f"{built.folder}: nothing changed since it was built"
+    verdict = built.contract.verification
+    return (
         f"{built.folder}: {built.contract.architecture}, attention {built.contract.attention}; top-1 agreement "
         f"{verdict.top1_agreement:.0%}, largest difference {verdict.largest_difference:.1e} on {verdict.images} images"
     )

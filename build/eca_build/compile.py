@@ -44,7 +44,7 @@ class Options:
 
     checkpoint: Path
     repository: Path
-    recipe: Preprocessing | None = None
+    size: tuple[int, int] | None = None  # of the resize and of the crop, in pixels
     name: str | None = None
     arch: str | None = None
     labels: Path | None = None
@@ -68,7 +68,9 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
     """
     step(STEPS[0])
     loaded = checkpoint.load(options.checkpoint, arch=options.arch)
-    recipe = options.recipe or default_recipe(loaded.spec.arch)
+    recipe = default_recipe(loaded.spec.arch)
+    if options.size:
+        recipe = recipe.model_copy(update={"resize": options.size[0], "crop": options.size[1]})
     name = options.name or default_name(options.checkpoint)
     labels = read_labels(options.labels, loaded.spec.classes)
     if options.images:

@@ -28,7 +28,7 @@ def detect(state: dict[str, Tensor], path: Path) -> NetworkSpec:
         arch, width, classes = _mobilenet(state, path)
         blocks = [f"features.{index}" for index in range(1, 18)]
     elif "conv1.weight" in state and "fc.weight" in state:
-        arch, width, classes = _resnet(state, path), 1.0, len(state["fc.weight"])
+        (arch, width), classes = _resnet(state, path), len(state["fc.weight"])
         names = {found[0] for key in state if (found := re.match(r"layer\d+\.\d+", key))}
         blocks = sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
     else:
@@ -37,7 +37,7 @@ def detect(state: dict[str, Tensor], path: Path) -> NetworkSpec:
     return NetworkSpec(arch, kind, classes, sizes, width, bias)
 
 
-def _resnet(state: dict[str, Tensor], path: Path) -> str:
+def _resnet(state: dict[str, Tensor], path: Path) -> tuple[str, float]:
     depths: dict[int, int] = {}
     for key in state:
         if found := re.match(r"layer(\d+)\.(\d+)\.", key):
@@ -46,10 +46,11 @@ def _resnet(state: dict[str, Tensor], path: Path) -> str:
     bottleneck = "layer1.0.conv3.weight" in state
     for arch, (block, wanted) in RESNETS.items():
         if counts == wanted and bottleneck == (block is Bottleneck):
-            return arch
+            return arch, 1.0
+    stem = len(state["conv1.weight"])
     for arch, count in CIFAR_RESNETS.items():
-        if counts == (count,) * 3 and not bottleneck:
-            return arch
+        if counts == (count,) * 3 and not bottleneck and stem and stem % 16 == 0:
+            return arch, stem / 16
     kind = "bottleneck" if bottleneck else "basic"
     raise BuildError(
         f"{path} is a ResNet of {counts} {kind} blocks, which is none of those that `eca-build archs` lists"

@@ -17,6 +17,7 @@ from eca_service.triton.server import free_port
 
 ROOT = Path(__file__).parents[2]
 DEMO = sorted((ROOT / "build" / "demo").glob("*.safetensors"))
+MODEL = "resnet14-eca"
 
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -25,14 +26,22 @@ def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
+def build(repository: Path) -> subprocess.CompletedProcess[str]:
+    """Builds the demo networks as `make models` does."""
+    demo = ROOT / "build" / "demo"
+    return run(
+        "eca_build", "compile", *DEMO, "--repository", repository, "--labels", demo / "labels.txt",
+        "--images", demo / "images",
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo networks, built."""
     folder = tmp_path_factory.mktemp("served") / "repository"
     assert DEMO
-    for weights in DEMO:
-        done = run("eca_build", "compile", weights, "--repository", folder, "--labels", weights.parent / "labels.txt")
-        assert done.returncode == 0, done.stderr
+    done = build(folder)
+    assert done.returncode == 0, done.stderr
     return folder
 
 

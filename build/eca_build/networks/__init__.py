@@ -18,7 +18,13 @@ RESNETS: dict[str, tuple[Block, tuple[int, ...]]] = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-CIFAR_RESNETS = {"resnet20_cifar": 3, "resnet32_cifar": 5, "resnet44_cifar": 7, "resnet56_cifar": 9}
+CIFAR_RESNETS = {
+    "resnet14_cifar": 2,
+    "resnet20_cifar": 3,
+    "resnet32_cifar": 5,
+    "resnet44_cifar": 7,
+    "resnet56_cifar": 9,
+}
 # Channels before the classifier at width 1 and below; strides of the stem and of each stage. The paper's strides would
 # leave one pixel of a CIFAR image, and its head would be most of the weights.
 MOBILENETS: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -33,7 +39,8 @@ class NetworkSpec:
     """All that decides a network's shape.
 
     `sizes` holds one number per attention site, in the order of the blocks: ECA's kernel size, SE's hidden width;
-    it is empty for none. `width` multiplies MobileNetV2's channels and is 1 elsewhere.
+    it is empty for none. `width` multiplies the channels of MobileNetV2 and, as a whole number, of the
+    CIFAR ResNets; it is 1 elsewhere.
     """
 
     arch: str
@@ -50,7 +57,7 @@ def site_channels(arch: str, width: float = 1.0) -> tuple[int, ...]:
         block, depths = RESNETS[arch]
         return tuple(64 * 2**stage * block.expansion for stage, depth in enumerate(depths) for _ in range(depth))
     if arch in CIFAR_RESNETS:
-        return tuple(16 * 2**stage for stage in range(3) for _ in range(CIFAR_RESNETS[arch]))
+        return tuple(16 * int(width) * 2**stage for stage in range(3) for _ in range(CIFAR_RESNETS[arch]))
     if arch in MOBILENETS:
         return tuple(round_channels(base * width) for _, base, depth in STAGES for _ in range(depth))
     raise KeyError(arch)
@@ -74,7 +81,7 @@ def create(spec: NetworkSpec) -> Network:
     if spec.arch in RESNETS:
         return ResNet(*RESNETS[spec.arch], spec.classes, sites)
     if spec.arch in CIFAR_RESNETS:
-        return CifarResNet(CIFAR_RESNETS[spec.arch], spec.classes, sites)
+        return CifarResNet(CIFAR_RESNETS[spec.arch], spec.classes, sites, int(spec.width))
     base_head, strides = MOBILENETS[spec.arch]
     head = round_channels(base_head * max(1.0, spec.width))
     return MobileNetV2(spec.classes, sites, spec.width, head, strides)

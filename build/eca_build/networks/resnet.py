@@ -115,15 +115,18 @@ class ResNet(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The CIFAR ResNet of section 4.2, depth 6n + 2: 3x3 stem, three stages of n blocks of 16, 32, 64 channels."""
+    """The CIFAR ResNet of section 4.2, depth 6n + 2: 3x3 stem, three stages of n blocks of 16, 32, 64 channels.
 
-    def __init__(self, blocks_per_stage: int, classes: int, sites: AttentionSites) -> None:
+    `width` multiplies the channels (Wide Residual Networks, arXiv 1605.07146).
+    """
+
+    def __init__(self, blocks_per_stage: int, classes: int, sites: AttentionSites, width: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        channels = 16
+        channels = 16 * width
+        self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
         for stage in range(3):
-            planes = 16 * 2**stage
+            planes = 16 * width * 2**stage
             blocks: list[nn.Module] = []
             for index in range(blocks_per_stage):
                 stride = 2 if stage and index == 0 else 1
@@ -136,11 +139,11 @@ class CifarResNet(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        """The classifier: weight float [classes, 64]."""
+        """The classifier: weight float [classes, 64 width]."""
         return self.fc
 
     def feature_map(self, x: Tensor) -> Tensor:
-        """The last feature map, float [N, 64, H / 4, W / 4]."""
+        """The last feature map, float [N, 64 width, H / 4, W / 4]."""
         x = F.relu(self.bn1(self.conv1(x)))
         for stage in range(1, 4):
             x = self.get_submodule(f"layer{stage}")(x)
