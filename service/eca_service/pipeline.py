@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from eca_service import metrics
 from eca_service.contract import Contract
 from eca_service.errors import ServiceError
 from eca_service.imaging import Decoded, decode
+
+T = TypeVar("T")
 
 
 class Backend(Protocol):
@@ -89,11 +91,7 @@ async def classify(
         except ServiceError as error:
             return error
 
-    try:
-        async with asyncio.timeout_at(deadline) if hasattr(asyncio, "timeout_at") else _no_timeout():
-            decoded = await asyncio.gather(*(one(image) for image in images))
-    except TimeoutError:
-        raise ServiceError("deadline_exceeded", "the images were not decoded before the request's deadline") from None
+    decoded = await before(deadline, asyncio.gather(*(one(image) for image in images)), "the images were not decoded")
     now = timing.lap("decode", now, contract.name)
     sound = [image for image in decoded if isinstance(image, Decoded)]
     rows: list[NDArray[np.float32]] = []
@@ -117,14 +115,12 @@ async def classify(
     return results
 
 
-class _no_timeout:
-    """Python 3.10 has no asyncio.timeout_at; there, decoding is bounded by the pixel limit alone."""
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
+async def before(deadline: float, work: Awaitable[T], otherwise: str) -> T:
+    """The result of `work`, which is cancelled at `deadline` (the event loop's clock) with deadline_exceeded."""
+    try:
+        return await asyncio.wait_for(work, deadline - asyncio.get_running_loop().time())
+    except (TimeoutError, asyncio.TimeoutError):
+        raise ServiceError("deadline_exceeded", f"{otherwise} before the request's deadline") from None
 
 
 def best(probabilities: NDArray[np.float32], labels: Sequence[str], k: int) -> tuple[Prediction, ...]:

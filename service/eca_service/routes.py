@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 from eca_service import metrics
 from eca_service.backend import Triton
 from eca_service.errors import ServiceError
-from eca_service.pipeline import Result, Timing, classify
+from eca_service.pipeline import Result, Timing, before, classify
 from eca_service.readiness import Readiness
 from eca_service.registry import Registry
 from eca_service.settings import Settings
@@ -111,7 +111,8 @@ async def _classify(request: Request, name: str | None, version: int | None, top
         raise ServiceError("bad_parameter", f"top_k is {top_k}, {contract.name} has {contract.classes} classes")
     state.readiness.require(contract.name)
     deadline = asyncio.get_running_loop().time() + deadline_ms(request, state.settings) / 1000
-    images = await read_images(request, state.settings.max_images)
+    reading = read_images(request, state.settings.max_images)
+    images = await before(deadline, reading, "the request's body was not received")
     try:
         results = await classify(
             images,

@@ -20,10 +20,11 @@ DEMO = sorted((ROOT / "build" / "demo").glob("*.safetensors"))
 MODEL = "resnet14-eca"
 
 
-def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A command line of ours, in a process of its own."""
+def run(module: str, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A command line of ours, in a process of its own; `environment` is added to this one's."""
     command = [sys.executable, "-c", f"from {module}.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    env = os.environ | (environment or {})
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env)
 
 
 def build(repository: Path) -> subprocess.CompletedProcess[str]:
@@ -52,6 +53,7 @@ class Service:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
+    triton_port: int
 
     def children(self) -> list[int]:
         """All processes below it."""
@@ -70,12 +72,12 @@ class Service:
             wanted += below
         return found
 
-    def await_ready(self, timeout_s: float = 60) -> None:
-        """Returns once /readyz says yes; fails with the log where it does not in time."""
+    def await_ready(self, route: str = "/readyz", timeout_s: float = 60) -> None:
+        """Returns once `route` says yes; fails with the log where it does not in time."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             try:
-                if httpx.get(self.url + "/readyz").status_code == 200:
+                if httpx.get(self.url + route).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
@@ -86,11 +88,11 @@ class Service:
 
 def start(repository: Path, folder: Path) -> Service:
     """Starts the service on free ports; it may not be ready yet."""
-    port, log = free_port(), folder / "service.log"
+    port, triton_port, log = free_port(), free_port(), folder / "service.log"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ECA_")}
     environment |= {
         "ECA_HTTP_PORT": str(port),
-        "ECA_TRITON_GRPC_PORT": "0",
+        "ECA_TRITON_GRPC_PORT": str(triton_port),
         "ECA_REPOSITORY": str(repository),
         "ECA_TRITON_LOG": str(folder / "triton.log"),
     }
@@ -101,7 +103,7 @@ def start(repository: Path, folder: Path) -> Service:
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    return Service(process, f"http://127.0.0.1:{port}", log)
+    return Service(process, f"http://127.0.0.1:{port}", log, triton_port)
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,21 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as grpc
 from eca_service.contract import read
+from eca_service.triton.server import free_port
 from eca_service.triton.supervisor import remove_leftovers
 from PIL import Image
 
@@ -139,6 +145,80 @@ def test_photographs(service: Service, photo: str, label: str) -> None:
     assert f": {label} " in done.stdout
 
 
+def test_features_on_request(service: Service, repository: Path) -> None:
+    """The last feature map, sent through the head that the contract holds, makes the probabilities."""
+    for folder in repository.glob("*/1"):
+        contract = read(folder, head=True)
+        assert contract.head is not None
+        images = np.load(folder / "golden.npy")
+        tensor = grpc.InferInput("image", images.shape, "UINT8")
+        tensor.set_data_from_numpy(images)
+        wanted = [grpc.InferRequestedOutput(name) for name in ("probabilities", "features")]
+        with grpc.InferenceServerClient(f"127.0.0.1:{service.triton_port}") as client:
+            answer = client.infer(contract.name, [tensor], outputs=wanted)
+        probabilities, features = answer.as_numpy("probabilities"), answer.as_numpy("features")
+        assert features.shape == (len(images), *contract.features_shape)
+        weight, bias = (
+            np.frombuffer(base64.b64decode(part), "<f4") for part in (contract.head.weight, contract.head.bias)
+        )
+        logits = features.mean((2, 3)) @ weight.reshape(contract.classes, -1).T + bias
+        expected = np.exp(logits - logits.max(1, keepdims=True))
+        np.testing.assert_allclose(probabilities, expected / expected.sum(1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("variable", ["ECA_HTTP_PORT", "ECA_TRITON_GRPC_PORT"])
+def test_port_in_use_is_a_sentence(service: Service, repository: Path, variable: str) -> None:
+    taken = service.url.rpartition(":")[2] if variable == "ECA_HTTP_PORT" else str(service.triton_port)
+    ports = {"ECA_HTTP_PORT": str(free_port()), "ECA_TRITON_GRPC_PORT": str(free_port())} | {variable: taken}
+    done = run("eca_service", "up", "--repository", repository, environment=ports)
+    assert done.returncode == 2
+    assert f"127.0.0.1:{taken}" in done.stderr
+    assert variable in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_engine_is_told_and_the_others_serve(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository / MODEL, tmp_path / "r" / MODEL)
+    shutil.copytree(repository / MODEL, tmp_path / "r" / "broken")
+    contract = tmp_path / "r" / "broken" / "1" / "contract.json"
+    contract.write_text(contract.read_text().replace(f'"name": "{MODEL}"', '"name": "broken"'))
+    config = tmp_path / "r" / "broken" / "config.pbtxt"
+    config.write_text(config.read_text().replace(MODEL, "broken"))
+    (tmp_path / "r" / "broken" / "1" / "model.onnx").unlink()
+    running = start(tmp_path / "r", tmp_path)
+    try:
+        image, end = golden_png(repository, MODEL), time.monotonic() + 30
+        running.await_ready("/livez")
+        while (answer := httpx.post(f"{running.url}/v1/models/{MODEL}/classify", content=image)).status_code != 200:
+            assert time.monotonic() < end, answer.text
+            time.sleep(0.2)
+        ready = httpx.get(running.url + "/readyz")
+        assert (ready.status_code, list(ready.json()["reasons"])) == (503, ["broken"])
+        assert "model.onnx" in ready.json()["reasons"]["broken"]
+        answer = httpx.post(running.url + "/v1/models/broken/classify", content=image)
+        assert (answer.status_code, answer.json()["code"]) == (503, "model_not_ready")
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)
+
+
+def test_slow_body_meets_the_deadline(service: Service) -> None:
+    def dribble() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b"x"
+            time.sleep(0.1)
+
+    headers = {"x-request-timeout-ms": "300"}
+    answer = httpx.post(service.url + "/v1/classify", content=dribble(), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+
+
+def test_memory_of_the_gateway(service: Service) -> None:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    kibibytes = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+    assert kibibytes < 300 << 10
+
+
 def test_command_line_errors(service: Service, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("hello")
     done = run("eca_service", "classify", "--url", service.url, tmp_path / "note.txt", tmp_path / "missing.jpg")
@@ -173,6 +253,30 @@ def test_photographs_get_the_right_label(service: Service, weights: Path) -> Non
         answer = httpx.post(f"{service.url}/v1/models/{weights.stem}/classify?top_k=1", content=path.read_bytes())
         hits += answer.json()["results"][0]["predictions"][0]["label"] == path.name.partition("-")[0]
     assert hits >= 43
+
+
+def test_build_killed_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    repository = tmp_path / "r"
+    command = [sys.executable, "-c", "from eca_build.cli import main; main()", "compile", str(DEMO[0])]
+    process = subprocess.Popen([*command, "--repository", str(repository)], start_new_session=True)
+    staged = tmp_path / ".r.staging" / "1" / "model.onnx"
+    end = time.monotonic() + 60
+    while not staged.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert list(repository.iterdir()) == []
+    done = run("eca_build", "compile", DEMO[0], "--repository", repository)
+    assert (done.returncode, done.stderr) == (0, ""), "a build in a pipe is quiet"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r"]
+
+
+def test_wrong_number_of_labels(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    done = run("eca_build", "compile", DEMO[0], "--labels", tmp_path / "labels.txt", "--repository", tmp_path / "r")
+    assert done.returncode == 2
+    assert "has 2 labels, the checkpoint has 10 classes" in done.stderr
+    assert not (tmp_path / "r").exists()
 
 
 def alive(pids: list[int]) -> list[int]:
