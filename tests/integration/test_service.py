@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -211,6 +212,22 @@ def test_slow_body_meets_the_deadline(service: Service) -> None:
     headers = {"x-request-timeout-ms": "300"}
     answer = httpx.post(service.url + "/v1/classify", content=dribble(), headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+
+
+def test_impatient_callers_do_not_spoil_the_others(service: Service, repository: Path) -> None:
+    image, url = golden_png(repository, MODEL), f"{service.url}/v1/models/{MODEL}/classify?top_k=1"
+    expected = httpx.post(url, content=image).json()["results"]
+
+    def post(index: int) -> httpx.Response:
+        headers = {"x-request-timeout-ms": "6"} if index % 2 else {}
+        return httpx.post(url, content=image, headers=headers, timeout=30)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(post, range(200)))
+    assert {answer.status_code for answer in answers[1::2]} <= {200, 504}
+    for answer in answers[::2]:
+        assert answer.status_code == 200, answer.text
+        assert _close(expected, answer.json()["results"])
 
 
 def test_memory_of_the_gateway(service: Service) -> None:

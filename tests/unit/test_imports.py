@@ -43,5 +43,26 @@ def test_build_uses_only_the_contract_of_the_service() -> None:
     assert {n for n in used if not n.startswith("eca_service.contract")} == set()
 
 
-def test_one_home_for_metrics() -> None:
-    assert importers(SERVICE, "prometheus_client") == {"service/eca_service/metrics.py"}
+@pytest.mark.parametrize(
+    ("package", "home"),
+    [
+        ("prometheus_client", "metrics.py"),
+        ("tritonclient", "backend.py"),
+        ("PIL", "imaging.py"),
+        ("pydantic_settings", "settings.py"),
+        ("httpx", "client.py"),
+        ("uvicorn", "cli.py"),
+        ("click", "cli.py"),
+        ("onnxruntime", "triton/onnxruntime_backend/model.py"),
+    ],
+)
+def test_one_module_per_outside_dependency(package: str, home: str) -> None:
+    assert importers(SERVICE, package) == {f"service/eca_service/{home}"}
+
+
+@pytest.mark.parametrize(
+    ("package", "home"),
+    [("PIL", "images.py"), ("safetensors", "checkpoint.py"), ("click", "cli.py")],
+)
+def test_one_module_per_outside_dependency_of_the_build(package: str, home: str) -> None:
+    assert importers(BUILD, package) == {f"build/eca_build/{home}"}

@@ -37,26 +37,32 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One run over the rows of all requests that want the same outputs."""
+        """One run over the rows of all requests that want the same outputs; whose caller has gone is left out."""
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[str, ...], list[int]] = {}
         for index, request in enumerate(requests):
+            if request.is_cancelled():
+                gone = pb_utils.TritonError("the caller has gone", pb_utils.TritonError.CANCELLED)
+                responses[index] = pb_utils.InferenceResponse(error=gone)
+                continue
             groups.setdefault(tuple(request.requested_output_names()), []).append(index)
         for names, indices in groups.items():
             rows = [pb_utils.get_input_tensor_by_name(requests[index], self.input).as_numpy() for index in indices]
-            try:
-                outputs = self.session.run(list(names), {self.input: np.concatenate(rows)})
-            except Exception as error:  # the runtime's errors have no common class
-                failed = pb_utils.TritonError(f"onnxruntime: {error}")
-                for index in indices:
-                    responses[index] = pb_utils.InferenceResponse(error=failed)
-                continue
-            start = 0
-            for index, part in zip(indices, rows, strict=True):
-                end = start + len(part)
-                tensors = [
-                    pb_utils.Tensor(name, output[start:end]) for name, output in zip(names, outputs, strict=True)
-                ]
-                responses[index] = pb_utils.InferenceResponse(tensors)
-                start = end
+            for index, response in zip(indices, self._answer(names, rows), strict=True):
+                responses[index] = response
         return responses
+
+    def _answer(self, names: tuple[str, ...], rows: list[Any]) -> list[Any]:
+        """A response for each entry of `rows`; where the merged run fails, each runs alone and fails alone."""
+        try:
+            outputs = self.session.run(list(names), {self.input: np.concatenate(rows)})
+        except Exception as error:  # the runtime's errors have no common class
+            if len(rows) > 1:
+                return [self._answer(names, [part])[0] for part in rows]
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"onnxruntime: {error}"))]
+        ends = np.cumsum([len(part) for part in rows])[:-1]
+        parts = zip(*(np.split(output, ends) for output in outputs), strict=True)
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor(*pair) for pair in zip(names, part, strict=True)])
+            for part in parts
+        ]
