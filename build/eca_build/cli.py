@@ -15,6 +15,7 @@ from eca_build.errors import BuildError
 
 if TYPE_CHECKING:
     from eca_build.compile import Built
+    from eca_build.graphs import AttentionGraph
 
 EXAMPLES = """\b
 Examples:
@@ -90,10 +91,11 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 @click.option("--precision", type=click.Choice(["fp32"]), default="fp32", envvar="ECA_PRECISION", show_envvar=True)
 @click.option(
     "--attention-graph",
-    type=click.Choice(["plain"]),
+    type=click.Choice(["plain", "hoisted"]),
     default="plain",
     envvar="ECA_ATTENTION_GRAPH",
     show_envvar=True,
+    help="hoisted: the gate is computed from the input of the block's last 1x1 convolution.",
 )
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=32, envvar="ECA_MAX_BATCH", show_envvar=True)
 @click.option("--resize", type=click.IntRange(1, 4096), help="Shorter side in pixels; default: the network's.")
@@ -113,7 +115,7 @@ def compile_(
     images: Path | None,
     target: str,
     precision: str,
-    attention_graph: str,
+    attention_graph: AttentionGraph,
     max_batch: int,
     resize: int | None,
     crop: int | None,
@@ -131,7 +133,7 @@ def compile_(
         raise click.UsageError("--resize and --crop go together, and the crop is not larger than the resize")
     size = (resize, crop) if resize and crop else None
     for checkpoint in checkpoints:
-        options = build.Options(checkpoint, repository, size, name, arch, labels, images, max_batch)
+        options = build.Options(checkpoint, repository, size, name, arch, labels, images, max_batch, attention_graph)
         with tqdm(total=len(build.STEPS), desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
             click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, build.STEPS))))
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from eca_build import checkpoint, cost, images, verify
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
+from eca_build.graphs import AttentionGraph
 from eca_build.publish import CONFIG_FILE, LABELS_FILE, publish, staging, versions
 from eca_build.triton_config import config
 
@@ -50,6 +51,7 @@ class Options:
     labels: Path | None = None
     images: Path | None = None
     max_batch: int = 32
+    attention_graph: AttentionGraph = "plain"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
-    key = build_key(loaded.sha256, recipe, labels, options.max_batch, sample, tools, options.arch)
+    key = build_key(loaded.sha256, recipe, labels, sample, tools, options)
     with staging(options.repository) as staged:
         published = versions(options.repository, name)
         if published:
@@ -98,7 +100,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         home.mkdir()
         engine = home / ENGINE_FILE
         step(STEPS[1])
-        export(loaded.network, recipe, engine)
+        sites = export(loaded.network, recipe, engine, options.attention_graph)
         step(STEPS[2])
         expected = reference(loaded.network, recipe, torch.from_numpy(sample)).numpy()
         got = verify.answers(engine, sample)
@@ -121,6 +123,8 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             features_shape=(features[0], features[1], features[2]),
             precision="fp32",
             engine="onnx",
+            attention_graph=options.attention_graph,
+            sites_rewritten=sites,
             max_batch=options.max_batch,
             parameters=cost.parameters(loaded.network),
             flops=cost.flops(loaded.network, recipe.crop),
@@ -174,20 +178,20 @@ def build_key(
     checkpoint_sha256: str,
     recipe: Preprocessing,
     labels: tuple[str, ...],
-    max_batch: int,
     sample: NDArray[np.uint8],
     tools: dict[str, str],
-    arch: str | None,
+    options: Options,
 ) -> str:
     """SHA-256 (hex) of all that decides the result: equal keys, equal builds."""
     parts = [
         checkpoint_sha256,
         recipe.fingerprint,
         labels,
-        max_batch,
+        options.max_batch,
+        options.attention_graph,
         hashlib.sha256(sample.tobytes()).hexdigest(),
         tools,
-        arch,
+        options.arch,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from eca_service.contract import FEATURES, INPUT, PROBABILITIES, Preprocessing
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from eca_build.graphs import AttentionGraph, rewrite
 from eca_build.networks import Network
 
 OPSET = 18
@@ -25,10 +26,11 @@ class Served(nn.Module):
     normalised image means the mean there, so it cannot become the convolution's bias.
     """
 
-    def __init__(self, network: Network, recipe: Preprocessing) -> None:
+    def __init__(self, network: Network, recipe: Preprocessing, graph: AttentionGraph = "plain") -> None:
         super().__init__()
         self.network = copy.deepcopy(network).eval()
         fold_batch_norms(self.network)
+        self.sites_rewritten = rewrite(self.network, graph)
         first = next(m for m in self.network.modules() if isinstance(m, nn.Conv2d))
         with torch.no_grad():
             first.weight /= 255 * torch.tensor(recipe.std).view(1, 3, 1, 1)
@@ -61,13 +63,14 @@ def reference(network: Network, recipe: Preprocessing, images: Tensor, batch: in
     return torch.cat(parts)
 
 
-def export(network: Network, recipe: Preprocessing, path: Path) -> None:
-    """Writes the served network as ONNX with a dynamic batch to `path`."""
+def export(network: Network, recipe: Preprocessing, path: Path, graph: AttentionGraph = "plain") -> int:
+    """Writes the served network as ONNX with a dynamic batch to `path`; the number of attention sites rewritten."""
+    served = Served(network, recipe, graph)
     example = torch.zeros(2, recipe.crop, recipe.crop, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         torch.onnx.export(
-            Served(network, recipe),
+            served,
             (example,),
             path,
             input_names=[INPUT],
@@ -78,3 +81,4 @@ def export(network: Network, recipe: Preprocessing, path: Path) -> None:
             verbose=False,
             dynamo=True,
         )
+    return served.sites_rewritten

@@ -90,6 +90,8 @@ class Contract(_Frozen):
     features_shape: tuple[int, int, int]
     precision: Literal["fp32", "bf16", "fp16", "int8"]
     engine: Literal["onnx", "tensorrt", "tensorrt-rtx", "inductor"]
+    attention_graph: str = "plain"
+    sites_rewritten: int = Field(0, ge=0)
     max_batch: int = Field(ge=1)
     parameters: int
     flops: int
