@@ -18,6 +18,8 @@ from eca_service.settings import PREFIX, Settings, SettingsError, load
 from eca_service.triton.server import TritonUnavailable, installation, require_free
 from eca_service.triton.supervisor import TritonServer
 
+DEMO_IMAGE = "build/demo/images/dog-1.jpg"  # there in a clone, from which `make serve` is run
+
 
 class _Commands(click.Group):
     """Turns what a user can mend into its sentence and exit code 2."""
@@ -214,4 +216,5 @@ async def _announce(app: Any, settings: Settings) -> None:
     url = f"http://{settings.host}:{settings.http_port}"
     names = ", ".join(app.state.eca.registry.models)
     click.echo(f"ECA Serve is ready: {url} ({names}); documentation at {url}/docs; Ctrl-C ends it")
-    click.echo(f"  curl --data-binary @photo.jpg '{url}/v1/classify?top_k=3'")
+    photo = DEMO_IMAGE if Path(DEMO_IMAGE).exists() else "photo.jpg"
+    click.echo(f"  curl --data-binary @{photo} '{url}/v1/classify?top_k=3'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 
 from tests.integration.conftest import ROOT, Service
 
@@ -28,7 +29,14 @@ def test_make_commands_exist() -> None:
 def test_curl_line(service: Service) -> None:
     line = re.search(r"^curl .*$", README, re.MULTILINE)
     assert line is not None
+    assert f"  {line[0]}".replace("http://127.0.0.1:8080", service.url) in service.log.read_text(), (
+        "the same is printed"
+    )
     command = line[0].replace("http://127.0.0.1:8080", service.url)
     done = subprocess.run(["bash", "-c", command + " -sS"], cwd=ROOT, capture_output=True, text=True, check=False)
     prediction = json.loads(done.stdout)["results"][0]["predictions"][0]
     assert prediction["label"] == "dog"
+    end = time.monotonic() + 5
+    while command not in service.log.read_text():  # `make serve` prints the same line
+        assert time.monotonic() < end, service.log.read_text()
+        time.sleep(0.05)
