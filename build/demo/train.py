@@ -2,6 +2,8 @@
 
     python build/demo/train.py --data cifar10-jpeg.tar.xz --network resnet14-eca
 
+The MobileNets, which learn slowly, also learn from the finished ResNets (Hinton et al., https://arxiv.org/abs/1503.02531).
+
 `--data` takes CIFAR-10 as an archive or a folder of JPEG files (train/<class>/*.jpg, test/<class>/*.jpg), or the
 original cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html. A run that was interrupted goes on
 where it stopped. Weights go to build/demo/<network>.safetensors, the figures of the run beside them as JSON.
@@ -15,7 +17,9 @@ import math
 import os
 import platform
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,7 +29,7 @@ from eca_build.networks import NetworkSpec, create, with_formula
 from eca_build.networks.mobilenetv2 import MobileNetV2
 from faster import keep_the_heap, prepare
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -35,6 +39,9 @@ NETWORKS = {
     for short, arch, width in (("resnet14", "resnet14_cifar", 2.0), ("mobilenetv2", "mobilenetv2_cifar", 1.0))
     for attention in ("none", "se", "eca")
 }
+
+
+TEACHERS = ("resnet14-se", "resnet14-eca")
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -48,6 +55,47 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     rows = torch.arange(size)[None, :, None] + shift[0]
     picked = padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows, columns[:, None, :] + shift[1]]
     return picked.permute(0, 3, 1, 2)
+
+
+def batches(images: Tensor, labels: Tensor, epoch: int, options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
+    """The augmented batches of an epoch, in its order: the same whenever they are drawn, whichever network asks."""
+    generator = torch.Generator().manual_seed(options.seed * 1000 + epoch)
+    order = torch.randperm(len(images), generator=generator)
+    for picked in order[: len(images) // options.batch * options.batch].split(options.batch):
+        yield augment(images[picked], generator).contiguous(memory_format=torch.channels_last), labels[picked]
+
+
+class Teachers:
+    """Networks already trained, whose mean logits are another's targets; an epoch's are kept for the next pupil."""
+
+    def __init__(self, names: Sequence[str], device: torch.device, options: argparse.Namespace) -> None:
+        self.names, self.device, self.options = names, device, options
+        self.networks: list[nn.Module] = []
+        for name in names:
+            net = create(NETWORKS[name])
+            net.load_state_dict(load_file(options.output / f"{name}.safetensors"))
+            net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.networks.append(torch.compile(net) if options.compile else net)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, labels: Tensor, epoch: int) -> Tensor:
+        """Float [steps, batch, classes] for the epoch's `batches`."""
+        kept = self.options.checkpoints / f"{'+'.join(self.names)}-seed{self.options.seed}-epoch{epoch}.pt"
+        if kept.exists():
+            return cast(Tensor, torch.load(kept, weights_only=True))
+        rows = []
+        for x, _ in batches(images, labels, epoch, self.options):
+            with torch.autocast(self.device.type, torch.bfloat16):
+                rows.append(torch.stack([net(x.to(self.device)).float() for net in self.networks]).mean(0).cpu())
+        torch.save(torch.stack(rows), kept.with_suffix(f".part{os.getpid()}"))
+        os.replace(kept.with_suffix(f".part{os.getpid()}"), kept)
+        return torch.stack(rows)
+
+
+def distillation(logits: Tensor, taught: Tensor, temperature: float = 2.0) -> Tensor:
+    """Cross-entropy of the two softened distributions, in the scale of the plain one (section 2 of the paper)."""
+    soft = F.softmax(taught / temperature, 1)
+    return F.cross_entropy(logits / temperature, soft) * temperature**2
 
 
 def parameter_groups(net: nn.Module, decay: float) -> list[dict[str, object]]:
@@ -101,23 +149,23 @@ def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
         prepare(net)
     elif options.compile:
         step_net = torch.compile(net)  # type: ignore[assignment]
+    teachers = Teachers(TEACHERS, device, options) if isinstance(net, MobileNetV2) else None
     bar = tqdm(total=options.epochs * steps, initial=start_epoch * steps, desc=name, unit="step", disable=None)
     for epoch in range(start_epoch, options.epochs):
         started = time.perf_counter()
-        generator = torch.Generator().manual_seed(options.seed * 1000 + epoch)
-        order = torch.randperm(len(train_images), generator=generator)
+        taught = teachers.logits(train_images, train_labels, epoch) if teachers else None
         net.train()
         total = 0.0
-        for step in range(steps):
+        for step, (x, y) in enumerate(batches(train_images, train_labels, epoch, options)):
             rate = learning_rate((epoch * steps + step) / (options.epochs * steps), options.rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            picked = order[step * options.batch : (step + 1) * options.batch]
-            x = augment(train_images[picked], generator).to(device).contiguous(memory_format=torch.channels_last)
-            y = train_labels[picked].to(device)
             with torch.autocast(device.type, torch.bfloat16):
-                logits = step_net(x)
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=options.smoothing)
+                logits = step_net(x.to(device)).float()
+            if taught is None:
+                loss = F.cross_entropy(logits, y.to(device), label_smoothing=options.smoothing)
+            else:
+                loss = distillation(logits, taught[step].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -145,6 +193,7 @@ def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "torch": torch.__version__,
+        "teachers": list(teachers.names) if teachers else [],
         "recipe": {k: getattr(options, k) for k in ("epochs", "batch", "rate", "decay", "smoothing", "seed")},
     }
     (options.output / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
