@@ -91,11 +91,13 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 @click.option("--precision", type=click.Choice(["fp32"]), default="fp32", envvar="ECA_PRECISION", show_envvar=True)
 @click.option(
     "--attention-graph",
-    type=click.Choice(["plain", "hoisted"]),
+    type=click.Choice(["plain", "hoisted", "fused", "hoisted-fused", "epilogue"]),
     default="plain",
     envvar="ECA_ATTENTION_GRAPH",
     show_envvar=True,
-    help="hoisted: the gate is computed from the input of the block's last 1x1 convolution.",
+    help="hoisted: the gate from the input of the block's last 1x1 convolution; fused: one operator from the pooling "
+    "to the ReLU; hoisted-fused, epilogue: the hoisted gate, joined to the map by one operator behind the convolution "
+    "or with it. A CPU runs the fused operators as plain ones.",
 )
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=32, envvar="ECA_MAX_BATCH", show_envvar=True)
 @click.option("--resize", type=click.IntRange(1, 4096), help="Shorter side in pixels; default: the network's.")

@@ -26,7 +26,7 @@ from eca_service.contract import (
 )
 from numpy.typing import NDArray
 
-from eca_build import checkpoint, cost, images, verify
+from eca_build import checkpoint, cost, images, lowering, verify
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
 from eca_build.graphs import AttentionGraph
@@ -101,6 +101,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         engine = home / ENGINE_FILE
         step(STEPS[1])
         sites = export(loaded.network, recipe, engine, options.attention_graph)
+        lowering.lower_file(engine)
         step(STEPS[2])
         expected = reference(loaded.network, recipe, torch.from_numpy(sample)).numpy()
         got = verify.answers(engine, sample)

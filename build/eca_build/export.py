@@ -64,7 +64,10 @@ def reference(network: Network, recipe: Preprocessing, images: Tensor, batch: in
 
 
 def export(network: Network, recipe: Preprocessing, path: Path, graph: AttentionGraph = "plain") -> int:
-    """Writes the served network as ONNX with a dynamic batch to `path`; the number of attention sites rewritten."""
+    """Writes the served network as ONNX with a dynamic batch to `path`; the number of attention sites rewritten.
+
+    The fused graphs hold custom nodes, see `custom_nodes`. Raises BuildError where the network has no such graph.
+    """
     served = Served(network, recipe, graph)
     example = torch.zeros(2, recipe.crop, recipe.crop, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():

@@ -1,36 +1,79 @@
-"""Other graphs of the same network: what the gate is computed from, and when."""
+"""Five graphs of the same network: what the gate is computed from, and which operators join it to the map."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 from torch import Tensor, nn
 
+from eca_build import custom_nodes
 from eca_build.errors import BuildError
-from eca_build.networks.attention import ChannelAttention
+from eca_build.networks.attention import ECA, ChannelAttention
 from eca_build.networks.mobilenetv2 import InvertedResidual
-from eca_build.networks.resnet import Bottleneck
+from eca_build.networks.resnet import BasicBlock, Bottleneck
 
-AttentionGraph = Literal["plain", "hoisted"]
+AttentionGraph = Literal["plain", "hoisted", "fused", "hoisted-fused", "epilogue"]
 ATTENTION_GRAPHS: tuple[AttentionGraph, ...] = get_args(AttentionGraph)
 
 
-class HoistedGate(nn.Module):
-    """A block's last 1x1 convolution and its attention, with the gate computed from the convolution's input.
+@dataclass(frozen=True)
+class Site:
+    """A block of a network, its batch norms folded, around its attention.
 
-    Global average pooling commutes with a 1x1 convolution and its bias, so the gate needs no pass over the
-    convolution's output: float [N, in, H, W] -> [N, out, H, W], equal to the plain graph up to rounding.
+    It computes act(attention(last(body(x))) + shortcut(x)); `shortcut` is None where nothing is added, the activation
+    is a ReLU or nothing.
     """
 
-    def __init__(self, conv: nn.Conv2d, attention: ChannelAttention) -> None:
-        super().__init__()
-        self.conv = conv
-        self.attention = attention
+    body: nn.Module
+    last: nn.Conv2d
+    attention: ChannelAttention
+    shortcut: nn.Module | None
+    relu: bool
 
-    def forward(self, h: Tensor) -> Tensor:
-        pooled = nn.functional.linear(h.mean((2, 3)), self.conv.weight.flatten(1), self.conv.bias)
-        y: Tensor = self.conv(h)
-        return y * self.attention.gate(pooled)[:, :, None, None]
+    @property
+    def hoistable(self) -> bool:
+        """Whether pooling commutes with the last convolution: it is 1x1, of stride 1, in one group."""
+        conv = self.last
+        return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
+
+
+class RewrittenBlock(nn.Module):
+    """A site under one of the four rewritten graphs: float [N, in, H, W] -> [N, out, H', W'].
+
+    hoisted: global average pooling commutes with a 1x1 convolution and its bias, so the gate comes from the input of
+    the last convolution, and needs no pass over its output. fused: one operator from the pooling to the activation.
+    hoisted-fused: the hoisted gate, then one operator that scales, adds and activates. epilogue: the hoisted gate, then
+    one operator that is the convolution too. All equal the plain graph up to rounding.
+    """
+
+    def __init__(self, site: Site, graph: AttentionGraph) -> None:
+        super().__init__()
+        self.body = site.body
+        self.last = site.last
+        self.attention = site.attention
+        self.shortcut = site.shortcut
+        self.relu = site.relu
+        self.graph = graph
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.body(x)
+        residual: Tensor | None = None if self.shortcut is None else self.shortcut(x)
+        if self.graph == "fused":
+            taps = cast(ECA, self.attention).conv.weight.flatten()
+            return custom_nodes.fused_eca(self.last(h), taps, residual, self.relu)
+        weight, bias = self.last.weight.flatten(1), self.last.bias
+        assert bias is not None  # the folded batch norm's
+        gate = self.attention.gate(nn.functional.linear(h.mean((2, 3)), weight, bias))
+        if self.graph == "epilogue":
+            return custom_nodes.gated_conv1x1(h, weight, bias, gate, residual, self.relu)
+        y: Tensor = self.last(h)
+        if self.graph == "hoisted-fused":
+            return custom_nodes.scale_add_relu(y, gate, residual, self.relu)
+        y = y * gate[:, :, None, None]
+        y = y if residual is None else y + residual
+        return y.relu() if self.relu else y
 
 
 def rewrite(network: nn.Module, graph: AttentionGraph) -> int:
@@ -40,22 +83,41 @@ def rewrite(network: nn.Module, graph: AttentionGraph) -> int:
     """
     if graph == "plain":
         return 0
-    sites = sum(isinstance(module, ChannelAttention) for module in network.modules())
-    rewritten = 0
-    for block in list(network.modules()):
-        if not isinstance(attention := getattr(block, "attention", None), ChannelAttention):
-            continue
-        if isinstance(block, Bottleneck):
-            block.conv3 = HoistedGate(block.conv3, attention)  # type: ignore[assignment]
-        elif isinstance(block, InvertedResidual) and isinstance(last := block.conv[-2], nn.Conv2d):
-            block.conv[-2] = HoistedGate(last, attention)
-        else:
-            continue
-        block.attention = nn.Identity()
-        rewritten += 1
-    if not sites or rewritten < sites:
+    sites = list(_sites(network))
+    fits = [site for *_, site in sites if _fits(site, graph)]
+    if not sites or len(fits) < len(sites):
+        needs = "ECA" if graph == "fused" else "attention behind a 1x1 convolution"
         raise BuildError(
-            f"--attention-graph {graph} rewrites attention behind a 1x1 convolution, which {rewritten} of this "
-            f"network's {sites} sites are; use --attention-graph plain"
+            f"--attention-graph {graph} rewrites {needs}, which {len(fits)} of this network's {len(sites)} attention "
+            "sites are; use --attention-graph plain"
         )
-    return rewritten
+    for parent, name, site in sites:
+        setattr(parent, name, RewrittenBlock(site, graph))
+    return len(sites)
+
+
+def _fits(site: Site, graph: AttentionGraph) -> bool:
+    return isinstance(site.attention, ECA) if graph == "fused" else site.hoistable
+
+
+def _sites(network: nn.Module) -> Iterator[tuple[nn.Module, str, Site]]:
+    """Each block with attention, with its parent and its name there."""
+    for parent in network.modules():
+        for name, block in parent.named_children():
+            attention = getattr(block, "attention", None)
+            if not isinstance(attention, ChannelAttention):
+                continue
+            if isinstance(block, Bottleneck):
+                body = nn.Sequential(block.conv1, nn.ReLU(), block.conv2, nn.ReLU())
+                yield parent, name, Site(body, block.conv3, attention, block.downsample, relu=True)
+            elif isinstance(block, BasicBlock):
+                body = nn.Sequential(block.conv1, nn.ReLU())
+                yield parent, name, Site(body, block.conv2, attention, block.downsample, relu=True)
+            elif isinstance(block, InvertedResidual):
+                *body_layers, last, _ = block.conv
+                shortcut = nn.Identity() if block.residual else None
+                yield (
+                    parent,
+                    name,
+                    Site(nn.Sequential(*body_layers), cast(nn.Conv2d, last), attention, shortcut, relu=False),
+                )

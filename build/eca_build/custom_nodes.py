@@ -1,0 +1,59 @@
+"""The three custom operators of the rewritten graphs: what each computes, and the ONNX node it is exported as.
+
+Outside of an export each is its definition in plain operators. In an export it is one node of domain `eca`, which
+TensorRT gives to the plugin of that name (`plugin_namespace`; `aot` asks for the kernel inside the engine) and
+`lowering.lower` turns back into plain operators for runtimes that have no plugin.
+
+Every one takes an optional `residual` of the output's shape, added before the optional ReLU. Types: all arguments of
+one call share theirs, float32, float16 or bfloat16, and so does the result.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DOMAIN = "eca"
+
+
+def fused_eca(x: Tensor, weight: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """x * sigmoid(conv1d(mean(x))): [N, C, H, W], weight [k] with k odd, zeros beyond the channels -> [N, C, H, W]."""
+    if torch.onnx.is_in_onnx_export():
+        return _node("FusedECA", (x, weight), residual, relu, list(x.shape))
+    mixed = F.conv1d(x.mean((2, 3)).unsqueeze(1), weight.view(1, 1, -1), padding=len(weight) // 2)
+    return _finish(x * mixed.squeeze(1).sigmoid()[:, :, None, None], residual, relu)
+
+
+def scale_add_relu(x: Tensor, gate: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """x * gate: [N, C, H, W], gate [N, C] -> [N, C, H, W]."""
+    if torch.onnx.is_in_onnx_export():
+        return _node("ScaleAddReLU", (x, gate), residual, relu, list(x.shape))
+    return _finish(x * gate[:, :, None, None], residual, relu)
+
+
+def gated_conv1x1(h: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """(weight h + bias) * gate: h [N, I, H, W], weight [O, I], bias [O], gate [N, O] -> [N, O, H, W]."""
+    if torch.onnx.is_in_onnx_export():
+        return _node("GatedConv1x1", (h, weight, bias, gate), residual, relu, [h.shape[0], len(weight), *h.shape[2:]])
+    y = F.conv2d(h, weight[:, :, None, None], bias)
+    return _finish(y * gate[:, :, None, None], residual, relu)
+
+
+def _finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    y = y if residual is None else y + residual
+    return y.relu() if relu else y
+
+
+def _node(
+    name: str, inputs: tuple[Tensor, ...], residual: Tensor | None, relu: bool, shape: list[int | torch.SymInt]
+) -> Tensor:
+    node: Tensor = torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{name}",
+        inputs if residual is None else (*inputs, residual),
+        {"relu": int(relu), "aot": 1, "plugin_namespace": DOMAIN},
+        dtype=inputs[0].dtype,
+        shape=shape,
+        version=1,
+    )
+    return node

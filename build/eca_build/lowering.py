@@ -1,0 +1,88 @@
+"""Custom nodes back into plain ONNX operators, for runtimes that have no plugin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx.inliner import inline_local_functions
+
+from eca_build.custom_nodes import DOMAIN
+
+# What each node computes before the residual and the ReLU, in ONNX's text format.
+BODIES = {
+    "FusedECA": (
+        "x, w",
+        """
+        channels = Constant<value_ints = [1]>()
+        plane = Constant<value_ints = [2, 3]>()
+        taps_shape = Constant<value_ints = [1, 1, -1]>()
+        pooled = ReduceMean<keepdims = 0>(x, plane)
+        row = Unsqueeze(pooled, channels)
+        taps = Reshape(w, taps_shape)
+        mixed = Conv<auto_pad = "SAME_UPPER">(row, taps)
+        flat = Squeeze(mixed, channels)
+        sigmoid = Sigmoid(flat)
+        gate = Unsqueeze(sigmoid, plane)
+        scaled = Mul(x, gate)
+        """,
+    ),
+    "ScaleAddReLU": (
+        "x, g",
+        """
+        plane = Constant<value_ints = [2, 3]>()
+        gate = Unsqueeze(g, plane)
+        scaled = Mul(x, gate)
+        """,
+    ),
+    "GatedConv1x1": (
+        "h, w, b, g",
+        """
+        plane = Constant<value_ints = [2, 3]>()
+        kernel = Unsqueeze(w, plane)
+        x = Conv(h, kernel, b)
+        gate = Unsqueeze(g, plane)
+        scaled = Mul(x, gate)
+        """,
+    ),
+}
+
+
+def lower(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` whose nodes of domain `eca` are the plain operators that define them."""
+    lowered = onnx.ModelProto()
+    lowered.CopyFrom(model)
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    variants: dict[str, tuple[str, bool, bool]] = {}
+    for node in lowered.graph.node:
+        if node.domain == DOMAIN:
+            inputs, _ = BODIES[node.op_type]
+            residual = len(node.input) > inputs.count(",") + 1
+            relu = any(attribute.name == "relu" and attribute.i for attribute in node.attribute)
+            del node.attribute[:]
+            variant = f"{node.op_type}_{residual:d}{relu:d}"
+            variants[variant] = (node.op_type, residual, relu)
+            node.op_type = variant
+    lowered.functions.extend(_function(name, *variant, opset) for name, variant in variants.items())
+    lowered = inline_local_functions(lowered)
+    keep = [entry for entry in lowered.opset_import if entry.domain == ""]
+    del lowered.opset_import[:]
+    lowered.opset_import.extend(keep)
+    return lowered
+
+
+def lower_file(path: Path) -> None:
+    """`lower` for the ONNX file at `path`, in place; a file without such nodes is left as it is."""
+    model = onnx.load(path)
+    if any(node.domain == DOMAIN for node in model.graph.node):
+        onnx.save(lower(model), path)
+
+
+def _function(name: str, operator: str, residual: bool, relu: bool, opset: int) -> onnx.FunctionProto:
+    inputs, body = BODIES[operator]
+    inputs += ", r" if residual else ""
+    body += "summed = Add(scaled, r)" if residual else "summed = Identity(scaled)"
+    body += "\ny = Relu(summed)" if relu else "\ny = Identity(summed)"
+    return onnx.parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]> {name} ({inputs}) => (y) {{ {body} }}'
+    )
