@@ -1,43 +1,132 @@
-"""The way to Triton; the only module that knows tritonclient."""
+"""The way to Triton; the only module that knows tritonclient's calls."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import socket
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import numpy as np
 import tritonclient.grpc.aio as triton
 from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from eca_service.contract import INPUT, PROBABILITIES, Contract
 from eca_service.errors import ServiceError
 
 MAX_MESSAGE_BYTES = 512 << 20
-OPTIONS: Sequence[tuple[str, int]] = (
+# gRPC's own load balancing and retries: a call that a dying server did not answer goes to another. Its health checks
+# need the streaming Watch, which Triton does not have: the connection's state and the golden answers stand for them.
+SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.02s",
+                "maxBackoff": "0.2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND"],
+            },
+        }
+    ],
+}
+OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
-)
-UNAVAILABLE = {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED"}
+    ("grpc.dns_min_time_between_resolutions_ms", 2000),
+    ("grpc.per_rpc_retry_buffer_size", 64 << 20),  # gRPC's own 256 KiB holds one image: larger batches would not retry
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+]
+UNAVAILABLE = {"UNAVAILABLE", "CANCELLED"}
 
 
 class Triton:
-    """One channel to a Triton Inference Server at host:port."""
+    """One channel for inference to all servers of `urls` (host:port, separated by commas), one to each for control."""
 
-    def __init__(self, url: str) -> None:
-        self._client = triton.InferenceServerClient(url, channel_args=list(OPTIONS))
+    def __init__(self, urls: str) -> None:
+        self._urls = [url.strip() for url in urls.split(",") if url.strip()]
+        self._clients: dict[str, triton.InferenceServerClient] = {}
+
+    def open(self) -> None:
+        """Makes the channel, in the running event loop; it connects when it is needed, and again when it was cut."""
+        target = self._urls[0] if len(self._urls) == 1 else "ipv4:" + ",".join(map(_numeric, self._urls))
+        self._channel = grpc.aio.insecure_channel(target, OPTIONS)
+        self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
 
     async def close(self) -> None:
-        """Closes the channel."""
-        await self._client.close()
+        """Closes all channels."""
+        await asyncio.gather(self._channel.close(), *(client.close() for client in self._clients.values()))
 
     async def load(self, contract: Contract) -> None:
-        """Loads the model and compares Triton's own metadata with the contract; ServiceError where they differ."""
+        """Loads the model in every server that lacks it; ServiceError where none has it or one has another.
+
+        A server that is down does not count: the others serve.
+        """
+        outcomes = await asyncio.gather(
+            *(self._load(client, contract) for client in await self._endpoints()), return_exceptions=True
+        )
+        failures = [outcome for outcome in outcomes if outcome is not None]
+        serious = [
+            error for error in failures if not isinstance(error, ServiceError) or error.code == "model_not_ready"
+        ]
+        if serious or len(failures) == len(outcomes):
+            raise (serious or failures)[0]
+
+    async def infer(
+        self, images: Sequence[NDArray[np.uint8]], contract: Contract, deadline: float
+    ) -> NDArray[np.float32]:
+        """Probabilities float32 [N, K] for N images uint8 [H, W, 3]; `deadline` is of the event loop's clock.
+
+        Raises deadline_exceeded, backend_unavailable, model_not_ready, internal.
+        """
+        request = service_pb2.ModelInferRequest(model_name=contract.name, model_version=str(contract.version))
+        request.inputs.add(name=INPUT, datatype="UINT8", shape=[len(images), *images[0].shape])
+        request.outputs.add(name=PROBABILITIES)
+        request.raw_input_contents.append(b"".join(image.data for image in images))
+        left_s = max(0.001, deadline - asyncio.get_running_loop().time())
         try:
-            await self._client.load_model(contract.name)
-            metadata = await self._client.get_model_metadata(contract.name, str(contract.version), client_timeout=10)
+            answer = await self._infer(request, timeout=left_s)
+        except grpc.RpcError as error:
+            raise _translated(error, contract.name) from None
+        # numpy's own array: the message's memory goes with the message
+        probabilities = np.frombuffer(answer.raw_output_contents[0], "<f4").copy()
+        if probabilities.size != len(images) * contract.classes:
+            raise ServiceError("internal", f"Triton answered {probabilities.size} scores for {len(images)} images")
+        return probabilities.reshape(len(images), contract.classes)
+
+    async def _endpoints(self) -> list[triton.InferenceServerClient]:
+        """A client for each address that the urls stand for now."""
+        loop = asyncio.get_running_loop()
+        addresses: set[str] = set()
+        for url in self._urls:
+            host, _, port = url.rpartition(":")
+            try:
+                found = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+            except OSError:
+                continue
+            addresses |= {_joined(info[4]) for info in found}
+        for address in addresses - self._clients.keys():
+            self._clients[address] = triton.InferenceServerClient(address, channel_args=OPTIONS[:-1])
+        for address in self._clients.keys() - addresses:
+            await self._clients.pop(address).close()
+        if not self._clients:
+            raise ServiceError("backend_unavailable", f"no address is known for {', '.join(self._urls)}")
+        return list(self._clients.values())
+
+    async def _load(self, client: triton.InferenceServerClient, contract: Contract) -> None:
+        version = str(contract.version)
+        try:
+            if not await client.is_model_ready(contract.name, version, client_timeout=10):
+                await client.load_model(contract.name)
+            metadata = await client.get_model_metadata(contract.name, version, client_timeout=10)
         except (InferenceServerException, grpc.RpcError) as error:
             raise _translated(error, contract.name) from None
         crop = contract.preprocessing.crop
@@ -49,33 +138,26 @@ class Triton:
                     "model_not_ready", f"{contract.name}: Triton has {name} as {found.get(name)}, the contract {tensor}"
                 )
 
-    async def infer(self, images: NDArray[np.uint8], contract: Contract, deadline_s: float) -> NDArray[np.float32]:
-        """Probabilities float32 [N, K] for uint8 [N, H, W, 3]; ServiceError where Triton cannot answer in time."""
-        tensor = triton.InferInput(INPUT, list(images.shape), "UINT8")
-        tensor.set_data_from_numpy(images)
-        try:
-            answer = await self._client.infer(
-                contract.name,
-                [tensor],
-                model_version=str(contract.version),
-                outputs=[triton.InferRequestedOutput(PROBABILITIES)],
-                client_timeout=max(0.001, deadline_s),
-            )
-        except (InferenceServerException, grpc.RpcError) as error:
-            raise _translated(error, contract.name) from None
-        probabilities: NDArray[np.float32] = answer.as_numpy(PROBABILITIES)
-        if probabilities.shape != (len(images), contract.classes):
-            raise ServiceError("internal", f"Triton answered {probabilities.shape} for {len(images)} images")
-        return probabilities
+
+def _numeric(url: str) -> str:
+    host, _, port = url.rpartition(":")
+    return _joined(socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)[0][4])
+
+
+def _joined(address: tuple[Any, ...]) -> str:
+    return f"[{address[0]}]:{address[1]}" if ":" in str(address[0]) else f"{address[0]}:{address[1]}"
 
 
 def _translated(error: Exception, model: str) -> ServiceError:
-    status = error.status() if isinstance(error, InferenceServerException) else ""
-    text = (error.message() if isinstance(error, InferenceServerException) else str(error)) or "no reason given"
-    if status == "StatusCode.DEADLINE_EXCEEDED":
+    if isinstance(error, InferenceServerException):
+        status, text = (error.status() or "").removeprefix("StatusCode."), error.message()
+    else:
+        status, text = error.code().name, error.details()  # type: ignore[attr-defined]
+    text = text or "no reason given"
+    if status == "DEADLINE_EXCEEDED":
         return ServiceError("deadline_exceeded", f"{model} did not answer before the request's deadline")
     if status in UNAVAILABLE and "model" not in text.lower():
         return ServiceError("backend_unavailable", "Triton Inference Server is not reachable; try again in a moment")
-    if status in UNAVAILABLE or "is not ready" in text or "unknown model" in text or status == "StatusCode.NOT_FOUND":
+    if status in UNAVAILABLE or "is not ready" in text or "unknown model" in text or status == "NOT_FOUND":
         return ServiceError("model_not_ready", f"{model} is not loaded in Triton: {text}")
     return ServiceError("internal", f"Triton failed on {model}: {text}")

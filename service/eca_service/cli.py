@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import logging
 import signal
@@ -17,8 +15,6 @@ import click
 from eca_service.settings import PREFIX, Settings, SettingsError, load
 from eca_service.triton.server import TritonUnavailable, installation, require_free
 from eca_service.triton.supervisor import TritonServer
-
-DEMO_IMAGE = "build/demo/images/dog-1.jpg"  # there in a clone, from which `make serve` is run
 
 
 class _Commands(click.Group):
@@ -63,6 +59,7 @@ def up(**given: str | None) -> None:
     _log(settings)
     _require_models(settings)
     require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
+    require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")
     triton = _triton(settings)
     triton.start()
     try:
@@ -79,6 +76,7 @@ def gateway(**given: str | None) -> None:
     _log(settings)
     _require_models(settings)
     require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
+    require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")
     _gateway(settings)
 
 
@@ -181,40 +179,6 @@ def _require_models(settings: Settings) -> None:
 
 
 def _gateway(settings: Settings) -> None:
-    import uvicorn
+    from eca_service.gateway import serve
 
-    from eca_service.app import create_app
-
-    app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.http_port,
-        log_level=settings.log_level,
-        access_log=False,
-        timeout_graceful_shutdown=20,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
-
-    async def run() -> None:
-        announcer = asyncio.create_task(_announce(app, settings))
-        try:
-            await server.serve()
-        finally:
-            announcer.cancel()
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn drains first, then passes the signal on
-        asyncio.run(run())
-
-
-async def _announce(app: Any, settings: Settings) -> None:
-    """Prints the addresses once every model is ready."""
-    while not hasattr(app.state, "eca") or not app.state.eca.readiness.ready:
-        await asyncio.sleep(0.1)
-    url = f"http://{settings.host}:{settings.http_port}"
-    names = ", ".join(app.state.eca.registry.models)
-    click.echo(f"ECA Serve is ready: {url} ({names}); documentation at {url}/docs; Ctrl-C ends it")
-    photo = DEMO_IMAGE if Path(DEMO_IMAGE).exists() else "photo.jpg"
-    click.echo(f"  curl --data-binary @{photo} '{url}/v1/classify?top_k=3'")
+    serve(settings)

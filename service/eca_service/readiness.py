@@ -6,26 +6,30 @@ import asyncio
 import hashlib
 import io
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
 from eca_service import metrics
 from eca_service.backend import Triton
-from eca_service.contract import GOLDEN_FILE
+from eca_service.batching import Batcher
+from eca_service.contract import GOLDEN_FILE, Contract
 from eca_service.errors import ServiceError
 from eca_service.registry import Model, Registry
 
 logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 5.0
 RETRY_EVERY_S = 0.5
+GOLDEN_S = 10.0
 
 
 class Readiness:
     """Loads the models in Triton and keeps asking for their golden answers."""
 
-    def __init__(self, registry: Registry, triton: Triton) -> None:
+    def __init__(self, registry: Registry, triton: Triton, batcher: Callable[[Contract], Batcher]) -> None:
         self._registry = registry
         self._triton = triton
+        self._batcher = batcher
         self._wake = asyncio.Event()
         self.reasons: dict[str, str] = dict.fromkeys(registry.models, "not asked yet")
         for model in registry.models.values():
@@ -35,6 +39,10 @@ class Readiness:
     def ready(self) -> bool:
         """Every model golden, and at least one there."""
         return bool(self._registry.models) and not self.reasons
+
+    def is_ready(self, name: str) -> bool:
+        """The model gave its golden answers."""
+        return name in self._registry.models and name not in self.reasons
 
     def require(self, name: str) -> None:
         """Raises model_not_ready where the model has not given its golden answers."""
@@ -61,14 +69,16 @@ class Readiness:
         try:
             if name in self.reasons:
                 await self._triton.load(contract)
-            await golden(model, self._triton)
+            await golden(model, self._batcher(contract))
         except ServiceError as error:
             if self.reasons.get(name) != error.detail:
                 logger.warning("%s is not ready: %s", name, error.detail)
             self.reasons[name] = error.detail
         except Exception as error:  # whatever it is, the model is not ready, and the watch goes on
-            logger.exception("%s could not be checked", name)
-            self.reasons[name] = f"the check failed: {error}"
+            reason = f"the check failed: {error!r}"
+            if self.reasons.get(name) != reason:
+                logger.exception("%s could not be checked", name)
+            self.reasons[name] = reason
         else:
             if self.reasons.pop(name, None) is not None:
                 logger.info("%s version %d is ready", name, contract.version)
@@ -76,7 +86,7 @@ class Readiness:
         metrics.model_ready.labels(contract.name, str(contract.version)).set(ready)
 
 
-async def golden(model: Model, triton: Triton) -> None:
+async def golden(model: Model, batcher: Batcher) -> None:
     """Asks for the golden images' answers; ServiceError where they are not what the build wrote down."""
     contract = model.contract
     try:
@@ -87,7 +97,9 @@ async def golden(model: Model, triton: Triton) -> None:
         raise ServiceError("model_not_ready", f"{GOLDEN_FILE} is not the file that the build wrote")
     images = np.load(io.BytesIO(raw))
     expected = np.asarray(contract.golden.probabilities, np.float32)
-    got = np.concatenate([await triton.infer(image[None], contract, 10.0) for image in images])
+    caller, deadline = object(), asyncio.get_running_loop().time() + GOLDEN_S
+    rows = [await batcher.submit(caller, image, deadline) for image in images]
+    got = np.stack([row.probabilities for row in rows])
     difference = float(np.abs(got - expected).max())
     if not difference <= contract.golden.tolerance:
         raise ServiceError(

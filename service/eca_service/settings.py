@@ -24,7 +24,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     http_port: int = Field(8080, ge=0, le=65535, description="HTTP port")
     triton_grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC port of the embedded Triton")
-    triton_url: str | None = Field(None, description="host:port of a Triton of your own")
+    grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port")
+    triton_url: str | None = Field(None, description="host:port of your own Triton; several are separated by commas")
     triton_threads: int | None = Field(None, ge=1, le=256, description="threads an engine runs on")
     triton_log: Path = Field(Path(".cache/triton.log"), description="log file of the embedded Triton")
     repository: Path = Field(Path("model_repository"), description="model repository")
@@ -32,9 +33,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(32 << 20, ge=1024, description="largest request body")
     max_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
     max_images: int = Field(64, ge=1, le=4096, description="most images in a request")
-    max_inflight: int = Field(256, ge=1, description="most requests at once, above it 429")
+    max_inflight_images: int = Field(256, ge=1, description="most images being answered, above it 429")
+    max_inflight_bytes: int = Field(256 << 20, ge=1024, description="most bytes of bodies being answered, above it 429")
     decode_threads: int = Field(len(os.sched_getaffinity(0)), ge=1, le=256, description="threads that decode")
     deadline_ms: int = Field(30_000, ge=1, description="deadline of a request that names none")
+    drain_delay_ms: int = Field(0, ge=0, description="on SIGTERM: not ready, but still answering, for so long")
+    grace_ms: int = Field(20_000, ge=0, description="on SIGTERM: how long running requests may take to end")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")
 
 

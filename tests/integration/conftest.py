@@ -54,6 +54,7 @@ class Service:
     url: str
     log: Path
     triton_port: int
+    grpc_port: int
 
     def children(self) -> list[int]:
         """All processes below it."""
@@ -86,16 +87,18 @@ class Service:
         raise AssertionError(self.log.read_text())
 
 
-def start(repository: Path, folder: Path) -> Service:
-    """Starts the service on free ports; it may not be ready yet."""
-    port, triton_port, log = free_port(), free_port(), folder / "service.log"
+def start(repository: Path, folder: Path, **settings: object) -> Service:
+    """Starts the service on free ports, with ECA_... settings given in lower case; it may not be ready yet."""
+    port, grpc_port, triton_port, log = free_port(), free_port(), free_port(), folder / "service.log"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ECA_")}
     environment |= {
         "ECA_HTTP_PORT": str(port),
+        "ECA_GRPC_PORT": str(grpc_port),
         "ECA_TRITON_GRPC_PORT": str(triton_port),
         "ECA_REPOSITORY": str(repository),
         "ECA_TRITON_LOG": str(folder / "triton.log"),
     }
+    environment |= {f"ECA_{name.upper()}": str(value) for name, value in settings.items()}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-c", "from eca_service.cli import main; main()", "up"],
@@ -103,7 +106,7 @@ def start(repository: Path, folder: Path) -> Service:
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    return Service(process, f"http://127.0.0.1:{port}", log, triton_port)
+    return Service(process, f"http://127.0.0.1:{port}", log, triton_port, grpc_port)
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def test_metrics_and_stamps(service: Service, repository: Path) -> None:
     httpx.get(service.url + "/no/such/path")
     text = httpx.get(service.url + "/metrics").text
     assert f'eca_model_ready{{model="{MODEL}",version="1"}} 1.0' in text
-    assert f'eca_requests_total{{code="200",model="{MODEL}",protocol="http"}}' in text
+    assert f'eca_requests_total{{code="ok",model="{MODEL}",protocol="http"}}' in text
     assert "such" not in text, "an unknown path must not make a series"
     assert httpx.get(service.url + "/docs").status_code == 200
 
@@ -167,10 +167,15 @@ def test_features_on_request(service: Service, repository: Path) -> None:
         np.testing.assert_allclose(probabilities, expected / expected.sum(1, keepdims=True), atol=1e-5)
 
 
-@pytest.mark.parametrize("variable", ["ECA_HTTP_PORT", "ECA_TRITON_GRPC_PORT"])
+@pytest.mark.parametrize("variable", ["ECA_HTTP_PORT", "ECA_GRPC_PORT", "ECA_TRITON_GRPC_PORT"])
 def test_port_in_use_is_a_sentence(service: Service, repository: Path, variable: str) -> None:
-    taken = service.url.rpartition(":")[2] if variable == "ECA_HTTP_PORT" else str(service.triton_port)
-    ports = {"ECA_HTTP_PORT": str(free_port()), "ECA_TRITON_GRPC_PORT": str(free_port())} | {variable: taken}
+    used = {
+        "ECA_HTTP_PORT": service.url.rpartition(":")[2],
+        "ECA_GRPC_PORT": str(service.grpc_port),
+        "ECA_TRITON_GRPC_PORT": str(service.triton_port),
+    }
+    taken = used[variable]
+    ports = {name: str(free_port()) for name in used} | {variable: taken}
     done = run("eca_service", "up", "--repository", repository, environment=ports)
     assert done.returncode == 2
     assert f"127.0.0.1:{taken}" in done.stderr
@@ -224,7 +229,7 @@ def test_impatient_callers_do_not_spoil_the_others(service: Service, repository:
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(post, range(200)))
-    assert {answer.status_code for answer in answers[1::2]} <= {200, 504}
+    assert {answer.status_code for answer in answers[1::2]} <= {200, 429, 504}
     for answer in answers[::2]:
         assert answer.status_code == 200, answer.text
         assert _close(expected, answer.json()["results"])

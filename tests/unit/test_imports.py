@@ -47,17 +47,22 @@ def test_build_uses_only_the_contract_of_the_service() -> None:
     ("package", "home"),
     [
         ("prometheus_client", "metrics.py"),
-        ("tritonclient", "backend.py"),
+        ("grpc_health", "grpc_server.py"),
         ("PIL", "imaging.py"),
         ("pydantic_settings", "settings.py"),
         ("httpx", "client.py"),
-        ("uvicorn", "cli.py"),
-        ("click", "cli.py"),
+        ("uvicorn", "gateway.py"),
+        ("uvloop", "gateway.py"),
         ("onnxruntime", "triton/onnxruntime_backend/model.py"),
     ],
 )
 def test_one_module_per_outside_dependency(package: str, home: str) -> None:
     assert importers(SERVICE, package) == {f"service/eca_service/{home}"}
+
+
+def test_only_the_protocol_s_modules_know_tritonclient() -> None:
+    homes = {"backend.py", "grpc_server.py", "oip.py"}
+    assert importers(SERVICE, "tritonclient") == {f"service/eca_service/{home}" for home in homes}
 
 
 @pytest.mark.parametrize(

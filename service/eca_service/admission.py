@@ -1,0 +1,65 @@
+"""Who may come in: a permit first, bounded by images and by bytes, before anything is read or decoded."""
+
+from __future__ import annotations
+
+from eca_service import metrics
+from eca_service.errors import ServiceError
+
+
+class Admission:
+    """The permits of this process: at most `max_images` images and `max_bytes` bytes of bodies at once."""
+
+    def __init__(self, max_images: int, max_bytes: int) -> None:
+        self.max_images = max_images
+        self.max_bytes = max_bytes
+        self.images = 0
+        self.size = 0
+        self.requests = 0
+
+    def enter(self, size: int) -> Permit:
+        """A permit for a request of one image and `size` bytes; overloaded where there is no room for it."""
+        permit = Permit(self)
+        permit.grow(images=1, size=size)
+        self.requests += 1
+        metrics.inflight.set(self.requests)
+        return permit
+
+
+class Permit:
+    """What one request holds; it is given back by `release`."""
+
+    __slots__ = ("_admission", "images", "size")
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.images = 0
+        self.size = 0
+
+    def grow(self, images: int = 0, size: int = 0) -> None:
+        """Takes more, or raises overloaded and takes nothing."""
+        house = self._admission
+        if house.images + images > house.max_images or house.size + size > house.max_bytes:
+            metrics.rejected.labels("overloaded").inc()
+            raise ServiceError(
+                "overloaded",
+                f"{house.images} images in {house.size} bytes are being answered, there is no room for "
+                f"{self.images + images} more; try again in a moment",
+            )
+        house.images += images
+        house.size += size
+        self.images += images
+        self.size += size
+
+    def cover(self, size: int) -> None:
+        """Grows to `size` bytes where it is smaller: a body whose length was not announced."""
+        if size > self.size:
+            self.grow(size=size - self.size)
+
+    def release(self) -> None:
+        """Gives all back; once."""
+        house = self._admission
+        house.images -= self.images
+        house.size -= self.size
+        house.requests -= 1
+        self.images = self.size = 0
+        metrics.inflight.set(house.requests)

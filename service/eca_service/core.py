@@ -1,0 +1,259 @@
+"""The one way of a classification, whatever protocol brings it: admitted, decoded, batched, inferred, named."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eca_service import metrics
+from eca_service.admission import Admission, Permit
+from eca_service.backend import Triton
+from eca_service.batching import Batcher, Row
+from eca_service.contract import Contract
+from eca_service.errors import ServiceError
+from eca_service.imaging import Decoded, decode
+from eca_service.readiness import Readiness
+from eca_service.registry import Model, Registry
+from eca_service.settings import Settings
+
+T = TypeVar("T")
+MOST_OF_THE_DEADLINE = 0.8  # a request that is predicted to need more than this share of its time is refused
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class of one image; `score` is its probability in [0, 1]."""
+
+    index: int
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One image's answer: predictions, best first, or the error that this image alone met; and its stages' seconds."""
+
+    predictions: tuple[Prediction, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: ServiceError | None = None
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    infer_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request gets; the stages' times are those of its slowest image."""
+
+    contract: Contract
+    results: list[Result]
+    total_s: float
+
+    def milliseconds(self) -> dict[str, float]:
+        """decode, queue, infer, total, in milliseconds."""
+        stages = {
+            "decode": max(result.decode_s for result in self.results),
+            "queue": max(result.queue_s for result in self.results),
+            "infer": max(result.infer_s for result in self.results),
+            "total": self.total_s,
+        }
+        return {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
+
+    def server_timing(self) -> str:
+        """The same as the value of a Server-Timing header (W3C)."""
+        return ", ".join(f"{stage};dur={spent}" for stage, spent in self.milliseconds().items())
+
+
+class Core:
+    """What every protocol calls. It knows no protocol; its errors are `ServiceError`s."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.registry = Registry(settings.repository, settings.default_model)
+        self.triton = Triton(settings.triton_url or f"127.0.0.1:{settings.triton_grpc_port}")
+        self.admission = Admission(settings.max_inflight_images, settings.max_inflight_bytes)
+        self.readiness = Readiness(self.registry, self.triton, self.batcher)
+        self.leaving = False  # asked to end: no longer ready, but still answering
+        self.draining = False  # refuses new requests
+        self._batchers: dict[tuple[str, int], Batcher] = {}
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoding = 0
+        self._decode_s = 0.0
+        self._watch: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Connects to Triton and starts asking for the golden answers, in the running event loop."""
+        self.triton.open()
+        self._watch = asyncio.create_task(self.readiness.watch())
+
+    async def close(self) -> None:
+        """Ends what `start` began and closes the way to Triton."""
+        self.leaving = self.draining = True
+        if self._watch:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await self.triton.close()
+        self._decoders.shutdown(cancel_futures=True)
+
+    def enter(self, size: int) -> Permit:
+        """A permit for a request of `size` bytes, as announced. Raises draining, body_too_large, overloaded."""
+        if self.draining:
+            metrics.rejected.labels("draining").inc()
+            raise ServiceError("draining", "the service is shutting down")
+        if size > self.settings.max_body_bytes:
+            raise self.too_large()
+        return self.admission.enter(size)
+
+    def too_large(self) -> ServiceError:
+        """What a body over the limit is answered."""
+        return ServiceError("body_too_large", f"the body has more than {self.settings.max_body_bytes} bytes")
+
+    @property
+    def ready(self) -> bool:
+        """Every model is golden, and the service is not shutting down."""
+        return self.readiness.ready and not self.leaving
+
+    def require(self, model: Model, deadline: float) -> None:
+        """Raises what a request for `model` can be told before its body is read; `deadline` is of the loop's clock.
+
+        That is: model_not_ready, deadline_exceeded, or overloaded where the answer would come too late.
+        """
+        self.readiness.require(model.contract.name)
+        self._require_time(model.contract, 1, deadline)
+
+    async def classify(
+        self, model: Model, images: Sequence[bytes | ServiceError], top_k: int, deadline: float, permit: Permit
+    ) -> Answer:
+        """One Result for each entry of `images`, in their order; an entry that is an error already stays one.
+
+        Raises ServiceError where the request as a whole fails: bad_request for none or too many images,
+        bad_parameter for a `top_k` that is not 1 to the number of classes.
+        """
+        started = time.perf_counter()
+        contract = model.contract
+        if not 1 <= top_k <= contract.classes:
+            raise ServiceError("bad_parameter", f"top_k is {top_k}, {contract.name} has {contract.classes} classes")
+        most = min(self.settings.max_images, self.settings.max_inflight_images)
+        if not images:
+            raise ServiceError("bad_request", "the request holds no image; send its bytes as the body, or in a form")
+        if len(images) > most:
+            raise ServiceError("bad_request", f"the request holds {len(images)} images, at most {most} are taken")
+        if len(images) > 1:
+            permit.grow(images=len(images) - 1)
+            self._require_time(contract, len(images), deadline)
+        batcher = self.batcher(contract)
+        turns = asyncio.Semaphore(self.settings.decode_threads)  # a large request leaves the decoders to others too
+
+        async def one(image: bytes | ServiceError) -> Result:
+            if isinstance(image, ServiceError):
+                return Result(error=image)
+            try:
+                async with turns:
+                    decoded, decode_s = await self._decode(image, contract)
+            except ServiceError as error:
+                return Result(error=error)
+            row = await batcher.submit(permit, decoded.pixels, deadline)
+            return self._named(contract, row, top_k, decoded, decode_s)
+
+        try:
+            results = [await one(images[0])] if len(images) == 1 else await _all(one(image) for image in images)
+        except ServiceError as error:
+            if error.kind.http >= 500:
+                self.readiness.suspect()
+            raise
+        return Answer(contract, results, time.perf_counter() - started)
+
+    def batcher(self, contract: Contract) -> Batcher:
+        """The queue in front of a model version's engine."""
+        key = (contract.name, contract.version)
+        if key not in self._batchers:
+
+            async def run(images: Sequence[NDArray[np.uint8]], deadline: float) -> NDArray[np.float32]:
+                return await self.triton.infer(images, contract, deadline)
+
+            self._batchers[key] = Batcher(contract.name, run, contract.max_batch, slots=1)
+        return self._batchers[key]
+
+    def _require_time(self, contract: Contract, images: int, deadline: float) -> None:
+        left_s = deadline - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            raise ServiceError("deadline_exceeded", "the request's deadline passed before it was taken up")
+        batcher = self.batcher(contract)
+        if batcher.idle and not self._decoding:
+            return  # nobody is ahead: what was learnt from others may not hold for this one, so it is tried
+        decode_s = (self._decoding + images) * self._decode_s / self.settings.decode_threads
+        wait_s = decode_s + batcher.wait_s(images)
+        if wait_s > MOST_OF_THE_DEADLINE * left_s:
+            metrics.rejected.labels("deadline").inc()
+            raise ServiceError(
+                "overloaded", f"an answer would take about {wait_s:.2f} s, the request's deadline is in {left_s:.2f} s"
+            )
+
+    async def _decode(self, image: bytes, contract: Contract) -> tuple[Decoded, float]:
+        started = time.perf_counter()
+        self._decoding += 1
+        try:
+            loop = asyncio.get_running_loop()
+            recipe, most = contract.preprocessing, self.settings.max_pixels
+            decoded, busy_s = await loop.run_in_executor(self._decoders, _timed_decode, image, recipe, most)
+        finally:
+            self._decoding -= 1
+        self._decode_s += 0.1 * (busy_s - self._decode_s)
+        spent = time.perf_counter() - started
+        metrics.stage_seconds.labels("decode", contract.name).observe(spent)
+        return decoded, spent
+
+    def _named(self, contract: Contract, row: Row, top_k: int, decoded: Decoded, decode_s: float) -> Result:
+        started = time.perf_counter()
+        best = np.argsort(-row.probabilities, kind="stable")[:top_k].tolist()
+        predictions = tuple(Prediction(i, contract.labels[i], float(row.probabilities[i])) for i in best)
+        stages = metrics.stage_seconds
+        stages.labels("queue", contract.name).observe(row.queue_s)
+        stages.labels("infer", contract.name).observe(row.infer_s)
+        stages.labels("postprocess", contract.name).observe(time.perf_counter() - started)
+        metrics.images.labels(contract.name).inc()
+        return Result(predictions, decoded.warnings, None, decode_s, row.queue_s, row.infer_s)
+
+
+def _timed_decode(image: bytes, recipe: Any, max_pixels: int) -> tuple[Decoded, float]:
+    started = time.perf_counter()
+    return decode(image, recipe, max_pixels), time.perf_counter() - started
+
+
+async def _all(work: Any) -> list[Any]:
+    """The results of all; the first that fails ends the others."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def in_time(work: Coroutine[Any, Any, T], deadline: float, gone: Awaitable[None] | None = None) -> T:
+    """The result of `work`; it is cancelled at `deadline` (the event loop's clock) or as soon as `gone` returns.
+
+    Raises deadline_exceeded or client_closed; whatever `work` waited for is cancelled before.
+    """
+    task = asyncio.ensure_future(work)
+    watched = {task} if gone is None else {task, asyncio.ensure_future(gone)}
+    try:
+        left_s = deadline - asyncio.get_running_loop().time()
+        done, _ = await asyncio.wait(watched, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
+        if task in done:
+            return task.result()
+        if done:
+            raise ServiceError("client_closed", "the caller went away")
+        raise ServiceError("deadline_exceeded", "the request's deadline passed before its answer was ready")
+    finally:
+        for one in watched:
+            one.cancel()
+        if not task.done():
+            await asyncio.wait({task})

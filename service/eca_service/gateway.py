@@ -1,0 +1,92 @@
+"""The gateway's process: an event loop that answers HTTP and gRPC until it is told to end, and then drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import uvicorn
+import uvloop
+
+from eca_service.app import create_app
+from eca_service.core import Core
+from eca_service.settings import Settings
+
+DEMO_IMAGE = "build/demo/images/dog-1.jpg"  # there in a clone, from which `make serve` is run
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, whose signals are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+def serve(settings: Settings) -> None:
+    """Answers until SIGTERM or SIGINT."""
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.http_port,
+        loop="uvloop",
+        http="httptools",
+        log_level=settings.log_level,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        ws="none",
+    )
+    server, core = Server(config), app.state.core
+
+    async def run() -> None:
+        loop, asked = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, asked.set)
+        others = [asyncio.create_task(_announce(core)), asyncio.create_task(_end(server, core, asked))]
+        try:
+            await server.serve()
+        finally:
+            for task in others:
+                task.cancel()
+
+    uvloop.run(run())
+
+
+async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:
+    """Once asked: no longer ready, then refusing what is new, then ended when what runs is answered.
+
+    Asked again it ends at once, and what runs is cut off.
+    """
+    await asked.wait()
+    asked.clear()
+    settings = core.settings
+    core.leaving = True
+    patience = asyncio.create_task(asked.wait())
+    await asyncio.wait({patience}, timeout=settings.drain_delay_ms / 1000)
+    core.draining = True
+    end = time.monotonic() + settings.grace_ms / 1000
+    while core.admission.requests and time.monotonic() < end and not patience.done():
+        await asyncio.sleep(0.02)
+    patience.cancel()
+    server.should_exit = True
+
+
+async def _announce(core: Core) -> None:
+    """Prints the addresses once every model is ready."""
+    while not core.ready:
+        await asyncio.sleep(0.1)
+    settings = core.settings
+    url = f"http://{settings.host}:{settings.http_port}"
+    names = ", ".join(core.registry.models)
+    click.echo(f"ECA Serve is ready: {url} and gRPC on {settings.host}:{settings.grpc_port} ({names})")
+    click.echo(f"Documentation at {url}/docs; Ctrl-C ends it")
+    photo = DEMO_IMAGE if Path(DEMO_IMAGE).exists() else "photo.jpg"
+    click.echo(f"  curl --data-binary @{photo} '{url}/v1/classify?top_k=3'")

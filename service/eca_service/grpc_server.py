@@ -1,0 +1,198 @@
+"""The Open Inference Protocol v2 over gRPC, with gRPC's own health checks and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from eca_service import oip
+from eca_service.contract import Contract
+from eca_service.core import Core, in_time
+from eca_service.errors import ServiceError
+from eca_service.journal import Entry
+
+logger = logging.getLogger(__name__)
+Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
+SERVICE = "inference.GRPCInferenceService"
+FRAMING_BYTES = 64 << 10  # what a message may have around its images
+GRACE_S = 20.0
+WATCH_EVERY_S = 0.5
+
+
+class GrpcServer:
+    """The port `settings.grpc_port`; `start` binds it, `stop` lets running calls finish."""
+
+    def __init__(self, core: Core) -> None:
+        settings = core.settings
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.max_body_bytes + FRAMING_BYTES),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Inference(core), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(Health(core), self._server)
+        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.port: int = self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+
+    async def start(self) -> None:
+        """Begins to answer."""
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Answers what has begun, for at most 20 s."""
+        await self._server.stop(GRACE_S)
+
+
+class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """inference.GRPCInferenceService; what it does not define answers UNIMPLEMENTED."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def ServerLive(self, request: Any, context: Context) -> Any:
+        """The process is alive."""
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Context) -> Any:
+        """Every model gave its golden answers."""
+        return service_pb2.ServerReadyResponse(ready=self._core.ready)
+
+    async def ModelReady(self, request: Any, context: Context) -> Any:
+        """The model gave its golden answers."""
+        contract = await self._contract(request, context)
+        ready = self._core.readiness.is_ready(contract.name) and not self._core.leaving
+        return service_pb2.ModelReadyResponse(ready=ready)
+
+    async def ServerMetadata(self, request: Any, context: Context) -> Any:
+        """Name, version, extensions."""
+        return service_pb2.ServerMetadataResponse(**oip.server_metadata())
+
+    async def ModelMetadata(self, request: Any, context: Context) -> Any:
+        """A model's tensors."""
+        return service_pb2.ModelMetadataResponse(**oip.model_metadata(await self._contract(request, context)))
+
+    async def ModelConfig(self, request: Any, context: Context) -> Any:
+        """What load generators ask for."""
+        return service_pb2.ModelConfigResponse(config=oip.model_config(await self._contract(request, context)))
+
+    async def ModelStatistics(self, request: Any, context: Context) -> Any:
+        """What this process has counted."""
+        contract = await self._contract(request, context)
+        return oip.statistics(contract, self._core.batcher(contract).totals)
+
+    async def ModelInfer(self, request: Any, context: Context) -> Any:
+        """Classifies the encoded images of the input `image`."""
+        given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
+        entry = Entry("grpc", given if isinstance(given, str) else "")
+        permit = None
+        try:
+            permit = self._core.enter(request.ByteSize())
+            return await self._infer(request, context, entry, permit)
+        except ServiceError as error:
+            entry.code = error.code
+            await refuse(context, error, entry.request_id)
+        except asyncio.CancelledError:
+            entry.code = "client_closed"
+            raise
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            logger.exception("request %s failed", entry.request_id)
+            entry.code = "internal"
+            await refuse(context, ServiceError("internal", "the service failed; its log has the id"), entry.request_id)
+        finally:
+            if permit:
+                permit.release()
+            entry.close()
+
+    async def _infer(self, request: Any, context: Context, entry: Entry, permit: Any) -> Any:
+        core = self._core
+        left_s = context.time_remaining()
+        longest_s = core.settings.deadline_ms / 1000
+        deadline = asyncio.get_running_loop().time() + (longest_s if left_s is None else left_s)
+        model = core.registry.get(request.model_name, oip.require_version(request.model_version))
+        contract = model.contract
+        entry.model = contract.name
+        core.require(model, deadline)
+        if len(request.inputs) != 1:
+            raise ServiceError("bad_request", f"the request has {len(request.inputs)} inputs, the model has one: image")
+        tensor = request.inputs[0]
+        count = oip.require_input(tensor.name, tensor.datatype, tensor.shape)
+        if request.raw_input_contents:
+            images = oip.unpack(b"".join(request.raw_input_contents), count)
+        else:
+            images = list(tensor.contents.bytes_contents)
+        if len(images) != count:
+            raise ServiceError("bad_request", f"image has shape [{count}] and holds {len(images)} images")
+        asked = request.parameters.get("top_k")
+        top_k = oip.require_top_k(
+            getattr(asked, asked.WhichOneof("parameter_choice") or "") if asked else None, contract
+        )
+        names = oip.require_outputs([output.name for output in request.outputs])
+        answer = await in_time(core.classify(model, images, top_k, deadline, permit), deadline)
+        response = service_pb2.ModelInferResponse(
+            model_name=contract.name, model_version=str(contract.version), id=request.id
+        )
+        for output in oip.tensors(answer, top_k, names):
+            response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+            response.raw_output_contents.append(output.raw())
+        context.set_trailing_metadata((("x-request-id", entry.request_id), ("server-timing", answer.server_timing())))
+        return response
+
+    async def _contract(self, request: Any, context: Context) -> Contract:
+        try:
+            name = getattr(request, "model_name", "") or request.name
+            given = getattr(request, "model_version", "") or getattr(request, "version", "")
+            return self._core.registry.get(name, oip.require_version(given)).contract
+        except ServiceError as error:
+            await refuse(context, error, "")
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1, asked of the service as a whole or of its one service."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def Check(self, request: Any, context: Context) -> Any:
+        """SERVING while every model is golden."""
+        if request.service not in {"", SERVICE}:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {request.service!r}")
+        return self._status(request.service)
+
+    async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """The state now, and again whenever it changes."""
+        told = None
+        while not self._core.leaving or told is None:
+            status = self._status(request.service)
+            if status != told:
+                yield status
+                told = status
+            await asyncio.sleep(WATCH_EVERY_S)
+        yield self._status(request.service)
+
+    def _status(self, service: str) -> Any:
+        kinds = health_pb2.HealthCheckResponse
+        if service not in {"", SERVICE}:
+            return kinds(status=kinds.SERVICE_UNKNOWN)
+        return kinds(status=kinds.SERVING if self._core.ready else kinds.NOT_SERVING)
+
+
+async def refuse(context: Context, error: ServiceError, request_id: str) -> NoReturn:
+    """Ends the call with the error's status; its stable code and the request's id travel as trailing metadata."""
+    trailing = [("eca-code", error.code), ("x-request-id", request_id)]
+    if error.kind.retry_after_s is not None:
+        trailing.append(("retry-after", str(error.kind.retry_after_s)))
+    await context.abort(grpc.StatusCode[error.kind.grpc], str(error), tuple(trailing))
+    raise AssertionError("abort raises")

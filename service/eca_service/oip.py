@@ -1,0 +1,183 @@
+"""The Open Inference Protocol v2, as both its HTTP and its gRPC form need it: metadata, tensors, one inference.
+
+https://github.com/open-inference/open-inference-protocol/tree/main/specification/protocol
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from google.protobuf.json_format import MessageToDict
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from eca_service.batching import Totals
+from eca_service.contract import INPUT, Contract
+from eca_service.core import Answer
+from eca_service.errors import ServiceError
+
+PLATFORM = "eca-serve"
+OUTPUTS = {"label": "BYTES", "index": "INT32", "score": "FP32"}
+TOP_K = 5
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One output: `values` is uint8 / int32 / float32 [N, k], or rows of encoded texts for BYTES."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, int]
+    values: Any
+
+    def raw(self) -> bytes:
+        """Little-endian, row-major; each text behind its length in four bytes."""
+        if self.datatype == "BYTES":
+            return b"".join(struct.pack("<I", len(text)) + text for row in self.values for text in row)
+        data: bytes = self.values.tobytes()
+        return data
+
+    def flat(self) -> list[Any]:
+        """The values for JSON, row-major."""
+        if self.datatype == "BYTES":
+            return [text.decode() for row in self.values for text in row]
+        numbers: list[Any] = self.values.ravel().tolist()
+        return numbers
+
+
+def server_metadata() -> dict[str, Any]:
+    """Name, version, extensions."""
+    return {"name": PLATFORM, "version": version("eca-serve"), "extensions": EXTENSIONS}
+
+
+def model_metadata(contract: Contract) -> dict[str, Any]:
+    """The tensors of a model: -1 stands for the number of images, and for top_k."""
+    return {
+        "name": contract.name,
+        "versions": [str(contract.version)],
+        "platform": PLATFORM,
+        "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [{"name": name, "datatype": datatype, "shape": [-1, -1]} for name, datatype in OUTPUTS.items()],
+    }
+
+
+def model_config(contract: Contract) -> model_config_pb2.ModelConfig:
+    """What load generators ask for before they start."""
+    config = model_config_pb2.ModelConfig(name=contract.name, platform=PLATFORM, max_batch_size=0)
+    config.input.add(name=INPUT, data_type=model_config_pb2.TYPE_STRING, dims=[-1])
+    kinds = {"BYTES": "TYPE_STRING", "INT32": "TYPE_INT32", "FP32": "TYPE_FP32"}
+    for name, datatype in OUTPUTS.items():
+        config.output.add(name=name, data_type=getattr(model_config_pb2, kinds[datatype]), dims=[-1, -1])
+    return config
+
+
+def statistics(contract: Contract, totals: Totals) -> service_pb2.ModelStatisticsResponse:
+    """What this process has counted since it started; times in nanoseconds, summed over images."""
+    found = service_pb2.ModelStatisticsResponse()
+    stats = found.model_stats.add(
+        name=contract.name,
+        version=str(contract.version),
+        inference_count=totals.images,
+        execution_count=totals.batches,
+        last_inference=int(1000 * totals.last_s),
+    )
+    for field, count, seconds in (
+        ("success", totals.images, totals.queue_s + totals.infer_s),
+        ("fail", totals.failed, 0.0),
+        ("queue", totals.images, totals.queue_s),
+        ("compute_infer", totals.images, totals.infer_s),
+    ):
+        duration = getattr(stats.inference_stats, field)
+        duration.count, duration.ns = count, int(1e9 * seconds)
+    return found
+
+
+def as_json(message: Any) -> dict[str, Any]:
+    """A protobuf message with the field names of its definition."""
+    found: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
+    return found
+
+
+def require_input(name: str, datatype: str, shape: Sequence[int]) -> int:
+    """The number of images that an input tensor announces. Raises bad_request where it is not ours."""
+    if name != INPUT:
+        raise ServiceError("bad_request", f"there is no input {name!r}; the input is {INPUT!r}")
+    if datatype != "BYTES":
+        raise ServiceError("bad_request", f"{INPUT} has datatype {datatype}; it is BYTES: encoded images")
+    if not shape or len(shape) > 2 or shape[0] < 1 or list(shape[1:]) not in ([], [1]):
+        raise ServiceError("bad_request", f"{INPUT} has shape {list(shape)}; it is [number of images]")
+    return int(shape[0])
+
+
+def require_outputs(names: Sequence[str]) -> list[str]:
+    """The outputs wanted: all where none is named. Raises bad_request for an unknown one."""
+    for name in names:
+        if name not in OUTPUTS:
+            raise ServiceError("bad_request", f"there is no output {name!r}; there are: {', '.join(OUTPUTS)}")
+    return list(names) or list(OUTPUTS)
+
+
+def require_top_k(given: object, contract: Contract) -> int:
+    """The request's top_k; where it names none 5, or fewer where the model has fewer classes. Raises bad_parameter."""
+    if given is None:
+        return min(TOP_K, contract.classes)
+    if isinstance(given, str) and given.isdecimal():
+        given = int(given)
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise ServiceError("bad_parameter", f"top_k is {given!r}, not a whole number")
+    return given
+
+
+def require_version(given: str) -> int | None:
+    """A version as a number, None where none is given. Raises version_not_found where it is no number."""
+    if not given:
+        return None
+    if not given.isdecimal():
+        raise ServiceError("version_not_found", f"{given!r} is no version; versions are numbers")
+    return int(given)
+
+
+def unpack(raw: bytes | memoryview, count: int) -> list[bytes]:
+    """The `count` byte strings of a BYTES tensor, each behind its length in four little-endian bytes."""
+    view, images, at = memoryview(raw), [], 0
+    for _ in range(count):
+        if at + 4 > len(view):
+            break
+        (length,) = struct.unpack_from("<I", view, at)
+        if at + 4 + length > len(view):
+            break
+        images.append(bytes(view[at + 4 : at + 4 + length]))
+        at += 4 + length
+    if len(images) != count or at != len(view):
+        raise ServiceError(
+            "bad_request", f"the {len(view)} bytes of {INPUT} do not hold {count} length-prefixed images"
+        )
+    return images
+
+
+def tensors(answer: Answer, top_k: int, names: Sequence[str]) -> list[Tensor]:
+    """The outputs named. An image that failed among others has index -1, score 0, and its error as the label.
+
+    Raises the image's own error where no image succeeded.
+    """
+    if all(result.error for result in answer.results):
+        assert answer.results[0].error is not None
+        raise answer.results[0].error
+    shape = (len(answer.results), top_k)
+    index = np.full(shape, -1, "<i4")
+    score = np.zeros(shape, "<f4")
+    label: list[list[bytes]] = []
+    for row, result in enumerate(answer.results):
+        if result.error is not None:
+            label.append([f"error: {result.error}".encode()] * top_k)
+            continue
+        index[row] = [p.index for p in result.predictions]
+        score[row] = [p.score for p in result.predictions]
+        label.append([p.label.encode() for p in result.predictions])
+    values = {"label": label, "index": index, "score": score}
+    return [Tensor(name, OUTPUTS[name], shape, values[name]) for name in names]

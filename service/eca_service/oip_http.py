@@ -1,0 +1,191 @@
+"""The Open Inference Protocol v2 over HTTP: JSON, and the binary tensor data extension."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from eca_service import oip
+from eca_service.bodies import Images, from_base64, read_body
+from eca_service.contract import INPUT, Contract
+from eca_service.core import Core
+from eca_service.errors import ServiceError
+from eca_service.routes import answer_to, core_of
+
+router = APIRouter(prefix="/v2")
+HEADER_LENGTH = "inference-header-content-length"
+
+
+def is_oip(path: str) -> bool:
+    """Whether a path belongs to the protocol."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
+@router.get("")
+async def server() -> Response:
+    """The service's name, version and extensions."""
+    return JSONResponse(oip.server_metadata())
+
+
+@router.get("/health/live")
+async def live() -> Response:
+    """The process is alive."""
+    return JSONResponse({"live": True})
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """Every model gave its golden answers."""
+    return _readiness(core_of(request).ready)
+
+
+@router.get("/models/{model}")
+@router.get("/models/{model}/versions/{version}")
+async def metadata(request: Request, model: str, version: str = "") -> Response:
+    """A model's tensors."""
+    return JSONResponse(oip.model_metadata(_contract(core_of(request), model, version)))
+
+
+@router.get("/models/{model}/ready")
+@router.get("/models/{model}/versions/{version}/ready")
+async def model_ready(request: Request, model: str, version: str = "") -> Response:
+    """The model gave its golden answers."""
+    core = core_of(request)
+    return _readiness(not core.leaving and core.readiness.is_ready(_contract(core, model, version).name))
+
+
+@router.get("/models/{model}/config")
+@router.get("/models/{model}/versions/{version}/config")
+async def config(request: Request, model: str, version: str = "") -> Response:
+    """What load generators ask for."""
+    return JSONResponse(oip.as_json(oip.model_config(_contract(core_of(request), model, version))))
+
+
+@router.get("/models/{model}/stats")
+@router.get("/models/{model}/versions/{version}/stats")
+async def statistics(request: Request, model: str, version: str = "") -> Response:
+    """What this process has counted."""
+    core = core_of(request)
+    contract = _contract(core, model, version)
+    return JSONResponse(oip.as_json(oip.statistics(contract, core.batcher(contract).totals)))
+
+
+@router.post("/models/{model}/infer")
+@router.post("/models/{model}/versions/{version}/infer")
+async def infer(request: Request, model: str, version: str = "") -> Response:
+    """Classifies the encoded images of the input `image`."""
+    limit = core_of(request).settings.max_body_bytes
+    asked = _Asked([], 0, "", [], set())
+
+    async def read(contract: Contract) -> tuple[Images, int]:
+        nonlocal asked
+        asked = _parse(await read_body(request, limit), request.headers.get(HEADER_LENGTH), contract)
+        return asked.images, asked.top_k
+
+    answer = await answer_to(request, model, oip.require_version(version), read)
+    outputs = oip.tensors(answer, asked.top_k, asked.outputs)
+    head: dict[str, Any] = {"model_name": model, "model_version": str(answer.contract.version)}
+    if asked.id:
+        head["id"] = asked.id
+    described, tail = [], b""
+    for tensor in outputs:
+        row: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        if tensor.name in asked.binary:
+            raw = tensor.raw()
+            row["parameters"] = {"binary_data_size": len(raw)}
+            tail += raw
+        else:
+            row["data"] = tensor.flat()
+        described.append(row)
+    text = json.dumps(head | {"outputs": described}, separators=(",", ":")).encode()
+    headers = {"Server-Timing": answer.server_timing()}
+    if not tail:
+        return Response(text, 200, headers, "application/json")
+    headers[HEADER_LENGTH] = str(len(text))
+    return Response(text + tail, 200, headers, "application/octet-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What an inference request says; `binary` are the outputs wanted as bytes."""
+
+    images: Images
+    top_k: int
+    id: str
+    outputs: list[str]
+    binary: set[str]
+
+
+def _parse(body: bytes, header_length: str | None, contract: Contract) -> _Asked:
+    """Raises bad_request or bad_parameter where the body is not an inference request."""
+    length = len(body)
+    if header_length is not None:
+        if not header_length.isdecimal() or int(header_length) > length:
+            raise ServiceError("bad_request", f"Inference-Header-Content-Length is {header_length!r} of {length} bytes")
+        length = int(header_length)
+    try:
+        head = json.loads(body[:length])
+    except (ValueError, RecursionError):
+        raise ServiceError("bad_request", "the inference request's header is not valid JSON") from None
+    inputs = _list(_object(head, "the request"), "inputs")
+    if len(inputs) != 1:
+        raise ServiceError("bad_request", f"the request has {len(inputs)} inputs, the model has one: {INPUT}")
+    given = _object(inputs[0], "an input")
+    shape = given.get("shape")
+    if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
+        raise ServiceError("bad_request", f"the shape of {INPUT} must be a list of whole numbers")
+    count = oip.require_input(str(given.get("name")), str(given.get("datatype")), shape)
+    size = _parameters(given).get("binary_data_size")
+    if size is None:
+        images = _from_json(given.get("data"), count)
+    elif size != len(body) - length:
+        raise ServiceError("bad_request", f"binary_data_size is {size!r}, {len(body) - length} bytes follow the header")
+    else:
+        images = oip.unpack(memoryview(body)[length:], count)
+    parameters = _parameters(head)
+    wanted = [_object(output, "an output") for output in _list(head, "outputs")]
+    names = oip.require_outputs([str(output.get("name")) for output in wanted])
+    everything = parameters.get("binary_data_output") is True
+    said = {str(output.get("name")): _parameters(output).get("binary_data", everything) for output in wanted}
+    binary = {name for name in names if said.get(name, everything) is True}
+    top_k = oip.require_top_k(parameters.get("top_k"), contract)
+    return _Asked(images, top_k, str(head.get("id") or ""), names, binary)
+
+
+def _from_json(data: Any, count: int) -> Images:
+    """Base64 texts: JSON has no other way to hold bytes."""
+    texts = data if isinstance(data, list) else None
+    if texts and all(isinstance(row, list) and len(row) == 1 for row in texts):
+        texts = [row[0] for row in texts]
+    if texts is None or len(texts) != count or not all(isinstance(text, str) for text in texts):
+        raise ServiceError("bad_request", f"the data of {INPUT} must be a list of {count} base64 texts")
+    return [from_base64(text) for text in texts]
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ServiceError("bad_request", f"{what} must be a JSON object")
+    return value
+
+
+def _list(holder: dict[str, Any], key: str) -> list[Any]:
+    value = holder.get(key, [])
+    if not isinstance(value, list):
+        raise ServiceError("bad_request", f"{key} must be a list")
+    return value
+
+
+def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
+    return _object(holder.get("parameters", {}), "parameters")
+
+
+def _contract(core: Core, model: str, version: str) -> Contract:
+    return core.registry.get(model, oip.require_version(version)).contract
+
+
+def _readiness(yes: bool) -> Response:
+    return JSONResponse({"ready": yes}, 200 if yes else 503, {} if yes else {"Retry-After": "1"})
