@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,7 +86,7 @@ class Core:
         self.leaving = False  # asked to end: no longer ready, but still answering
         self.draining = False  # refuses new requests
         self._batchers: dict[tuple[str, int], Batcher] = {}
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode", _yielding)
         self._decoding = 0
         self._decode_s = 0.0
         self._watch: asyncio.Task[None] | None = None
@@ -220,6 +223,12 @@ class Core:
         stages.labels("postprocess", contract.name).observe(time.perf_counter() - started)
         metrics.images.labels(contract.name).inc()
         return Result(predictions, decoded.warnings, None, decode_s, row.queue_s, row.infer_s)
+
+
+def _yielding() -> None:
+    """Lowers the calling thread's priority, so that the event loop answers while every core decodes."""
+    if sys.platform == "linux":  # elsewhere the priority is the whole process's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
 def _timed_decode(image: bytes, recipe: Any, max_pixels: int) -> tuple[Decoded, float]:

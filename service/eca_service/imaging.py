@@ -86,7 +86,7 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.mode == "CMYK":
         notes.append("converted_cmyk")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a needless copy of a large image is slow
 
 
 def fit(image: Image.Image, recipe: Preprocessing) -> Image.Image:

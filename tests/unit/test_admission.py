@@ -1,0 +1,36 @@
+"""Permits: bounded by images and by bytes, and given back."""
+
+from __future__ import annotations
+
+import pytest
+from eca_service.admission import Admission
+from eca_service.errors import ServiceError
+
+
+def test_bounds() -> None:
+    house = Admission(max_images=3, max_bytes=100)
+    first = house.enter(60)
+    with pytest.raises(ServiceError, match="overloaded"):
+        house.enter(50)
+    second = house.enter(40)
+    with pytest.raises(ServiceError, match="overloaded"):
+        first.grow(images=2)
+    first.grow(images=1)
+    with pytest.raises(ServiceError, match="overloaded"):
+        house.enter(0)
+    first.release()
+    assert (house.images, house.size, house.requests) == (1, 40, 1)
+    second.release()
+    assert (house.images, house.size, house.requests) == (0, 0, 0)
+
+
+def test_an_unannounced_body_is_covered_as_it_comes() -> None:
+    house = Admission(max_images=1, max_bytes=100)
+    permit = house.enter(0)
+    for size in (30, 60, 60, 100):
+        permit.cover(size)
+        assert house.size == size
+    with pytest.raises(ServiceError, match="overloaded"):
+        permit.cover(101)
+    permit.release()
+    assert house.size == 0

@@ -1,0 +1,205 @@
+"""The queue in front of an engine, on an engine whose time the test controls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from eca_service.batching import Batcher, Costs, Pixels, Row
+from eca_service.errors import ServiceError
+from numpy.typing import NDArray
+
+
+class Engine:
+    """Answers each image with its own first pixel; holds every batch until it is let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gates: list[asyncio.Event] = []
+        self.cancelled = 0
+        self.rows = 0  # answers more than asked for
+        self.error: Exception | None = None
+
+    async def run(self, images: Sequence[Pixels], deadline: float) -> NDArray[np.float32]:
+        self.batches.append([int(image[0]) for image in images])
+        self.gates.append(asyncio.Event())
+        try:
+            await self.gates[-1].wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error:
+            raise self.error
+        return np.array([[float(image[0])] for image in images] + [[0.0]] * self.rows, np.float32)
+
+
+def pixels(value: int) -> Pixels:
+    return np.array([value], np.uint8)
+
+
+def batcher(engine: Engine, max_batch: int = 4, slots: int = 1) -> Batcher:
+    return Batcher("test", engine.run, max_batch, slots)
+
+
+def far() -> float:
+    return asyncio.get_running_loop().time() + 60
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def submit(queue: Batcher, value: int, caller: object = None) -> asyncio.Task[Row]:
+    return asyncio.create_task(queue.submit(caller or object(), pixels(value), far()))
+
+
+async def test_a_lone_image_leaves_at_once_and_the_waiting_leave_together() -> None:
+    engine = Engine()
+    queue = batcher(engine)
+    tasks = [submit(queue, value) for value in range(7)]
+    await settle()
+    assert engine.batches == [[0]]
+    engine.gates[0].set()
+    await settle()
+    assert engine.batches == [[0], [1, 2, 3, 4]], "no more than the largest batch"
+    engine.gates[1].set()
+    await settle()
+    engine.gates[2].set()
+    rows = await asyncio.gather(*tasks)
+    assert [row.probabilities[0] for row in rows] == list(range(7)), "each caller gets its own image's answer"
+    await settle()
+    assert queue.idle
+
+
+async def test_as_many_batches_as_slots() -> None:
+    engine = Engine()
+    queue = batcher(engine, slots=2)
+    tasks = [submit(queue, value) for value in range(4)]
+    await settle()
+    assert engine.batches == [[0], [1]]
+    for gate in engine.gates:
+        gate.set()
+    await settle()
+    engine.gates[2].set()
+    await asyncio.gather(*tasks)
+    assert engine.batches[2] == [2, 3]
+
+
+async def test_a_large_request_does_not_starve_single_images() -> None:
+    engine = Engine()
+    queue = batcher(engine)
+    large = object()
+    tasks = [submit(queue, 1, large) for _ in range(100)]
+    await settle()
+    tasks += [submit(queue, 2), submit(queue, 3)]
+    await settle()
+    engine.gates[0].set()
+    await settle()
+    assert sorted(engine.batches[1]) == [1, 1, 2, 3], "the single images leave with the next batch"
+    while not all(task.done() for task in tasks):
+        engine.gates[-1].set()
+        await settle()
+
+
+async def test_a_caller_that_left_is_dropped() -> None:
+    engine = Engine()
+    queue = batcher(engine)
+    tasks = [submit(queue, value) for value in range(3)]
+    await settle()
+    tasks[1].cancel()
+    engine.gates[0].set()
+    await settle()
+    assert engine.batches == [[0], [2]], "its image is never sent"
+    engine.gates[1].set()
+    assert (await tasks[2]).probabilities[0] == 2
+
+
+async def test_one_that_leaves_a_running_batch_harms_nobody_and_the_last_cancels_it() -> None:
+    engine = Engine()
+    queue = batcher(engine)
+    first = submit(queue, 0)
+    await settle()
+    pair = [submit(queue, 1), submit(queue, 2)]
+    await settle()
+    engine.gates[0].set()
+    await first
+    await settle()
+    assert engine.batches[1] == [1, 2]
+    pair[0].cancel()
+    await settle()
+    assert engine.cancelled == 0
+    pair[1].cancel()
+    await settle()
+    assert engine.cancelled == 1
+    assert queue.idle
+
+
+async def test_a_passed_deadline_is_not_sent() -> None:
+    engine = Engine()
+    queue = batcher(engine)
+    first = submit(queue, 0)
+    await settle()
+    late = asyncio.create_task(queue.submit(object(), pixels(1), asyncio.get_running_loop().time() - 1))
+    await settle()
+    engine.gates[0].set()
+    with pytest.raises(ServiceError, match="deadline_exceeded"):
+        await late
+    await first
+    assert engine.batches == [[0]]
+
+
+async def test_a_failure_reaches_every_caller_and_the_queue_goes_on() -> None:
+    engine = Engine()
+    engine.error = ServiceError("backend_unavailable", "gone")
+    queue = batcher(engine)
+    task = submit(queue, 0)
+    await settle()
+    engine.gates[0].set()
+    with pytest.raises(ServiceError, match="gone"):
+        await task
+    engine.error = None
+    task = submit(queue, 1)
+    await settle()
+    engine.gates[1].set()
+    assert (await task).probabilities[0] == 1
+    assert queue.totals.failed == 1
+
+
+async def test_answers_are_counted() -> None:
+    engine = Engine()
+    engine.rows = 1
+    task = submit(batcher(engine), 0)
+    await settle()
+    engine.gates[0].set()
+    with pytest.raises(ServiceError, match="2 answers for 1 images"):
+        await task
+
+
+async def test_predicted_wait_grows_with_the_queue() -> None:
+    engine = Engine()
+    queue = batcher(engine)
+    assert queue.wait_s() == 0, "nothing is known yet"
+    queue.costs.learn(1, 0.01)
+    queue.costs.learn(4, 0.02)
+    assert queue.wait_s() == pytest.approx(0.01)
+    tasks = [submit(queue, value) for value in range(9)]
+    await settle()
+    assert queue.wait_s(1) == pytest.approx(0.01 + 2 * 0.02 + 0.01), "half a batch runs, two full ones wait, one's own"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_costs_of_sizes_not_seen() -> None:
+    costs = Costs()
+    assert costs.seconds(8) == 0
+    costs.learn(4, 0.4)
+    assert costs.seconds(1) == costs.seconds(32) == pytest.approx(0.4)
+    costs.learn(1, 0.1)
+    assert [costs.seconds(size) for size in (1, 2, 3, 4, 32)] == pytest.approx([0.1, 0.1, 0.4, 0.4, 0.4])
+    for _ in range(100):
+        costs.learn(1, 0.2)
+    assert costs.seconds(1) == pytest.approx(0.2, rel=0.01)
