@@ -85,7 +85,7 @@ class Teachers:
             return cast(Tensor, torch.load(kept, weights_only=True))
         rows = []
         for x, _ in batches(images, labels, epoch, self.options):
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device)):
                 rows.append(torch.stack([net(x.to(self.device)).float() for net in self.networks]).mean(0).cpu())
         torch.save(torch.stack(rows), kept.with_suffix(f".part{os.getpid()}"))
         os.replace(kept.with_suffix(f".part{os.getpid()}"), kept)
@@ -96,6 +96,11 @@ def distillation(logits: Tensor, taught: Tensor, temperature: float = 2.0) -> Te
     """Cross-entropy of the two softened distributions, in the scale of the plain one (section 2 of the paper)."""
     soft = F.softmax(taught / temperature, 1)
     return F.cross_entropy(logits / temperature, soft) * temperature**2
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16; a CPU without it emulates it, twenty times slower than float32."""
+    return device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # no public name for this
 
 
 def parameter_groups(net: nn.Module, decay: float) -> list[dict[str, object]]:
@@ -133,6 +138,7 @@ def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
     train_images, train_labels = normalised(pixels), torch.from_numpy(classes)
     test_images, test_labels = normalised(test_pixels), torch.from_numpy(test_classes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = has_bfloat16(device)
     net = create(spec).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(parameter_groups(net, options.decay), lr=0.0, momentum=0.9, nesterov=True)
@@ -145,9 +151,9 @@ def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
         start_epoch, seconds = saved["epoch"], saved["seconds"]
     steps = len(train_images) // options.batch
     step_net: nn.Module = net
-    if options.compile and device.type == "cpu" and isinstance(net, MobileNetV2):
+    if options.compile and bf16 and device.type == "cpu" and isinstance(net, MobileNetV2):
         prepare(net)
-    elif options.compile:
+    elif options.compile and bf16:  # float32 gains nothing by it
         step_net = torch.compile(net)  # type: ignore[assignment]
     teachers = Teachers(TEACHERS, device, options) if isinstance(net, MobileNetV2) else None
     bar = tqdm(total=options.epochs * steps, initial=start_epoch * steps, desc=name, unit="step", disable=None)
@@ -160,7 +166,7 @@ def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
             rate = learning_rate((epoch * steps + step) / (options.epochs * steps), options.rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits = step_net(x.to(device)).float()
             if taught is None:
                 loss = F.cross_entropy(logits, y.to(device), label_smoothing=options.smoothing)
@@ -192,6 +198,7 @@ def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
         "training_minutes": round(seconds / 60, 1),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "precision": "bfloat16" if bf16 else "float32",
         "torch": torch.__version__,
         "teachers": list(teachers.names) if teachers else [],
         "recipe": {k: getattr(options, k) for k in ("epochs", "batch", "rate", "decay", "smoothing", "seed")},
