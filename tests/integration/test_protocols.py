@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -265,14 +266,24 @@ print(spent[int(0.99 * len(spent))])
 
 def test_live_is_quick_while_large_images_decode(service: Service) -> None:
     image, port = slow_image(), service.url.rpartition(":")[2]
+    enough = threading.Event()
+
+    def calls() -> set[str]:
+        codes = set()
+        while not enough.is_set():
+            codes.add(call("oip-binary", service, MODEL, [image], timeout_ms=60_000).code)
+        return codes
+
     with ThreadPoolExecutor(50) as pool:
-        calls = [pool.submit(call, "oip-binary", service, MODEL, [image], timeout_ms=60_000) for _ in range(50)]
-        time.sleep(0.5)
-        # a process of its own, so that the callers' threads do not hold it up, and the quietest of three looks
-        watcher = [sys.executable, "-c", WATCHER, port, "1.5"]
-        looks = [float(subprocess.run(watcher, capture_output=True, check=True).stdout) for _ in range(3)]
-        assert any(not one.done() for one in calls), "they decoded all the while"
-        assert {one.result().code for one in calls} == {"ok"}
+        callers = [pool.submit(calls) for _ in range(50)]
+        try:
+            time.sleep(0.5)
+            # a process of its own, so that the callers' threads do not hold it up, and the quietest of three looks
+            watcher = [sys.executable, "-c", WATCHER, port, "1.5"]
+            looks = [float(subprocess.run(watcher, capture_output=True, check=True).stdout) for _ in range(3)]
+        finally:
+            enough.set()
+        assert set.union(*(one.result() for one in callers)) == {"ok"}
     assert min(looks) < 0.05, looks
 
 
