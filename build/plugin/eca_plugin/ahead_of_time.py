@@ -1,0 +1,146 @@
+"""Compiles a kernel to PTX without a GPU, and proves that it is what a plugin needs.
+
+The PTX is made for compute capability 8.0 and PTX ISA 8.0: every later chip and every driver since CUDA 12 takes it,
+which PTX for a later chip does not promise (Triton's own for 9.0 names sm_90a, and no other chip accepts that).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from eca_plugin.plan import Plan
+
+Type = Literal["fp32", "fp16", "bf16"]
+CHIPS = (80, 86, 89, 90, 100, 120)
+CAPABILITY = 80
+PTX_ISA = 80
+SHARED_BYTES = 48 << 10  # more of it would need a function attribute that no plugin can set
+
+
+class KernelError(Exception):
+    """A kernel that cannot be compiled, or whose PTX a plugin cannot use; the message is a sentence."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel's PTX: it takes `parameters` pointers and scalars, `threads` a program, `shared_bytes` of memory."""
+
+    name: str
+    ptx: str
+    parameters: int
+    threads: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one thread of an assembled kernel occupies."""
+
+    registers: int
+    spilled_bytes: int
+
+
+def compile_plan(plan: Plan, dtype: Type, residual: bool) -> Compiled:
+    """The kernel of `plan` for tensors of `dtype`, with or without a residual.
+
+    Raises KernelError where Triton cannot compile it or a plugin could not launch it.
+    """
+    return _compile(plan.kernel, tuple(plan.constants.items()), plan.warps, plan.stages, dtype, residual)
+
+
+@lru_cache(maxsize=256)
+def _compile(
+    kernel: triton.JITFunction[object],
+    constants: tuple[tuple[str, int], ...],
+    warps: int,
+    stages: int,
+    dtype: Type,
+    residual: bool,
+) -> Compiled:
+    values: dict[str, int | None] = dict(constants)
+    if not residual:
+        values["residual"] = None
+    signature = {
+        name: "constexpr" if name in values else "i32" if name == "rows" else f"*{dtype}" for name in kernel.arg_names
+    }
+    # Without this every load would be as wide as one value: TensorRT's and PyTorch's memory is aligned.
+    pointers = [index for index, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
+    aligned = {(index,): [["tt.divisibility", 16]] for index in pointers}
+    options = {"num_warps": warps, "num_stages": stages, "ptx_version": PTX_ISA}
+    try:
+        with triton.knobs.compilation.scope():
+            triton.knobs.compilation.disable_line_info = True  # it would put this machine's paths into the engine
+            done = triton.compile(
+                ASTSource(kernel, signature, values, aligned), target=GPUTarget("cuda", CAPABILITY, 32), options=options
+            )
+    except Exception as error:  # of the compiler's many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KernelError(f"the kernel {kernel.__name__} cannot be compiled: {reason}") from error
+    if done.metadata.global_scratch_size or done.metadata.profile_scratch_size:
+        raise KernelError(f"the kernel {kernel.__name__} wants scratch memory, which a plugin cannot give it")
+    if done.metadata.shared > SHARED_BYTES:
+        raise KernelError(
+            f"the kernel {kernel.__name__} wants {done.metadata.shared} bytes of shared memory, "
+            f"a plain launch has {SHARED_BYTES}"
+        )
+    declared = sum(kind != "constexpr" for kind in signature.values())
+    ptx = without_hidden_parameters(done.asm["ptx"], done.metadata.name, declared)
+    return Compiled(done.metadata.name, ptx, declared, 32 * warps, done.metadata.shared)
+
+
+def without_hidden_parameters(ptx: str, name: str, declared: int) -> str:
+    """`ptx` whose entry takes its first `declared` parameters alone.
+
+    Triton appends pointers to scratch memory, and who launches the kernel through a plugin does not pass them. Raises
+    KernelError where the code reads one.
+    """
+    entry = re.search(rf"\.entry {name}\((.*?)\)", ptx, re.DOTALL)
+    if not entry:
+        raise KernelError(f"the PTX has no entry named {name}")
+    parameters = [line for line in entry[1].split(",") if line.strip()]
+    body = ptx[entry.end() :]
+    for index in range(declared, len(parameters)):
+        if re.search(rf"\b{name}_param_{index}\b", body):
+            raise KernelError(f"the kernel {name} reads parameter {index}, which only Triton's own launcher passes")
+    return ptx[: entry.start(1)] + ",".join(parameters[:declared]) + "\n" + ptx[entry.end(1) :]
+
+
+def assemble(compiled: Compiled, chip: int) -> Resources:
+    """Assembles the PTX for a chip, a number of CHIPS, with the assembler that comes with Triton.
+
+    Raises KernelError with the assembler's first line where it refuses.
+    """
+    tool = triton.knobs.nvidia.ptxas_blackwell if chip >= 100 else triton.knobs.nvidia.ptxas
+    with tempfile.TemporaryDirectory(prefix="eca-ptx-") as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(compiled.ptx)
+        done = subprocess.run(
+            [tool.path, "-v", f"--gpu-name=sm_{chip}", str(source), "-o", str(source.with_suffix(".cubin"))],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise KernelError(f"{compiled.name} for sm_{chip}: {done.stderr.strip().splitlines()[0]}")
+    registers = re.search(r"Used (\d+) registers", done.stderr)
+    spills = re.findall(r"(\d+) bytes spill", done.stderr)
+    if not registers or not spills:
+        raise KernelError(f"{compiled.name} for sm_{chip}: the assembler does not say what the kernel occupies")
+    return Resources(int(registers[1]), sum(map(int, spills)))
+
+
+def widest_load_bytes(ptx: str) -> int:
+    """The most bytes that one thread reads from device memory with one instruction."""
+    plain = [int(count or 1) * int(bits) // 8 for count, bits in re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)]
+    copied = [int(size, 16) for size in re.findall(r"cp\.async\.\S+ \[[^]]*\], \[[^]]*\], (0x\w+)", ptx)]
+    return max(plain + copied, default=0)

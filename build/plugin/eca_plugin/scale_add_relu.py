@@ -1,0 +1,47 @@
+"""The kernel of ScaleAddReLU: a map times its gate, plus a residual, through a ReLU."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from eca_plugin.plan import Plan
+
+BLOCK = 2048
+
+
+@triton.jit
+def scale_add_relu(
+    x,
+    gate,
+    residual,  # None where nothing is added
+    out,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    NHWC: tl.constexpr,
+    RELU: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: BLOCK values of one image that lie beside each other; grid (ceil(CHANNELS PIXELS / BLOCK), N)."""
+    image = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < CHANNELS * PIXELS
+    start = image * (CHANNELS * PIXELS)
+    channel = at % CHANNELS if NHWC else at // PIXELS
+    y = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32)
+    y *= tl.load(gate + image * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32)
+    if residual is not None:
+        y += tl.load(residual + start + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        y = tl.where(y < 0, 0.0, y)  # keeps NaN, as PyTorch does
+    tl.store(out + start + at, y.to(out.dtype.element_ty), mask=inside)
+
+
+def plan(channels: int, pixels: int, nhwc: bool, relu: bool) -> Plan:
+    """How `scale_add_relu` is launched on maps of that shape."""
+    return Plan(
+        kernel=scale_add_relu,
+        constants={"CHANNELS": channels, "PIXELS": pixels, "NHWC": nhwc, "RELU": relu, "BLOCK": BLOCK},
+        blocks=-(-channels * pixels // BLOCK),
+        warps=8 if nhwc else 4,
+    )

@@ -1,0 +1,137 @@
+"""The kernels against their definitions under Triton's interpreter, and their PTX against what a plugin needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.kernel_cases import TOLERANCES, Case, cases
+
+pytest.importorskip("triton", reason="needs the extra `plugin`")
+
+import torch
+from eca_plugin import fused_eca, gated_conv1x1, operators, scale_add_relu
+from eca_plugin.ahead_of_time import (
+    CHIPS,
+    Compiled,
+    KernelError,
+    Type,
+    assemble,
+    compile_plan,
+    widest_load_bytes,
+    without_hidden_parameters,
+)
+from eca_plugin.plan import Plan
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """The largest difference of each case, from one process under the interpreter."""
+    target = tmp_path_factory.mktemp("kernels") / "differences.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.kernel_cases", str(target)],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result: dict[str, float] = json.loads(target.read_text())
+    return result
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_kernel_computes_its_definition(differences: dict[str, float], case: Case) -> None:
+    assert differences[case.name] <= TOLERANCES[case.dtype]
+
+
+PLANS: dict[str, tuple[Plan, Type, bool, int]] = {
+    # plan, type, residual, the widest load that this layout allows, in bytes
+    "fused-56-nhwc": (fused_eca.plan(256, 56 * 56, 5, nhwc=True, relu=True), "fp16", True, 16),
+    "fused-56-nchw": (fused_eca.plan(256, 56 * 56, 5, nhwc=False, relu=True), "bf16", True, 16),
+    "fused-14-nhwc": (fused_eca.plan(1024, 14 * 14, 5, nhwc=True, relu=True), "bf16", True, 16),
+    "fused-14-nchw": (fused_eca.plan(96, 14 * 14, 3, nhwc=False, relu=False), "fp16", False, 8),
+    "fused-7-nhwc": (fused_eca.plan(2048, 7 * 7, 9, nhwc=True, relu=True), "fp32", True, 16),
+    "fused-7-nchw": (fused_eca.plan(320, 7 * 7, 1, nhwc=False, relu=False), "fp32", False, 4),
+    "scale-56-nhwc": (scale_add_relu.plan(256, 56 * 56, nhwc=True, relu=True), "fp16", True, 16),
+    "scale-7-nchw": (scale_add_relu.plan(2048, 7 * 7, nhwc=False, relu=True), "bf16", True, 16),
+    "gated-56-nhwc": (gated_conv1x1.plan(64, 256, 56 * 56, nhwc=True, relu=True, value_bytes=2), "fp16", True, 16),
+    "gated-7-nhwc": (gated_conv1x1.plan(960, 160, 7 * 7, nhwc=True, relu=False, value_bytes=2), "bf16", False, 16),
+    "gated-14-nchw": (gated_conv1x1.plan(256, 1024, 14 * 14, nhwc=False, relu=True, value_bytes=2), "fp16", True, 16),
+    "gated-56-fp32": (gated_conv1x1.plan(64, 256, 56 * 56, nhwc=True, relu=True, value_bytes=4), "fp32", True, 16),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_ptx_is_what_a_plugin_needs(name: str) -> None:
+    plan, dtype, residual, load_bytes = PLANS[name]
+    compiled = compile_plan(plan, dtype, residual)
+    given = [argument for argument in plan.kernel.arg_names if argument not in plan.constants]
+    assert compiled.parameters == len(given) - (not residual) == compiled.ptx.count("\t.param ")
+    assert ".version 8.0\n" in compiled.ptx
+    assert ".target sm_80\n" in compiled.ptx
+    assert str(ROOT) not in compiled.ptx
+    assert widest_load_bytes(compiled.ptx) >= load_bytes
+    for chip in CHIPS:
+        used = assemble(compiled, chip)
+        assert used.spilled_bytes == 0
+        assert used.registers <= 65536 // compiled.threads, "or no block of threads fits"
+
+
+def test_ptx_that_reads_a_hidden_parameter_is_refused() -> None:
+    ptx = (
+        ".visible .entry k(\n\t.param .u64 k_param_0,\n\t.param .u64 k_param_1\n)\n{ ld.param.b64 %rd1, [k_param_1]; }"
+    )
+    assert without_hidden_parameters(ptx, "k", 2).count(".param .u64") == 2
+    with pytest.raises(KernelError, match="parameter 1"):
+        without_hidden_parameters(ptx, "k", 1)
+
+
+def test_ptx_that_does_not_assemble_is_a_sentence() -> None:
+    with pytest.raises(KernelError, match=r"k for sm_90: .*error"):
+        assemble(Compiled("k", ".version 8.0\n.target sm_80\nnonsense", 0, 32, 0), 90)
+
+
+def test_a_kernel_too_large_for_a_plain_launch_is_a_sentence() -> None:
+    plan = gated_conv1x1.plan(512, 256, 49, nhwc=True, relu=True, value_bytes=2)
+    large = {**plan.constants, "BLOCK_ROWS": 128, "BLOCK_CHANNELS": 128, "BLOCK_INPUTS": 64}
+    with pytest.raises(KernelError, match="bytes of shared memory"):
+        compile_plan(Plan(plan.kernel, large, 1, 8, stages=4), "fp16", False)
+
+
+MAP = torch.zeros(1, 8, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "residual", "message"),
+    [
+        (MAP, torch.zeros(4), None, "odd number of taps"),
+        (MAP, torch.zeros(11), None, "from 1 to 9"),
+        (MAP, torch.zeros(3).half(), None, "share one type"),
+        (MAP.int(), torch.zeros(3).int(), None, "share one type"),
+        (MAP[:, :, :0], torch.zeros(3), None, "none empty"),
+        (torch.zeros(1, 8, 2, 4)[..., ::2], torch.zeros(3), None, "contiguous or channels_last"),
+        (MAP, torch.zeros(3), torch.zeros(1, 8, 2, 3), "shape and the layout"),
+        (MAP, torch.zeros(3), MAP.to(memory_format=torch.channels_last), "shape and the layout"),
+    ],
+)
+def test_bad_arguments_are_a_sentence(
+    x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        operators.fused_eca(x, weight, residual)
+
+
+def test_gates_and_weights_that_do_not_fit_are_a_sentence() -> None:
+    with pytest.raises(ValueError, match="does not fit a map"):
+        operators.scale_add_relu(MAP, torch.zeros(1, 9))
+    with pytest.raises(ValueError, match="do not fit a map"):
+        operators.gated_conv1x1(MAP, torch.zeros(4, 9), torch.zeros(4), torch.zeros(1, 4))
