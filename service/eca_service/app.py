@@ -76,6 +76,8 @@ class Wrapped:
                 extra = [(b"x-request-id", entry.request_id.encode()), (b"x-content-type-options", b"nosniff")]
                 if not any(key == b"server-timing" for key, _ in message["headers"]):
                     extra.append((b"server-timing", f"total;dur={1000 * entry.seconds():.3f}".encode()))
+                if self.core.leaving:  # so that no caller sends its next request into a closing connection
+                    extra.append((b"connection", b"close"))
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 

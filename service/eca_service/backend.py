@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import tritonclient.grpc.aio as triton
+from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from eca_service.contract import INPUT, PROBABILITIES, Contract
 from eca_service.errors import ServiceError
 
+logger = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 512 << 20
+CONTROL_S = 3.0  # for an answer that needs no work
+LOAD_S = 600.0
 # gRPC's own load balancing and retries: a call that a dying server did not answer goes to another. Its health checks
 # need the streaming Watch, which Triton does not have: the connection's state and the golden answers stand for them.
 SERVICE_CONFIG = {
@@ -46,6 +52,7 @@ OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
 ]
 UNAVAILABLE = {"UNAVAILABLE", "CANCELLED"}
+PASSING = {"backend_unavailable", "deadline_exceeded"}  # what says nothing of the model
 
 
 class Triton:
@@ -65,20 +72,32 @@ class Triton:
         """Closes all channels."""
         await asyncio.gather(self._channel.close(), *(client.close() for client in self._clients.values()))
 
-    async def load(self, contract: Contract) -> None:
-        """Loads the model in every server that lacks it; ServiceError where none has it or one has another.
+    async def load(self, contract: Contract, home: Path, versions: Collection[int]) -> int:
+        """Has `versions`, the contract's among them, loaded in every server that lacks one; `home` has config.pbtxt.
 
-        A server that is down does not count: the others serve.
+        Returns how many batches the servers run at once. Raises ServiceError where none has the version, or one has
+        another model of that name. A server that is down does not count: the others serve.
         """
         outcomes = await asyncio.gather(
-            *(self._load(client, contract) for client in await self._endpoints()), return_exceptions=True
+            *(self._load(client, contract, home, versions) for client in await self._endpoints()),
+            return_exceptions=True,
         )
-        failures = [outcome for outcome in outcomes if outcome is not None]
-        serious = [
-            error for error in failures if not isinstance(error, ServiceError) or error.code == "model_not_ready"
-        ]
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        serious = [error for error in failures if not isinstance(error, ServiceError) or error.code not in PASSING]
         if serious or len(failures) == len(outcomes):
             raise (serious or failures)[0]
+        return sum(outcome for outcome in outcomes if isinstance(outcome, int))
+
+    async def keep(self, home: Path, versions: Collection[int]) -> None:
+        """Has every server unload all versions of the model in `home` but these; an empty collection unloads it."""
+        for client in await self._endpoints():
+            try:
+                if versions:
+                    await client.load_model(home.name, config=_config(home, versions))
+                else:
+                    await client.unload_model(home.name)
+            except (InferenceServerException, grpc.RpcError) as error:
+                logger.warning("Triton keeps what %s no longer needs: %s", home.name, error)
 
     async def infer(
         self, images: Sequence[NDArray[np.uint8]], contract: Contract, deadline: float
@@ -121,22 +140,39 @@ class Triton:
             raise ServiceError("backend_unavailable", f"no address is known for {', '.join(self._urls)}")
         return list(self._clients.values())
 
-    async def _load(self, client: triton.InferenceServerClient, contract: Contract) -> None:
-        version = str(contract.version)
+    async def _load(
+        self, client: triton.InferenceServerClient, contract: Contract, home: Path, versions: Collection[int]
+    ) -> int:
+        name, version = contract.name, str(contract.version)
         try:
-            if not await client.is_model_ready(contract.name, version, client_timeout=10):
-                await client.load_model(contract.name)
-            metadata = await client.get_model_metadata(contract.name, version, client_timeout=10)
+            for each in versions:
+                if not await client.is_model_ready(name, str(each), client_timeout=CONTROL_S):
+                    await client.load_model(name, config=_config(home, versions), client_timeout=LOAD_S)
+                    break
+            metadata = await client.get_model_metadata(name, version, client_timeout=CONTROL_S)
+            answer = await client.get_model_config(name, version, client_timeout=CONTROL_S)
         except (InferenceServerException, grpc.RpcError) as error:
-            raise _translated(error, contract.name) from None
+            raise _translated(error, name) from None
         crop = contract.preprocessing.crop
         found = {t.name: (t.datatype, list(t.shape)[1:]) for t in (*metadata.inputs, *metadata.outputs)}
         wanted = {INPUT: ("UINT8", [crop, crop, 3]), PROBABILITIES: ("FP32", [contract.classes])}
-        for name, tensor in wanted.items():
-            if found.get(name) != tensor:
+        for tensor, kind in wanted.items():
+            if found.get(tensor) != kind:
                 raise ServiceError(
-                    "model_not_ready", f"{contract.name}: Triton has {name} as {found.get(name)}, the contract {tensor}"
+                    "model_not_ready", f"{name}: Triton has {tensor} as {found.get(tensor)}, the contract {kind}"
                 )
+        return sum(group.count * max(1, len(group.gpus)) for group in answer.config.instance_group) or 1
+
+
+def _config(home: Path, versions: Collection[int]) -> str:
+    """The model's own configuration with these versions, as Triton's JSON."""
+    config = model_config_pb2.ModelConfig()
+    try:
+        text_format.Parse((home / "config.pbtxt").read_text(), config)
+    except (OSError, text_format.ParseError) as error:
+        raise ServiceError("model_not_ready", f"{home / 'config.pbtxt'} cannot be read: {error}") from None
+    config.version_policy.specific.versions.extend(sorted(versions))
+    return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
 
 
 def _numeric(url: str) -> str:

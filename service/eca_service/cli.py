@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from eca_service.errors import ServiceError
 from eca_service.settings import PREFIX, Settings, SettingsError, load
 from eca_service.triton.server import TritonUnavailable, installation, require_free
 from eca_service.triton.supervisor import TritonServer
@@ -121,6 +122,44 @@ def classify(images: tuple[Path, ...], model: str | None, top_k: int, url: str, 
             text = f"{path}: " + ", ".join(f"{p['label']} {p['score']:.1%}" for p in best)
         click.echo(json.dumps(line) if as_json else text, err=isinstance(answer, Failure) and not as_json)
     sys.exit(1 if failed else 0)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--to", "version", type=click.IntRange(1), help="The version to serve; default: the one before.")
+@click.option("--newest", is_flag=True, help="Serve the newest version again.")
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path),
+    default="model_repository",
+    show_default=True,
+    envvar="ECA_REPOSITORY",
+    show_envvar=True,
+)
+def rollback(model: str, version: int | None, newest: bool, repository: Path) -> None:
+    """Has MODEL served in an earlier version; running services follow within seconds, without losing a request.
+
+    It stays in that version, whatever is built later, until `--newest`.
+
+    \b
+    Examples:
+      eca-serve rollback resnet14-eca
+      eca-serve rollback resnet14-eca --newest
+    """
+    from eca_service.registry import pin, roll_back
+
+    if version and newest:
+        raise SettingsError("--to and --newest exclude each other")
+    try:
+        if version is None and not newest:
+            version = roll_back(repository, model)
+        else:
+            pin(repository, model, version)
+    except ServiceError as error:
+        raise SettingsError(error.detail) from None
+    except OSError as error:
+        raise SettingsError(f"{repository} cannot be written: {error.strerror}") from None
+    click.echo(f"{model}: {f'version {version}' if version else 'the newest version'} is to be served")
 
 
 @main.command()

@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eca_service import metrics
 from eca_service.admission import Admission, Permit
 from eca_service.backend import Triton
-from eca_service.batching import Batcher, Row
+from eca_service.batching import Row
 from eca_service.contract import Contract
+from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.imaging import Decoded, decode
 from eca_service.readiness import Readiness
 from eca_service.registry import Model, Registry
+from eca_service.rollout import Rollout
 from eca_service.settings import Settings
 
 T = TypeVar("T")
@@ -82,10 +83,11 @@ class Core:
         self.registry = Registry(settings.repository, settings.default_model)
         self.triton = Triton(settings.triton_url or f"127.0.0.1:{settings.triton_grpc_port}")
         self.admission = Admission(settings.max_inflight_images, settings.max_inflight_bytes)
-        self.readiness = Readiness(self.registry, self.triton, self.batcher)
+        self.engines = Engines(self.triton)
+        self.rollout = Rollout(self.registry, self.triton, self.engines, settings.retire_ms / 1000)
+        self.readiness = Readiness(self.registry, self.triton, self.engines, self.rollout)
         self.leaving = False  # asked to end: no longer ready, but still answering
         self.draining = False  # refuses new requests
-        self._batchers: dict[tuple[str, int], Batcher] = {}
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode", _yielding)
         self._decoding = 0
         self._decode_s = 0.0
@@ -102,6 +104,7 @@ class Core:
         if self._watch:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
+        await self.rollout.close()
         await self.triton.close()
         self._decoders.shutdown(cancel_futures=True)
 
@@ -128,7 +131,7 @@ class Core:
 
         That is: model_not_ready, deadline_exceeded, or overloaded where the answer would come too late.
         """
-        self.readiness.require(model.contract.name)
+        self.readiness.require(model)
         self._require_time(model.contract, 1, deadline)
 
     async def classify(
@@ -151,7 +154,7 @@ class Core:
         if len(images) > 1:
             permit.grow(images=len(images) - 1)
             self._require_time(contract, len(images), deadline)
-        batcher = self.batcher(contract)
+        batcher = self.engines.of(contract)
         turns = asyncio.Semaphore(self.settings.decode_threads)  # a large request leaves the decoders to others too
 
         async def one(image: bytes | ServiceError) -> Result:
@@ -173,22 +176,11 @@ class Core:
             raise
         return Answer(contract, results, time.perf_counter() - started)
 
-    def batcher(self, contract: Contract) -> Batcher:
-        """The queue in front of a model version's engine."""
-        key = (contract.name, contract.version)
-        if key not in self._batchers:
-
-            async def run(images: Sequence[NDArray[np.uint8]], deadline: float) -> NDArray[np.float32]:
-                return await self.triton.infer(images, contract, deadline)
-
-            self._batchers[key] = Batcher(contract.name, run, contract.max_batch, slots=1)
-        return self._batchers[key]
-
     def _require_time(self, contract: Contract, images: int, deadline: float) -> None:
         left_s = deadline - asyncio.get_running_loop().time()
         if left_s <= 0:
             raise ServiceError("deadline_exceeded", "the request's deadline passed before it was taken up")
-        batcher = self.batcher(contract)
+        batcher = self.engines.of(contract)
         if batcher.idle and not self._decoding:
             return  # nobody is ahead: what was learnt from others may not hold for this one, so it is tried
         decode_s = (self._decoding + images) * self._decode_s / self.settings.decode_threads

@@ -17,6 +17,7 @@ from eca_service.app import create_app
 from eca_service.core import Core
 from eca_service.settings import Settings
 
+QUIET_S = 0.3  # callers on open connections are told to close them, with the answer `draining`
 DEMO_IMAGE = "build/demo/images/dog-1.jpg"  # there in a clone, from which `make serve` is run
 
 
@@ -73,7 +74,12 @@ async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:
     await asyncio.wait({patience}, timeout=settings.drain_delay_ms / 1000)
     core.draining = True
     end = time.monotonic() + settings.grace_ms / 1000
-    while core.admission.requests and time.monotonic() < end and not patience.done():
+    quiet_since = time.monotonic()
+    while time.monotonic() < end and not patience.done():
+        if core.admission.requests:
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since > QUIET_S:
+            break
         await asyncio.sleep(0.02)
     patience.cancel()
     server.should_exit = True

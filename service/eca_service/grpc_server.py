@@ -89,7 +89,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     async def ModelStatistics(self, request: Any, context: Context) -> Any:
         """What this process has counted."""
         contract = await self._contract(request, context)
-        return oip.statistics(contract, self._core.batcher(contract).totals)
+        return oip.statistics(contract, self._core.engines.of(contract).totals)
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
         """Classifies the encoded images of the input `image`."""
@@ -140,7 +140,8 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             getattr(asked, asked.WhichOneof("parameter_choice") or "") if asked else None, contract
         )
         names = oip.require_outputs([output.name for output in request.outputs])
-        answer = await in_time(core.classify(model, images, top_k, deadline, permit), deadline)
+        with core.registry.lease(model):
+            answer = await in_time(core.classify(model, images, top_k, deadline, permit), deadline)
         response = service_pb2.ModelInferResponse(
             model_name=contract.name, model_version=str(contract.version), id=request.id
         )

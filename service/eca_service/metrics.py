@@ -32,6 +32,11 @@ build_info = Info("eca_build", "What is running.", registry=registry)
 build_info.info({"version": version("eca-serve")})
 
 
+def forget_version(model: str, version: int) -> None:
+    """Ends the series of a version that is no longer loaded."""
+    model_ready.remove(model, str(version))
+
+
 def exposition() -> bytes:
     """All metrics in OpenMetrics text."""
     text: bytes = generate_latest(registry)

@@ -71,7 +71,7 @@ async def statistics(request: Request, model: str, version: str = "") -> Respons
     """What this process has counted."""
     core = core_of(request)
     contract = _contract(core, model, version)
-    return JSONResponse(oip.as_json(oip.statistics(contract, core.batcher(contract).totals)))
+    return JSONResponse(oip.as_json(oip.statistics(contract, core.engines.of(contract).totals)))
 
 
 @router.post("/models/{model}/infer")

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
 import logging
-from collections.abc import Callable
-
-import numpy as np
+from pathlib import Path
 
 from eca_service import metrics
-from eca_service.backend import Triton
-from eca_service.batching import Batcher
-from eca_service.contract import GOLDEN_FILE, Contract
+from eca_service.backend import PASSING, Triton
+from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.registry import Model, Registry
+from eca_service.rollout import Rollout
 
 logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 5.0
+FOLLOW_EVERY_S = 1.0
 RETRY_EVERY_S = 0.5
-GOLDEN_S = 10.0
 
 
 class Readiness:
-    """Loads the models in Triton and keeps asking for their golden answers."""
+    """Loads the models in Triton, keeps asking for their golden answers, and follows the repository."""
 
-    def __init__(self, registry: Registry, triton: Triton, batcher: Callable[[Contract], Batcher]) -> None:
+    def __init__(self, registry: Registry, triton: Triton, engines: Engines, rollout: Rollout) -> None:
         self._registry = registry
         self._triton = triton
-        self._batcher = batcher
+        self._engines = engines
+        self._rollout = rollout
         self._wake = asyncio.Event()
-        self.reasons: dict[str, str] = dict.fromkeys(registry.models, "not asked yet")
+        self._reasons: dict[Path, str] = {}
+        self._golden: set[Path] = set()  # what once gave its golden answers
         for model in registry.models.values():
+            self._reasons[model.folder] = "not asked yet"
             metrics.model_ready.labels(model.contract.name, str(model.contract.version)).set(0)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why a model is not ready, by name; empty where all are."""
+        models = self._registry.models
+        return {name: self._reasons[one.folder] for name, one in models.items() if one.folder in self._reasons}
 
     @property
     def ready(self) -> bool:
@@ -42,12 +47,12 @@ class Readiness:
 
     def is_ready(self, name: str) -> bool:
         """The model gave its golden answers."""
-        return name in self._registry.models and name not in self.reasons
+        return name in self._registry.models and self._registry.models[name].folder not in self._reasons
 
-    def require(self, name: str) -> None:
+    def require(self, model: Model) -> None:
         """Raises model_not_ready where the model has not given its golden answers."""
-        if name in self.reasons:
-            raise ServiceError("model_not_ready", f"{name} is not ready: {self.reasons[name]}")
+        if reason := self._reasons.get(model.folder):
+            raise ServiceError("model_not_ready", f"{model.contract.name} is not ready: {reason}")
 
     def suspect(self) -> None:
         """Asks again at once: a request failed."""
@@ -55,54 +60,45 @@ class Readiness:
 
     async def watch(self) -> None:
         """Runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        next_check = 0.0
         while True:
-            for name, model in self._registry.models.items():
-                await self._check(name, model)
-            self._wake.clear()
+            if self._wake.is_set() or loop.time() >= next_check:
+                self._wake.clear()
+                for model in list(self._registry.models.values()):
+                    await self._check(model)
+                next_check = loop.time() + (RETRY_EVERY_S if self.reasons else CHECK_EVERY_S)
             try:
-                await asyncio.wait_for(self._wake.wait(), RETRY_EVERY_S if self.reasons else CHECK_EVERY_S)
+                await self._rollout.follow()
+            except Exception:  # whatever it is, what is served now serves on
+                logger.exception("the repository could not be followed")
+            try:
+                await asyncio.wait_for(self._wake.wait(), RETRY_EVERY_S if self.reasons else FOLLOW_EVERY_S)
             except (TimeoutError, asyncio.TimeoutError):
                 continue
 
-    async def _check(self, name: str, model: Model) -> None:
-        contract = model.contract
+    async def _check(self, model: Model) -> None:
+        contract, name = model.contract, model.contract.name
+        reason = ""
         try:
-            if name in self.reasons:
-                await self._triton.load(contract)
-            await golden(model, self._batcher(contract))
+            slots = await self._triton.load(contract, model.folder.parent, self._rollout.versions(model))
+            self._engines.of(contract).slots = slots
+            await self._engines.golden(model)
         except ServiceError as error:
-            if self.reasons.get(name) != error.detail:
-                logger.warning("%s is not ready: %s", name, error.detail)
-            self.reasons[name] = error.detail
+            reason = error.detail
+            if self._reasons.get(model.folder) != reason:
+                logger.warning("%s is not ready: %s", name, reason)
+            if error.code not in PASSING and model.folder not in self._golden:
+                self._rollout.refuse(model, error)
         except Exception as error:  # whatever it is, the model is not ready, and the watch goes on
             reason = f"the check failed: {error!r}"
-            if self.reasons.get(name) != reason:
+            if self._reasons.get(model.folder) != reason:
                 logger.exception("%s could not be checked", name)
-            self.reasons[name] = reason
+        if reason:
+            self._reasons[model.folder] = reason
         else:
-            if self.reasons.pop(name, None) is not None:
+            self._golden.add(model.folder)
+            self._rollout.accept(model)
+            if self._reasons.pop(model.folder, None) is not None:
                 logger.info("%s version %d is ready", name, contract.version)
-        ready = name not in self.reasons
-        metrics.model_ready.labels(contract.name, str(contract.version)).set(ready)
-
-
-async def golden(model: Model, batcher: Batcher) -> None:
-    """Asks for the golden images' answers; ServiceError where they are not what the build wrote down."""
-    contract = model.contract
-    try:
-        raw = (model.folder / GOLDEN_FILE).read_bytes()
-    except OSError as error:
-        raise ServiceError("model_not_ready", f"{GOLDEN_FILE} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(raw).hexdigest() != contract.golden.sha256:
-        raise ServiceError("model_not_ready", f"{GOLDEN_FILE} is not the file that the build wrote")
-    images = np.load(io.BytesIO(raw))
-    expected = np.asarray(contract.golden.probabilities, np.float32)
-    caller, deadline = object(), asyncio.get_running_loop().time() + GOLDEN_S
-    rows = [await batcher.submit(caller, image, deadline) for image in images]
-    got = np.stack([row.probabilities for row in rows])
-    difference = float(np.abs(got - expected).max())
-    if not difference <= contract.golden.tolerance:
-        raise ServiceError(
-            "model_not_ready",
-            f"a golden image's answer is off by {difference:.1e}, {contract.golden.tolerance:.0e} is allowed",
-        )
+        metrics.model_ready.labels(name, str(contract.version)).set(not reason)

@@ -1,8 +1,13 @@
-"""The models of a repository, by name."""
+"""The models of a repository: which version each is served in, which one it should be served in."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,45 +15,136 @@ from eca_service.contract import Contract, ContractError, read
 from eca_service.errors import ServiceError
 
 logger = logging.getLogger(__name__)
+PIN_FILE = "pinned"  # in a model's folder: the number of the version to serve, instead of the newest
 
 
 @dataclass(frozen=True)
 class Model:
-    """The newest version of a model, and the folder that holds its golden images."""
+    """One version of a model, and the folder that holds its engine and its golden images."""
 
     contract: Contract
     folder: Path
 
 
 class Registry:
-    """What a repository holds, read once. A model whose contract cannot be read is left out, with a line in the log."""
+    """What is served: `models` holds the current version of each, by name.
+
+    A version whose contract cannot be read is left out, with a line in the log.
+    """
 
     def __init__(self, repository: Path, default: str | None) -> None:
+        self.repository = repository
         self.models: dict[str, Model] = {}
-        for home in sorted(repository.iterdir()) if repository.is_dir() else []:
-            versions = (
-                sorted((v for v in home.iterdir() if v.name.isdigit()), key=lambda v: int(v.name))
-                if home.is_dir()
-                else []
-            )
-            if not versions:
-                continue
-            try:
-                self.models[home.name] = Model(read(versions[-1]), versions[-1])
-            except ContractError as error:
-                logger.error("%s is not served: %s", home.name, error)
-        eca = [name for name, model in self.models.items() if model.contract.attention == "eca"]
-        self.default = default or next(iter(eca or self.models), None)
+        self._chosen_default = default
+        self._leases: Counter[Path] = Counter()
+        self._unreadable: dict[Path, str] = {}
+        for folders in wanted(repository).values():
+            model = next(filter(None, map(self.read, folders)), None)
+            if model:
+                self.models[model.contract.name] = model
+
+    @property
+    def default(self) -> str | None:
+        """The model of requests that name none: the one chosen, else the first with ECA, else the first."""
+        eca = (name for name, model in sorted(self.models.items()) if model.contract.attention == "eca")
+        return self._chosen_default or next(eca, None) or min(self.models, default=None)
 
     def get(self, name: str | None, version: int | None = None) -> Model:
         """The model of that name, or the default one. Raises model_not_found or version_not_found."""
-        wanted = name or self.default
-        model = self.models.get(wanted) if wanted else None
+        chosen = name or self.default
+        model = self.models.get(chosen) if chosen else None
         if model is None:
             known = ", ".join(self.models) or "none"
-            raise ServiceError("model_not_found", f"there is no model {wanted!r}; there are: {known}")
+            raise ServiceError("model_not_found", f"there is no model {chosen!r}; there are: {known}")
         if version is not None and version != model.contract.version:
             raise ServiceError(
-                "version_not_found", f"{wanted} is served in version {model.contract.version}, not {version}"
+                "version_not_found", f"{chosen} is served in version {model.contract.version}, not {version}"
             )
         return model
+
+    def read(self, folder: Path) -> Model | None:
+        """The version in `folder`; None, and one line in the log, where its contract cannot be read."""
+        try:
+            model = Model(read(folder), folder)
+        except ContractError as error:
+            if self._unreadable.get(folder) != str(error):
+                logger.error("%s is not served: %s", folder, error)
+            self._unreadable[folder] = str(error)
+            return None
+        self._unreadable.pop(folder, None)
+        return model
+
+    @contextlib.contextmanager
+    def lease(self, model: Model) -> Iterator[None]:
+        """While it is held, `model` counts as in use: it is not unloaded."""
+        self._leases[model.folder] += 1
+        try:
+            yield
+        finally:
+            self._leases[model.folder] -= 1
+
+    def in_use(self, model: Model) -> bool:
+        """A request holds it."""
+        return self._leases[model.folder] > 0
+
+
+def versions(repository: Path, name: str) -> list[int]:
+    """The published versions of a model, ascending; none where there is no such model."""
+    home = repository / name
+    return sorted(int(v.name) for v in home.iterdir() if v.name.isdigit()) if home.is_dir() else []
+
+
+def pinned(repository: Path, name: str) -> int | None:
+    """The version that the model is pinned to; None where it is not, or where that version is gone."""
+    try:
+        version = int((repository / name / PIN_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return version if version in versions(repository, name) else None
+
+
+def wanted(repository: Path) -> dict[str, list[Path]]:
+    """By model, its versions' folders, the one to serve first: the pinned one, then from the newest to the oldest."""
+    found = {}
+    for home in sorted(repository.iterdir()) if repository.is_dir() else []:
+        if published := versions(repository, home.name):
+            first = pinned(repository, home.name)
+            order = sorted(published, key=lambda version: (version != first, -version))
+            found[home.name] = [home / str(version) for version in order]
+    return found
+
+
+def pin(repository: Path, name: str, version: int | None) -> None:
+    """Has the model served in `version`, or with None in the newest again; running services follow by themselves.
+
+    Raises model_not_found or version_not_found, OSError where the repository cannot be written.
+    """
+    published = versions(repository, name)
+    if not published:
+        raise ServiceError("model_not_found", f"there is no model {name!r} in {repository}")
+    file = repository / name / PIN_FILE
+    if version is None:
+        file.unlink(missing_ok=True)
+        return
+    if version not in published:
+        raise ServiceError("version_not_found", f"{name} has the versions {', '.join(map(str, published))}")
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".pinned-")
+    try:
+        os.fchmod(handle, 0o644)
+        with os.fdopen(handle, "w") as out:
+            out.write(f"{version}\n")
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def roll_back(repository: Path, name: str) -> int:
+    """Pins the model to the version before the one that it should be served in now, and returns that version."""
+    published = versions(repository, name)
+    now = pinned(repository, name) or max(published, default=0)
+    earlier = [version for version in published if version < now]
+    if published and not earlier:
+        raise ServiceError("version_not_found", f"{name} has no version before {now}")
+    pin(repository, name, max(earlier, default=0))
+    return max(earlier)

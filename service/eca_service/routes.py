@@ -94,9 +94,10 @@ async def answer_to(request: Request, name: str | None, version: int | None, rea
     async def received() -> tuple[Images, int]:
         return await read(model.contract)
 
-    images, top_k = await in_time(received(), deadline)
-    work = core.classify(model, images, top_k, deadline, exchange.permit)
-    answer = await in_time(work, deadline, _gone(exchange.receive))
+    with core.registry.lease(model):
+        images, top_k = await in_time(received(), deadline)
+        work = core.classify(model, images, top_k, deadline, exchange.permit)
+        answer = await in_time(work, deadline, _gone(exchange.receive))
     if len(answer.results) == 1 and answer.results[0].error is not None:
         raise answer.results[0].error
     return answer

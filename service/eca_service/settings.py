@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     deadline_ms: int = Field(30_000, ge=1, description="deadline of a request that names none")
     drain_delay_ms: int = Field(0, ge=0, description="on SIGTERM: not ready, but still answering, for so long")
     grace_ms: int = Field(20_000, ge=0, description="on SIGTERM: how long running requests may take to end")
+    retire_ms: int = Field(10_000, ge=0, description="how long a version that was replaced stays loaded")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")
 
 

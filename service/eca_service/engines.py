@@ -1,0 +1,64 @@
+"""A queue in front of every model version's engine, and the golden answers asked through it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eca_service.backend import Triton
+from eca_service.batching import Batcher
+from eca_service.contract import GOLDEN_FILE, Contract
+from eca_service.errors import ServiceError
+from eca_service.registry import Model
+
+GOLDEN_S = 10.0
+
+
+class Engines:
+    """The batchers of all versions in use, made when they are first asked for."""
+
+    def __init__(self, triton: Triton) -> None:
+        self._triton = triton
+        self._batchers: dict[tuple[str, int], Batcher] = {}
+
+    def of(self, contract: Contract) -> Batcher:
+        """The queue in front of a version's engine."""
+        key = (contract.name, contract.version)
+        if key not in self._batchers:
+
+            async def run(images: Sequence[NDArray[np.uint8]], deadline: float) -> NDArray[np.float32]:
+                return await self._triton.infer(images, contract, deadline)
+
+            self._batchers[key] = Batcher(contract.name, run, contract.max_batch, slots=1)
+        return self._batchers[key]
+
+    def drop(self, contract: Contract) -> None:
+        """Forgets a version that is no longer served."""
+        self._batchers.pop((contract.name, contract.version), None)
+
+    async def golden(self, model: Model) -> None:
+        """Asks for the golden images' answers; ServiceError where they are not what the build wrote down."""
+        contract = model.contract
+        try:
+            raw = (model.folder / GOLDEN_FILE).read_bytes()
+        except OSError as error:
+            raise ServiceError("model_not_ready", f"{GOLDEN_FILE} cannot be read: {error.strerror}") from None
+        if hashlib.sha256(raw).hexdigest() != contract.golden.sha256:
+            raise ServiceError("model_not_ready", f"{GOLDEN_FILE} is not the file that the build wrote")
+        images = np.load(io.BytesIO(raw))
+        expected = np.asarray(contract.golden.probabilities, np.float32)
+        caller, deadline = object(), asyncio.get_running_loop().time() + GOLDEN_S
+        batcher = self.of(contract)
+        rows = [await batcher.submit(caller, image, deadline) for image in images]
+        got = np.stack([row.probabilities for row in rows])
+        difference = float(np.abs(got - expected).max())
+        if not difference <= contract.golden.tolerance:
+            raise ServiceError(
+                "model_not_ready",
+                f"a golden image's answer is off by {difference:.1e}, {contract.golden.tolerance:.0e} is allowed",
+            )

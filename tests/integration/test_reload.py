@@ -1,0 +1,164 @@
+"""New versions, bad ones, rollback, new and removed models: followed by a running service that loses no request."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+
+from tests.integration.callers import call
+from tests.integration.conftest import MODEL, Service, run, start
+from tests.integration.test_service import golden_png
+
+OTHER = "resnet14-se"
+
+
+def publish(repository: Path, version: int, damage: Callable[[dict[str, Any], Path], None] | None = None) -> Path:
+    """A copy of version 1, published as another by a rename, as the build does; `damage` may spoil it before."""
+    home = repository / MODEL
+    staged = repository.parent / "staged"
+    shutil.copytree(home / "1", staged)
+    contract = json.loads((staged / "contract.json").read_text())
+    contract["version"] = version
+    if damage:
+        damage(contract, staged)
+    (staged / "contract.json").write_text(json.dumps(contract))
+    return staged.rename(home / str(version))
+
+
+def served(service: Service) -> int:
+    """The version that callers are told of."""
+    return int(httpx.get(f"{service.url}/v1/models/{MODEL}").json()["version"])
+
+
+def until(condition: Callable[[], bool], service: Service, timeout_s: float = 20) -> None:
+    """Waits for `condition`."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, service.log.read_text()
+        time.sleep(0.05)
+
+
+def loaded(service: Service) -> list[str]:
+    """The model's versions that Triton has ready."""
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{service.triton_port}") as client:
+        index = client.get_model_repository_index().models
+        return sorted(m.version for m in index if m.name == MODEL and m.state == "READY")
+
+
+@pytest.fixture(scope="module")
+def changing(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path, list[str]]]:
+    """A service whose repository may be changed, under load all the while: with the codes that the callers got."""
+    folder = tmp_path_factory.mktemp("reload")
+    own = folder / "repository"
+    shutil.copytree(repository / MODEL, own / MODEL)
+    service = start(own, folder, retire_ms=300)
+    ended, codes = threading.Event(), []
+    image = golden_png(repository, MODEL)
+
+    def drive(protocol: str) -> None:
+        while not ended.is_set():
+            codes.append(call(protocol, service, MODEL, [image, image]).code)
+
+    drivers = [threading.Thread(target=drive, args=(protocol,)) for protocol in ("rest", "grpc")]
+    try:
+        service.await_ready()
+        for driver in drivers:
+            driver.start()
+        yield service, own, codes
+    finally:
+        ended.set()
+        for driver in drivers:
+            driver.join()
+        service.process.send_signal(signal.SIGTERM)
+        service.process.wait(30)
+
+
+def test_a_new_version_takes_over(changing: tuple[Service, Path, list[str]]) -> None:
+    service, repository, codes = changing
+    publish(repository, 2)
+    until(lambda: served(service) == 2, service)
+    until(lambda: loaded(service) == ["2"], service)
+    assert f'eca_model_ready{{model="{MODEL}",version="1"}}' not in httpx.get(f"{service.url}/metrics").text
+    before = len(codes)
+    until(lambda: len(codes) > before + 4, service)
+    assert set(codes) == {"ok"}
+
+
+def _other_answers(contract: dict[str, Any], staged: Path) -> None:
+    answers = np.roll(np.asarray(contract["golden"]["probabilities"]), 1, axis=1)
+    contract["golden"]["probabilities"] = answers.tolist()
+
+
+def _no_engine(contract: dict[str, Any], staged: Path) -> None:
+    (staged / "model.onnx").write_bytes(b"not a network")
+
+
+@pytest.mark.parametrize(("version", "damage"), [(3, _other_answers), (4, _no_engine)])
+def test_a_bad_version_is_refused(
+    changing: tuple[Service, Path, list[str]], version: int, damage: Callable[[dict[str, Any], Path], None]
+) -> None:
+    service, repository, codes = changing
+    publish(repository, version, damage)
+    until(lambda: f"version {version} is refused" in service.log.read_text(), service)
+    until(lambda: loaded(service) == ["2"], service)
+    assert served(service) == 2
+    assert httpx.get(f"{service.url}/readyz").status_code == 200
+    assert set(codes) == {"ok"}
+
+
+def test_rollback_by_one_command(changing: tuple[Service, Path, list[str]]) -> None:
+    service, repository, codes = changing
+    image = golden_png(repository, MODEL)
+    done = run("eca_service", "rollback", MODEL, "--to", 1, "--repository", repository)
+    assert done.returncode == 0, done.stderr
+    until(lambda: served(service) == 1, service)
+    assert call("rest", service, MODEL, [image], version=1).code == "ok"
+    assert call("rest", service, MODEL, [image], version=2).code == "version_not_found"
+    assert run("eca_service", "rollback", MODEL, "--newest", "--repository", repository).returncode == 0
+    until(lambda: served(service) == 2, service)  # the newest that is not refused
+    assert set(codes) == {"ok"}
+
+
+def test_rollback_s_errors(changing: tuple[Service, Path, list[str]], tmp_path: Path) -> None:
+    _, repository, _ = changing
+    for arguments, sentence in (
+        ((MODEL, "--to", 9), f"{MODEL} has the versions 1, 2, 3, 4"),
+        (("absent",), "there is no model 'absent'"),
+        ((MODEL, "--to", 1, "--newest"), "exclude each other"),
+    ):
+        done = run("eca_service", "rollback", *arguments, "--repository", repository)
+        assert (done.returncode, sentence in done.stderr) == (2, True), done.stderr
+
+
+def test_models_come_and_go(changing: tuple[Service, Path, list[str]], repository: Path) -> None:
+    service, own, codes = changing
+    image = golden_png(repository, OTHER)
+    assert call("rest", service, OTHER, [image]).code == "model_not_found"
+    shutil.copytree(repository / OTHER, own.parent / OTHER)
+    (own.parent / OTHER).rename(own / OTHER)
+    until(lambda: call("rest", service, OTHER, [image]).code == "ok", service)
+    (own / OTHER).rename(own.parent / OTHER)
+    until(lambda: call("rest", service, OTHER, [image]).code == "model_not_found", service)
+    assert set(codes) == {"ok"}
+
+
+def test_a_restart_passes_over_a_bad_newest_version(changing: tuple[Service, Path, list[str]], tmp_path: Path) -> None:
+    _, repository, _ = changing
+    service = start(repository, tmp_path)
+    try:
+        service.await_ready()
+        assert served(service) == 2
+    finally:
+        service.process.send_signal(signal.SIGTERM)
+        service.process.wait(30)
