@@ -6,6 +6,7 @@ which PTX for a later chip does not promise (Triton's own for 9.0 names sm_90a, 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -95,7 +96,9 @@ def _compile(
         )
     declared = sum(kind != "constexpr" for kind in signature.values())
     ptx = without_hidden_parameters(done.asm["ptx"], done.metadata.name, declared)
-    return Compiled(done.metadata.name, ptx, declared, 32 * warps, done.metadata.shared)
+    # One engine holds many variants of a kernel: each gets a name of its own.
+    name = f"{done.metadata.name}_{hashlib.sha256(ptx.encode()).hexdigest()[:12]}"
+    return Compiled(name, ptx.replace(done.metadata.name, name), declared, 32 * warps, done.metadata.shared)
 
 
 def without_hidden_parameters(ptx: str, name: str, declared: int) -> str:

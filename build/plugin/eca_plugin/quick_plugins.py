@@ -1,0 +1,102 @@
+"""The operators as TensorRT's quickly deployable plugins, whose kernels go into the engine as PTX.
+
+An engine with them needs neither Python nor a plugin library. TensorRT reads the functions' signatures, types included,
+so they are made at run time, for the `tensorrt` module that is there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from eca_plugin.ahead_of_time import Type, compile_plan
+from eca_plugin.descriptor import NAMESPACE, OPERATORS, VALUE_BYTES, WITH_RESIDUAL, Operator
+
+
+def register(tensorrt: ModuleType, plugin: ModuleType) -> tuple[str, ...]:
+    """Registers all plugins with `tensorrt` and `tensorrt.plugin`, once; their names, `eca::FusedECA` and so on.
+
+    Those with a residual are called FusedECAResidual and so on. An engine build then raises KernelError where a kernel
+    cannot be compiled, ValueError where a shape has no kernel.
+    """
+    names = []
+    for operator in OPERATORS.values():
+        for residual in (False, True):
+            name = f"{NAMESPACE}::{operator.name}{WITH_RESIDUAL if residual else ''}"
+            names.append(name)
+            if not hasattr(plugin.op.define_or_get(NAMESPACE), name.split("::")[1]):
+                _register(tensorrt, plugin, name, operator, residual)
+    return tuple(names)
+
+
+def _register(trt: ModuleType, plugin: Any, name: str, operator: Operator, residual: bool) -> None:
+    arguments = operator.arguments(residual)
+    types: dict[Any, Type] = {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16"}
+
+    def describe(*tensors: Any, relu: int) -> Any:
+        given = dict(zip(arguments, tensors, strict=True))
+        first = tensors[0]
+        source, axis = operator.channels
+        shape = (first.shape_expr[0], given[source].shape_expr[axis], *(first.shape_expr[i] for i in (2, 3)))
+        return plugin.from_shape_expr(shape, first.dtype)
+
+    def combinations(*given: Any) -> Any:
+        *tensors, _outputs = given
+        dtype = types[tensors[0].dtype].upper()
+        layouts = [["LINEAR"] * (len(arguments) + 1)]
+        channels = [tensors[0].shape[1], dict(zip(arguments, tensors, strict=True))[operator.channels[0]].shape]
+        whole = channels[0] % 8 == 0 and channels[1][operator.channels[1]] % 8 == 0
+        if dtype != "FP32" and whole:  # elsewhere HWC8 has padding between the pixels
+            layouts.append(["HWC8" if operator.is_map(argument) else "LINEAR" for argument in arguments] + ["HWC8"])
+        kinds = ",".join([dtype] * (len(arguments) + 1))
+        return [plugin.AutoTuneCombination(kinds, ",".join(layout)) for layout in layouts]
+
+    def kernel(*given: Any) -> Any:
+        *tensors, relu, _outputs, _tactic = given
+        dtype = types[tensors[0].dtype]
+        shapes = {argument: tuple(tensor.shape) for argument, tensor in zip(arguments, tensors, strict=True)}
+        first = operator.inputs[0]
+        if min(shapes[first][1:]) < 1:
+            raise ValueError(f"{name}: all but the batch must be fixed, not {shapes[first]}; export with a fixed crop")
+        nhwc = tensors[0].format == trt.TensorFormat.HWC8
+        plan = operator.plan(shapes, nhwc, bool(relu), VALUE_BYTES[dtype])
+        compiled = compile_plan(plan, dtype, residual)
+        batch = tensors[0].shape_expr[0]
+        launch = plugin.KernelLaunchParams()
+        launch.block_x = compiled.threads
+        launch.shared_mem = compiled.shared_bytes
+        if plan.rows_per_block is None:
+            launch.grid_x = plan.blocks
+            launch.grid_y = batch
+            scalars = plugin.SymIntExprs(0)
+        else:
+            rows = batch * plan.constants["PIXELS"]
+            launch.grid_x = plugin.cdiv(rows, plan.rows_per_block) * plan.blocks
+            scalars = plugin.SymIntExprs(1)
+            scalars[0] = plugin.SymInt32(rows)
+        return compiled.name, compiled.ptx, launch, scalars
+
+    tensor = plugin.TensorDesc
+    inputs = [(argument, tensor) for argument in arguments]
+    outputs = ("outputs", tuple[tensor])  # type: ignore[valid-type]
+    plugin.register(name, lazy_register=True)(_signed(describe, [*inputs, ("relu", int)], tensor))
+    plugin.autotune(name)(_signed(combinations, [*inputs, outputs], list[plugin.AutoTuneCombination]))
+    plugin.aot_impl(name)(
+        _signed(
+            kernel,
+            [*inputs, ("relu", int), outputs, ("tactic", int)],
+            tuple[str, str, plugin.KernelLaunchParams, plugin.SymIntExprs],
+        )
+    )
+
+
+def _signed(function: Callable[..., Any], parameters: list[tuple[str, Any]], result: Any) -> Callable[..., Any]:
+    """`function` with the signature that TensorRT looks at."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind, annotation=annotation) for name, annotation in parameters],
+        return_annotation=result,
+    )
+    return function

@@ -1,0 +1,108 @@
+"""TensorRT's own Python plugin layer accepts our plugins, and gets from them what the kernels are launched with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMES = [f"eca::{name}{suffix}" for name in ("FusedECA", "ScaleAddReLU", "GatedConv1x1") for suffix in ("", "Residual")]
+INPUTS = {"FusedECA": 2, "ScaleAddReLU": 2, "GatedConv1x1": 4}
+# What the bindings are linked against. The layer calls none of it.
+FUNCTIONS = [
+    "createInferBuilder_INTERNAL",
+    "createInferRefitter_INTERNAL",
+    "createInferRuntime_INTERNAL",
+    "createNvOnnxParserRefitter_INTERNAL",
+    "createNvOnnxParser_INTERNAL",
+    "getBuilderPluginRegistry",
+    "getNvOnnxParserVersion",
+    "getPluginRegistry",
+    "initLibNvInferPlugins",
+]
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("triton") is None, reason="needs the extra `plugin`"),
+    pytest.mark.skipif(find_spec("tensorrt_bindings") is None, reason="needs TensorRT's bindings, of the extra `dev`"),
+    pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for empty libraries"),
+]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the layer got from each plugin, from one process."""
+    folder = tmp_path_factory.mktemp("layer")
+    source = folder / "empty.c"
+    source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in FUNCTIONS))
+    for library in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+        for major in (10, 11):
+            target = folder / f"lib{library}.so.{major}"
+            subprocess.run(["cc", "-shared", "-fPIC", f"-Wl,-soname,{target.name}", "-o", target, source], check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.quick_plugin_layer", str(folder / "answers.json")],
+        env=os.environ | {"LD_LIBRARY_PATH": str(folder)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result: dict[str, Any] = json.loads((folder / "answers.json").read_text())
+    return result
+
+
+def test_all_plugins_are_registered_once(answers: dict[str, Any]) -> None:
+    assert answers["names"] == NAMES
+
+
+@pytest.mark.parametrize("layout", ["LINEAR", "HWC8"])
+@pytest.mark.parametrize("name", NAMES)
+def test_layer_expands_types_formats_and_launch(answers: dict[str, Any], name: str, layout: str) -> None:
+    answer = answers[f"{name} HALF {layout}"]
+    operator = name.split("::")[1].removesuffix("Residual")
+    residual = name.endswith("Residual")
+    assert answer["inputs"] == INPUTS[operator] + residual
+    assert answer["types"] == ["HALF"]
+    assert answer["shape"] == [3, 256, 56, 56]
+    weights = INPUTS[operator] - 1
+    in_hwc8 = ["HWC8", *["LINEAR"] * weights, *["HWC8"] * residual, "HWC8"]
+    assert answer["combinations"] == [["HALF", "LINEAR"]] * len(in_hwc8) + [["HALF", kind] for kind in in_hwc8]
+    kernel, ptx = answer["kernel"]
+    assert f".entry {kernel}(" in ptx
+    scalars = [3 * 56 * 56] if operator == "GatedConv1x1" else []
+    assert answer["scalars"] == scalars
+    # pointers to the inputs, scalars, pointer to the output
+    declared = re.findall(r"\.param \.(u32|u64)", ptx)
+    assert declared == ["u64"] * answer["inputs"] + ["u32"] * len(scalars) + ["u64"]
+    launch = answer["launch"]
+    assert f".reqntid {launch['block_x']}\n" in ptx
+    assert {launch[axis] for axis in ("grid_z", "block_y", "block_z")} == {1}
+    if operator == "GatedConv1x1":
+        assert (launch["grid_x"], launch["grid_y"]) == (-(-3 * 56 * 56 // 64) * 256 // 64, 1)
+    else:
+        assert launch["grid_y"] == 3, "one row of blocks an image"
+
+
+def test_every_type_has_a_kernel(answers: dict[str, Any]) -> None:
+    for dtype, formats in (("FLOAT", ["LINEAR"]), ("HALF", ["LINEAR", "HWC8"]), ("BF16", ["LINEAR", "HWC8"])):
+        answer = answers[f"eca::FusedECA {dtype} LINEAR"]
+        assert answer["types"] == [dtype]
+        assert {kind for _, kind in answer["combinations"]} == set(formats)
+
+
+def test_channels_that_hwc8_would_pad_stay_linear(answers: dict[str, Any]) -> None:
+    assert {kind for _, kind in answers["odd"]["combinations"]} == {"LINEAR"}
+
+
+def test_variants_of_a_kernel_have_names_of_their_own(answers: dict[str, Any]) -> None:
+    kernels = {answer["kernel"][0] for answer in answers.values() if isinstance(answer, dict)}
+    assert len(kernels) == sum(isinstance(answer, dict) for answer in answers.values())
