@@ -16,6 +16,7 @@ from eca_build.errors import BuildError
 if TYPE_CHECKING:
     from eca_build.compile import Built
     from eca_build.graphs import AttentionGraph
+    from eca_build.targets import Precision, TargetName
 
 EXAMPLES = """\b
 Examples:
@@ -87,8 +88,22 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
     show_envvar=True,
     help="A folder of images to verify on; default: synthetic ones.",
 )
-@click.option("--target", type=click.Choice(["onnx"]), default="onnx", envvar="ECA_TARGET", show_envvar=True)
-@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", envvar="ECA_PRECISION", show_envvar=True)
+@click.option(
+    "--target",
+    type=click.Choice(["onnx", "tensorrt-rtx"]),
+    default="onnx",
+    envvar="ECA_TARGET",
+    show_envvar=True,
+    help="onnx: for CPUs; tensorrt-rtx: a portable engine for NVIDIA's consumer GPUs, built without one.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    envvar="ECA_PRECISION",
+    show_envvar=True,
+    help="fp16 and bf16 are for GPUs.",
+)
 @click.option(
     "--attention-graph",
     type=click.Choice(["plain", "hoisted", "fused", "hoisted-fused", "epilogue"]),
@@ -115,8 +130,8 @@ def compile_(
     name: str | None,
     labels: Path | None,
     images: Path | None,
-    target: str,
-    precision: str,
+    target: TargetName,
+    precision: Precision,
     attention_graph: AttentionGraph,
     max_batch: int,
     resize: int | None,
@@ -128,14 +143,16 @@ def compile_(
     Stops at the first that fails; those before it stay published.
     """
     from eca_build import compile as build
+    from eca_build.targets import Wish
 
     if name and len(checkpoints) > 1:
         raise click.UsageError("--name is for one checkpoint; several are named after their files")
     if (resize or crop) and (not (resize and crop) or crop > resize):
         raise click.UsageError("--resize and --crop go together, and the crop is not larger than the resize")
     size = (resize, crop) if resize and crop else None
+    wish = Wish(target, precision, attention_graph, max_batch)
     for checkpoint in checkpoints:
-        options = build.Options(checkpoint, repository, size, name, arch, labels, images, max_batch, attention_graph)
+        options = build.Options(checkpoint, repository, size, name, arch, labels, images, wish)
         with tqdm(total=len(build.STEPS), desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
             click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, build.STEPS))))
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +26,15 @@ from eca_service.contract import (
 )
 from numpy.typing import NDArray
 
-from eca_build import checkpoint, cost, images, lowering, verify
+from eca_build import checkpoint, cost, images, targets, verify
 from eca_build.errors import BuildError
-from eca_build.export import export, reference
-from eca_build.graphs import AttentionGraph
+from eca_build.export import reference
 from eca_build.publish import CONFIG_FILE, LABELS_FILE, publish, staging, versions
+from eca_build.targets import Wish
 from eca_build.triton_config import config
 
-ENGINE_FILE = "model.onnx"
-TOLERANCE = 1e-5
 GOLDEN_IMAGES = 4
-STEPS = ("read the checkpoint", "export to ONNX", "verify in a new process", "publish")
+STEPS = ("read the checkpoint", "export to ONNX", "build the engine", "verify in a new process", "publish")
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,7 @@ class Options:
     arch: str | None = None
     labels: Path | None = None
     images: Path | None = None
-    max_batch: int = 32
-    attention_graph: AttentionGraph = "plain"
+    wish: Wish = field(default_factory=Wish)
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,8 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
 
     Raises BuildError, with nothing published, for everything that can be wrong with the inputs or the result.
     """
-    step(STEPS[0])
+    step("read the checkpoint")
+    targets.require(options.wish)
     loaded = checkpoint.load(options.checkpoint, arch=options.arch)
     recipe = default_recipe(loaded.spec.arch)
     if options.size:
@@ -98,19 +96,16 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         version = (published or [0])[-1] + 1
         home = staged / str(version)
         home.mkdir()
-        engine = home / ENGINE_FILE
-        step(STEPS[1])
-        sites = export(loaded.network, recipe, engine, options.attention_graph)
-        lowering.lower_file(engine)
-        step(STEPS[2])
+        engine = targets.build(options.wish, loaded.network, recipe, home, sample, step)
         expected = reference(loaded.network, recipe, torch.from_numpy(sample)).numpy()
-        got = verify.answers(engine, sample)
-        figures = verify.compare(expected, got, TOLERANCE, source)
-        step(STEPS[3])
+        gate = targets.GATES[options.wish.precision]
+        source = f"{source}; {engine.verified}" if engine.verified else source
+        compared = [verify.compare(expected, got, *gate, source) for got in engine.answers]
+        figures = max(compared, key=lambda figure: figure.largest_difference)
+        step("publish")
         np.save(home / GOLDEN_FILE, sample[:GOLDEN_IMAGES])
         with torch.inference_mode():
             features = loaded.network.feature_map(torch.zeros(1, 3, recipe.crop, recipe.crop)).shape[1:]
-        engine_sha256 = _sha256(engine)
         contract = Contract(
             name=name,
             version=version,
@@ -122,20 +117,21 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             preprocessing=recipe,
             preprocessing_fingerprint=recipe.fingerprint,
             features_shape=(features[0], features[1], features[2]),
-            precision="fp32",
-            engine="onnx",
-            attention_graph=options.attention_graph,
-            sites_rewritten=sites,
-            max_batch=options.max_batch,
+            precision=options.wish.precision,
+            engine=options.wish.target,
+            attention_graph=options.wish.attention_graph,
+            sites_rewritten=engine.sites,
+            max_batch=options.wish.max_batch,
             parameters=cost.parameters(loaded.network),
             flops=cost.flops(loaded.network, recipe.crop),
             build_key=key,
             checkpoint_sha256=loaded.sha256,
-            onnx_sha256=engine_sha256,
-            engine_sha256=engine_sha256,
+            onnx_sha256=engine.onnx_sha256,
+            engine_sha256=targets.sha256(engine.file),
             tools=tools,
+            passport=engine.passport,
             verification=figures,
-            golden=_golden(home / GOLDEN_FILE, got, figures),
+            golden=_golden(home / GOLDEN_FILE, engine.answers[0], figures),
             head=_head(loaded.network.head),
         )
         (home / CONTRACT_FILE).write_text(contract.model_dump_json(indent=1) + "\n")
@@ -188,8 +184,7 @@ def build_key(
         checkpoint_sha256,
         recipe.fingerprint,
         labels,
-        options.max_batch,
-        options.attention_graph,
+        asdict(options.wish),
         hashlib.sha256(sample.tobytes()).hexdigest(),
         tools,
         options.arch,
@@ -197,14 +192,10 @@ def build_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _golden(path: Path, answers: NDArray[np.float32], figures: Verification) -> Golden:
     rows = tuple(tuple(float(p) for p in row) for row in answers[:GOLDEN_IMAGES])
     # Another processor's kernels may differ in the last bits, as the engine may from the network.
-    return Golden(sha256=_sha256(path), probabilities=rows, tolerance=10 * figures.tolerance)
+    return Golden(sha256=targets.sha256(path), probabilities=rows, tolerance=10 * figures.tolerance)
 
 
 def _head(head: torch.nn.Linear) -> Head:

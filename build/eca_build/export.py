@@ -22,23 +22,39 @@ logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports torchvisio
 class Served(nn.Module):
     """The network as it is served: uint8 [N, H, W, 3] RGB -> probabilities float [N, K], features float [N, C, h, w].
 
-    The scale of the normalisation goes into the first convolution. The mean is subtracted: zero padding of the
-    normalised image means the mean there, so it cannot become the convolution's bias.
+    In float32 the scale of the normalisation goes into the first convolution. The mean is subtracted: zero padding of
+    the normalised image means the mean there, so it cannot become the convolution's bias. In another `dtype` the
+    network runs in that type from the first convolution to the last map; the scale stays out of the weights, where it
+    would make small ones subnormal, and pooling, classifier and softmax of a few thousand values stay in float32.
     """
 
-    def __init__(self, network: Network, recipe: Preprocessing, graph: AttentionGraph = "plain") -> None:
+    def __init__(
+        self,
+        network: Network,
+        recipe: Preprocessing,
+        graph: AttentionGraph = "plain",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).eval()
+        self.dtype = dtype
         fold_batch_norms(self.network)
         self.sites_rewritten = rewrite(self.network, graph)
-        first = next(m for m in self.network.modules() if isinstance(m, nn.Conv2d))
-        with torch.no_grad():
-            first.weight /= 255 * torch.tensor(recipe.std).view(1, 3, 1, 1)
+        std = 255 * torch.tensor(recipe.std).view(1, 3, 1, 1)
+        if dtype == torch.float32:
+            first = next(m for m in self.network.modules() if isinstance(m, nn.Conv2d))
+            with torch.no_grad():
+                first.weight /= std
+        else:
+            self.network.to(dtype).head.float()
+            self.register_buffer("std", std)
         self.register_buffer("mean", 255 * torch.tensor(recipe.mean).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        x = image.permute(0, 3, 1, 2).to(torch.float32) - self.get_buffer("mean")
-        features = self.network.feature_map(x)
+        x = image.to(torch.float32).permute(0, 3, 1, 2) - self.get_buffer("mean")  # TensorRT moves no uint8 about
+        if self.dtype != torch.float32:
+            x = (x / self.get_buffer("std")).to(self.dtype)
+        features = self.network.feature_map(x).float()
         logits = self.network.head(features.mean((2, 3)))
         return logits.softmax(1), features
 
@@ -63,12 +79,19 @@ def reference(network: Network, recipe: Preprocessing, images: Tensor, batch: in
     return torch.cat(parts)
 
 
-def export(network: Network, recipe: Preprocessing, path: Path, graph: AttentionGraph = "plain") -> int:
+def export(
+    network: Network,
+    recipe: Preprocessing,
+    path: Path,
+    graph: AttentionGraph = "plain",
+    dtype: torch.dtype = torch.float32,
+) -> int:
     """Writes the served network as ONNX with a dynamic batch to `path`; the number of attention sites rewritten.
 
-    The fused graphs hold custom nodes, see `custom_nodes`. Raises BuildError where the network has no such graph.
+    The types in the file are those that run, see `Served`; the fused graphs hold custom nodes, see `custom_nodes`.
+    Raises BuildError where the network has no such graph.
     """
-    served = Served(network, recipe, graph)
+    served = Served(network, recipe, graph, dtype)
     example = torch.zeros(2, recipe.crop, recipe.crop, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals

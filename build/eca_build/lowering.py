@@ -1,9 +1,10 @@
-"""Custom nodes back into plain ONNX operators, for runtimes that have no plugin."""
+"""ONNX models for runtimes that lack something: custom nodes into plain operators, bfloat16 into float32."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx.inliner import inline_local_functions
 
@@ -71,11 +72,36 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     return lowered
 
 
-def lower_file(path: Path) -> None:
-    """`lower` for the ONNX file at `path`, in place; a file without such nodes is left as it is."""
+def lower_file(path: Path, widen: bool = False) -> None:
+    """`lower` for the ONNX file at `path`, in place, then `widened` if asked; what needs neither stays as it is."""
     model = onnx.load(path)
     if any(node.domain == DOMAIN for node in model.graph.node):
-        onnx.save(lower(model), path)
+        model = lower(model)
+    elif not widen:
+        return
+    onnx.save(widened(model) if widen else model, path)
+
+
+def widened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` that computes in float32 what it computes in bfloat16, with the same, rounded weights."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    narrow, to = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    for tensor in wide.graph.initializer:
+        if tensor.data_type == narrow:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for node in wide.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == narrow:
+                attribute.i = to
+            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == narrow:
+                values = onnx.numpy_helper.to_array(attribute.t).astype(np.float32)
+                attribute.t.CopyFrom(onnx.numpy_helper.from_array(values))
+    for info in (*wide.graph.value_info, *wide.graph.input, *wide.graph.output):
+        if info.type.tensor_type.elem_type == narrow:
+            info.type.tensor_type.elem_type = to
+    return wide
 
 
 def _function(name: str, operator: str, residual: bool, relu: bool, opset: int) -> onnx.FunctionProto:

@@ -6,23 +6,34 @@ from eca_service.contract import Contract
 
 TEMPLATE = """\
 name: "{name}"
-backend: "onnxruntime"
+{engine}
 max_batch_size: {max_batch}
 input [ {{ name: "image" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }} ]
 output [
   {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "labels.txt" }},
   {{ name: "features" data_type: TYPE_FP32 dims: [ {features} ] }}
 ]
-instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+instance_group [ {{ count: 1 kind: {kind} }} ]
 dynamic_batching {{ }}
 version_policy {{ latest {{ num_versions: 2 }} }}
 """
 
 
+ENGINES = {
+    "onnx": ('backend: "onnxruntime"', "KIND_CPU"),
+    "tensorrt": ('platform: "tensorrt_plan"', "KIND_GPU"),
+    # No backend of Triton's runs these engines; applications load them by themselves.
+    "tensorrt-rtx": ('backend: "tensorrt-rtx"', "KIND_GPU"),
+}
+
+
 def config(contract: Contract) -> str:
-    """The configuration with which Triton serves `contract`'s engine on a CPU."""
+    """The configuration with which Triton serves `contract`'s engine."""
+    engine, kind = ENGINES[contract.engine]
     return TEMPLATE.format(
         name=contract.name,
+        engine=engine,
+        kind=kind,
         max_batch=contract.max_batch,
         size=contract.preprocessing.crop,
         classes=contract.classes,

@@ -73,6 +73,21 @@ class Head(_Frozen):
     bias: str
 
 
+class Passport(_Frozen):
+    """What a GPU engine was built with and for: it runs where these are the same, and nowhere else.
+
+    `compute_capability` is that of the GPU ("9.0"), None for a portable engine, which has no `gpu` either.
+    `kernels_sha256` (hex) covers the sources of the fused kernels inside, None where there are none.
+    """
+
+    tensorrt: str
+    cuda: str | None = None
+    gpu: str | None = None
+    compute_capability: str | None = None
+    driver: str | None = None
+    kernels_sha256: str | None = None
+
+
 class Contract(_Frozen):
     """One model version; see the module's first lines."""
 
@@ -100,8 +115,7 @@ class Contract(_Frozen):
     onnx_sha256: str
     engine_sha256: str
     tools: dict[str, str]
-    gpu: str | None = None
-    compute_capability: str | None = None
+    passport: Passport | None = None
     verification: Verification
     golden: Golden
     head: Head | None = None

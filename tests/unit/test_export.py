@@ -42,7 +42,7 @@ def test_exported_file_agrees(tmp_path: Path, arch: str, attention: Kind) -> Non
     export(net, recipe, tmp_path / "model.onnx")
     sample = images.synthetic(recipe.crop, 16)
     expected = reference(net, recipe, torch.from_numpy(sample)).numpy()
-    figures = verify.compare(expected, verify.answers(tmp_path / "model.onnx", sample), 1e-5, "test")
+    figures = verify.compare(expected, verify.answers(tmp_path / "model.onnx", sample), 1e-5, 1.0, "test")
     assert figures.top1_agreement == 1
     assert np.ptp(expected, axis=0).max() > 1e-3, "the images must not all get the same answer"
     operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
@@ -55,7 +55,7 @@ def test_disagreement_is_refused_with_the_figures() -> None:
     got = expected.copy()
     got[2] = got[2, ::-1]
     with pytest.raises(BuildError, match=r"agreement 75.00%.*1\.00e-01.*nothing was published"):
-        verify.compare(expected, got, 1e-5, "test")
+        verify.compare(expected, got, 1e-5, 1.0, "test")
 
 
 def test_engine_that_cannot_run_is_one_sentence(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_lowered_file_agrees(tmp_path: Path, arch: str, attention: Kind, graph: 
         assert len(pooled) == sites + 1, "one pooling a site and the last one"
     sample = images.synthetic(SMALL.crop, 8)
     expected = reference(net, SMALL, torch.from_numpy(sample)).numpy()
-    assert verify.compare(expected, verify.answers(path, sample), 1e-5, "test").top1_agreement == 1
+    assert verify.compare(expected, verify.answers(path, sample), 1e-5, 1.0, "test").top1_agreement == 1
 
 
 @pytest.mark.parametrize("graph", ATTENTION_GRAPHS)

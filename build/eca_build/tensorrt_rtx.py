@@ -1,0 +1,96 @@
+"""ONNX to a TensorRT-RTX engine, in a new process: it needs no GPU, and the engine runs on all of CHIPS.
+
+    python -m eca_build.tensorrt_rtx MODEL.onnx MODEL.engine MAX_BATCH
+
+is that process. The builder is NVIDIA's, from PyPI's wheels (extra `tensorrt-rtx`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import onnx
+from eca_plugin.sources import kernels_sha256
+from eca_service.contract import INPUT, Passport
+
+from eca_build.custom_nodes import DOMAIN
+from eca_build.errors import BuildError
+
+CHIPS = ("SM80", "SM86", "SM89", "SM120")  # those that it can name; it has none for Hopper
+
+
+def require() -> Path:
+    """The folder of the builder's libraries. Raises BuildError where it is not installed."""
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    if spec is None or not spec.submodule_search_locations or not importlib.util.find_spec("tensorrt_rtx_bindings"):
+        raise BuildError("--target tensorrt-rtx needs NVIDIA's TensorRT-RTX; pip install 'eca-serve[tensorrt-rtx]'")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def build(onnx_file: Path, engine: Path, max_batch: int) -> Passport:
+    """Writes the engine for batches of 1 to `max_batch`; what it was built with.
+
+    The ONNX model says which types run. Its custom nodes become plugins, which the process that runs the engine
+    registers too (`eca_plugin.rtx_plugins`). Raises BuildError with the builder's first error where it cannot.
+    """
+    libraries = require()
+    with tempfile.TemporaryDirectory(prefix="eca-rtx-") as folder:
+        # It loads itself a second time, under a name that its wheel lacks, and ends the process where that fails.
+        for library in libraries.glob("*.so.*"):
+            for name in (library.name, library.name.split(".so.")[0] + ".so"):
+                Path(folder, name).symlink_to(library)
+        searched = os.pathsep.join(filter(None, [folder, os.environ.get("LD_LIBRARY_PATH", "")]))
+        done = subprocess.run(
+            [sys.executable, "-m", "eca_build.tensorrt_rtx", str(onnx_file), str(engine), str(max_batch)],
+            env=os.environ | {"LD_LIBRARY_PATH": searched},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "[E]" in line] or done.stderr.strip().splitlines()
+        raise BuildError(
+            f"TensorRT-RTX could not build the engine: {(lines or [f'exit status {done.returncode}'])[0].strip()}"
+        )
+    version, plugins = done.stdout.split()
+    nodes = sum(node.domain == DOMAIN for node in onnx.load(onnx_file).graph.node)
+    if int(plugins) != nodes:
+        raise BuildError(f"TensorRT-RTX made {plugins} plugins of the model's {nodes} custom nodes")
+    return Passport(tensorrt=version, kernels_sha256=kernels_sha256() if nodes else None)
+
+
+def _build(source: str, target: str, max_batch: int) -> None:
+    import tensorrt_rtx_bindings as trt
+    from eca_plugin import rtx_plugins
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    creators = rtx_plugins.register(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(Path(source).read_bytes()):
+        sys.exit("[E] " + "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors)))
+    kinds = [network.get_layer(index).type for index in range(network.num_layers)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = len(CHIPS)
+    for index, chip in enumerate(CHIPS):
+        config.set_compute_capability(getattr(trt.ComputeCapability, chip), index)
+    shape = tuple(network.get_input(0).shape)[1:]
+    profile = builder.create_optimization_profile()
+    profile.set_shape(INPUT, (1, *shape), (max_batch, *shape), (max_batch, *shape))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        sys.exit("[E] no engine could be built")
+    Path(target).write_bytes(plan)
+    del creators  # alive until here, as the registry does not keep them
+    print(trt.__version__, kinds.count(trt.LayerType.PLUGIN_V3))
+
+
+if __name__ == "__main__":
+    _build(sys.argv[1], sys.argv[2], int(sys.argv[3]))
