@@ -196,7 +196,13 @@ def doctor(**given: str | None) -> None:
 
 
 def _triton(settings: Settings) -> TritonServer:
-    return TritonServer(settings.repository, settings.triton_grpc_port, settings.triton_log, settings.triton_threads)
+    return TritonServer(
+        settings.repository,
+        settings.triton_grpc_port,
+        settings.triton_log,
+        settings.triton_threads,
+        settings.triton_host,
+    )
 
 
 def _log(settings: Settings) -> None:

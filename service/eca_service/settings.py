@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     http_port: int = Field(8080, ge=0, le=65535, description="HTTP port")
     triton_grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC port of the embedded Triton")
+    triton_host: str = Field("127.0.0.1", description="address the embedded Triton listens on; it asks for no key")
     grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port")
     triton_url: str | None = Field(None, description="host:port of your own Triton; several are separated by commas")
     triton_threads: int | None = Field(None, ge=1, le=256, description="threads an engine runs on")

@@ -27,12 +27,20 @@ HEALTHY_AFTER_S = 60.0
 class TritonServer:
     """The server's process, watched by a thread.
 
-    `repository` is the model repository, `grpc_port` the port on loopback (0: a free one), `log_file` keeps the
+    `repository` is the model repository, `host` and `grpc_port` where it listens (0: a free port), `log_file` keeps the
     server's last lines, at most 2 x 4 MiB. Models are loaded by whoever connects: the server starts with none.
     """
 
-    def __init__(self, repository: Path, grpc_port: int, log_file: Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        grpc_port: int,
+        log_file: Path,
+        threads: int | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.repository = repository
+        self.host = host
         self.port = grpc_port or server.free_port()
         self.log_file = log_file
         self.threads = threads or len(os.sched_getaffinity(0))
@@ -49,8 +57,8 @@ class TritonServer:
 
     @property
     def address(self) -> str:
-        """host:port of the server's gRPC endpoint."""
-        return f"127.0.0.1:{self.port}"
+        """host:port of the server's gRPC endpoint, from this machine."""
+        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -65,12 +73,14 @@ class TritonServer:
             raise TritonUnavailable(
                 f"the model repository {self.repository} does not exist; `eca-build compile` makes it"
             )
-        server.require_free("127.0.0.1", self.port, "Triton", "ECA_TRITON_GRPC_PORT")
+        server.require_free(self.host, self.port, "Triton", "ECA_TRITON_GRPC_PORT")
         remove_leftovers()
         self._folder = Path(tempfile.mkdtemp(prefix=f"eca-triton-{os.getpid()}-"))
         self._shm_prefix = f"eca_triton_{os.getpid()}_{self.port}_"
         server.assemble_backends(self._folder / "backends")
-        self._command = server.command(binary, self._folder / "backends", self.repository, self.port, self._shm_prefix)
+        self._command = server.command(
+            binary, self._folder / "backends", self.repository, self.host, self.port, self._shm_prefix
+        )
         self._watcher.start()
         self._started.wait()
         if self._failed:

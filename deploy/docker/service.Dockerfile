@@ -1,0 +1,84 @@
+# Two images of one package: `--target gateway`, HTTP and gRPC in front of a Triton that runs elsewhere, and
+# `--target triton-cpu`, the binary of the nvidia-pytriton wheel with our onnxruntime backend. Without torch, compiler
+# or pip, not root.
+ARG PYTHON_VERSION=3.11
+
+# What the images stand on: the base without package managers, in one layer.
+FROM python:${PYTHON_VERSION}-slim AS trimmed
+COPY deploy/docker/trim.sh /tmp/
+RUN sh /tmp/trim.sh
+FROM scratch AS runtime
+COPY --from=trimmed / /
+ENV PATH=/opt/eca/bin:/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PYTHONUNBUFFERED=1 ECA_REPOSITORY=/models/repository
+
+FROM python:${PYTHON_VERSION}-slim AS dependencies
+WORKDIR /src
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+# pip and hatchling live outside of the environment that is shipped.
+ENV INSTALL="/opt/tools/bin/pip --python /opt/eca/bin/python install -q"
+COPY pyproject.toml constraints.txt deploy/docker/requirements.py ./
+RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends binutils >/dev/null 2>&1 \
+    && python -m venv /opt/tools && python -m venv --without-pip /opt/eca \
+    && /opt/tools/bin/pip install -q -c constraints.txt hatchling
+# The dependencies first: this layer outlives changes of our code. Some wheels ship their debug symbols, and pillow a
+# codec that the service does not accept.
+RUN python requirements.py requirements > requirements.txt \
+    && $INSTALL -c constraints.txt -r requirements.txt \
+    && cd /opt/eca/lib/python*/site-packages \
+    && strip --strip-debug uvloop/*.so rapidjson*.so ml_dtypes/*.so httptools/parser/*.so \
+    && rm -rf numpy/tests numpy/*/tests numpy/core/lib numpy/core/_simd.* pillow.libs/libavif* PIL/_avif.* \
+    && /opt/eca/bin/python -c "import uvloop, rapidjson, ml_dtypes, httptools, numpy, PIL.Image; PIL.Image.init()"
+
+FROM dependencies AS triton-dependencies
+RUN python requirements.py requirements triton > requirements.txt && $INSTALL -c constraints.txt -r requirements.txt
+# Triton's Python backend wants the interpreter as a library, which Debian packages apart.
+ARG PYTHON_VERSION
+RUN if ! ldconfig -p | grep -q libpython${PYTHON_VERSION}.so; then \
+        apt-get install -qq -y --no-install-recommends libpython${PYTHON_VERSION} >/dev/null 2>&1; fi \
+    && cp -L "$(ldconfig -p | awk -v lib=libpython${PYTHON_VERSION}.so '$1 ~ lib {print $NF; exit}')" \
+        /opt/eca/lib/python*/site-packages/nvidia_pytriton.libs/
+
+# Byte code is compiled here, since the file system is read-only later; without times in it, so that builds agree.
+FROM dependencies AS package
+COPY README.md LICENSE ./
+COPY service service
+COPY build build
+RUN /opt/tools/bin/pip wheel -q --no-build-isolation --no-deps -w /wheel .
+
+FROM dependencies AS gateway-environment
+COPY --from=package /wheel /wheel
+RUN $INSTALL --no-deps /wheel/*.whl && python -m compileall -q --invalidation-mode unchecked-hash /opt/eca/lib
+
+FROM triton-dependencies AS triton-environment
+COPY --from=package /wheel /wheel
+RUN $INSTALL --no-deps /wheel/*.whl && python -m compileall -q --invalidation-mode unchecked-hash /opt/eca/lib
+
+FROM runtime AS triton-cpu
+ARG ECA_VERSION
+LABEL org.opencontainers.image.title="ECA Serve Triton (CPU)" \
+      org.opencontainers.image.version="${ECA_VERSION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=triton-environment /opt/eca /opt/eca
+# Not for the open network: its release has known flaws in HTTP, which stays off; it speaks gRPC to the gateway alone.
+ENV ECA_TRITON_HOST=0.0.0.0 ECA_TRITON_LOG=/dev/stdout
+USER 10001:10001
+EXPOSE 8001
+HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["python", "-I", "-c", "import sys, \
+tritonclient.grpc as t; sys.exit(not t.InferenceServerClient('127.0.0.1:8001').is_server_ready(client_timeout=3))"]
+ENTRYPOINT ["eca-serve"]
+CMD ["triton"]
+
+FROM runtime AS gateway
+ARG ECA_VERSION
+LABEL org.opencontainers.image.title="ECA Serve gateway" \
+      org.opencontainers.image.version="${ECA_VERSION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=gateway-environment /opt/eca /opt/eca
+ENV ECA_HOST=0.0.0.0
+USER 10001:10001
+EXPOSE 8080 8081
+# Ready, not merely alive: every model gave its golden answers through Triton.
+HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=3 CMD ["python", "-IS", "-c", \
+"import urllib.request as r; r.urlopen('http://127.0.0.1:8080/readyz', timeout=3)"]
+ENTRYPOINT ["eca-serve"]
+CMD ["gateway"]
