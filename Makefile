@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := $(sort $(wildcard build/demo/*.safetensors))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models test lint clean
+.PHONY: help serve models test test-deploy lint clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -30,6 +30,9 @@ lint: $(READY) ## Check style and types
 
 test: lint ## Lint, types, unit and integration tests
 	$(BIN)/python -m pytest
+
+test-deploy: $(READY) ## Build the images and try the CPU stack for real; needs a Docker engine
+	$(BIN)/python -m pytest tests/deploy
 
 clean: ## Remove the environment and everything generated
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache $(filter-out model_repository/README.md,$(wildcard model_repository/*))

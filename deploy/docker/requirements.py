@@ -7,9 +7,10 @@ image brings: NVIDIA's images have a torch and a TensorRT of their own, which mu
 
 import re
 import sys
-import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
+
+import tomllib
 
 
 def canonical(name: str) -> str:
