@@ -1,0 +1,75 @@
+"""Every metric that a rule or dashboard names is one that the running service, or Triton, really shows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import httpx
+import tritonclient.grpc as triton
+from eca_service.triton import server
+
+from tests.deploy.observed import metrics_asked_for
+from tests.integration.conftest import MODEL, ROOT, Service
+
+DOG = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
+# from Triton's documentation: they are shown where there is a GPU
+GPU = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes", "nv_gpu_power_usage"}
+GPU |= {"nv_gpu_power_limit"}
+
+
+def names(exposition: str) -> set[str]:
+    """The names under which a scrape's series are stored: each family's, with the suffixes of its type."""
+    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "info": ["_info"]}
+    families = re.findall(r"^# TYPE (\S+) (\w+)", exposition, re.MULTILINE)
+    samples = set(re.findall(r"^([A-Za-z_:][\w:]*)[{ ]", exposition, re.MULTILINE))
+    return samples | {family + suffix for family, kind in families for suffix in suffixes.get(kind, [""])}
+
+
+def test_the_service_shows_what_is_asked_for(service: Service) -> None:
+    answer = httpx.post(service.url + "/v1/classify", content=DOG.read_bytes())
+    assert answer.status_code == 200
+    asked = {name for name in metrics_asked_for() if name.startswith("eca_")}
+    scrape = httpx.get(service.url + "/metrics").text
+    assert len(asked) > 10
+    assert asked - names(scrape) == set()
+    for stage in ("decode", "queue", "infer"):
+        assert re.search(rf'eca_stage_seconds_count{{model="{MODEL}",stage="{stage}"}} [1-9]', scrape)
+
+
+def test_triton_shows_what_is_asked_for(repository: Path, tmp_path: Path) -> None:
+    """The embedded binary, with its metrics opened for once."""
+    grpc_port, port = server.free_port(), server.free_port()
+    server.assemble_backends(tmp_path / "backends")
+    binary = server.installation() / "bin" / "tritonserver"
+    command = server.command(binary, tmp_path / "backends", repository, "127.0.0.1", grpc_port, f"eca_triton_m{port}_")
+    command.remove("--allow-metrics=false")
+    command += ["--metrics-address=127.0.0.1", f"--metrics-port={port}", f"--load-model={MODEL}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=server.environment(1), stdout=log, stderr=subprocess.STDOUT)
+    try:
+        client = triton.InferenceServerClient(f"127.0.0.1:{grpc_port}")
+        for _ in range(300):
+            try:
+                if client.is_model_ready(MODEL):
+                    break
+            except triton.InferenceServerException:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+            process_wait(process, 0.1)
+        shown = names(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+        client.close()
+    finally:
+        process.terminate()
+        process.wait(30)
+    asked = {name for name in metrics_asked_for() if name.startswith("nv_")}
+    assert asked >= GPU
+    assert asked - GPU - shown == set()
+
+
+def process_wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Waits a little, or less where the process ends."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return
