@@ -1,0 +1,47 @@
+{{- define "eca.name" -}}
+{{ if contains "eca-serve" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-eca-serve{{ end }}
+{{- end }}
+
+{{- /* Labels that select: never change them, a Deployment cannot. Call with (list $ "component"). */ -}}
+{{- define "eca.selector" -}}
+app.kubernetes.io/name: eca-serve
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{- define "eca.labels" -}}
+{{ include "eca.selector" . }}
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+helm.sh/chart: eca-serve-{{ (index . 0).Chart.Version }}
+{{- end }}
+
+{{- define "eca.claim" -}}
+{{ .Values.models.existingClaim | default (printf "%s-models" (include "eca.name" .)) }}
+{{- end }}
+
+{{- define "eca.pod-security" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "eca.container-security" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- /* Over zones and hosts, where that can be had. */ -}}
+{{- define "eca.spread" -}}
+{{- range tuple "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+- maxSkew: 1
+  topologyKey: {{ . }}
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels: {{- include "eca.selector" $ | nindent 6 }}
+{{- end }}
+{{- end }}
