@@ -171,11 +171,14 @@ def doctor(**given: str | None) -> None:
 
     settings = load(given)
     wrong: list[str] = []
-    try:
-        installation()
-        click.echo("The embedded Triton can run here.")
-    except TritonUnavailable as error:
-        wrong.append(str(error))
+    if settings.triton_url:
+        click.echo(f"Triton runs elsewhere, at {settings.triton_url}.")
+    else:
+        try:
+            installation()
+            click.echo("The embedded Triton can run here.")
+        except TritonUnavailable as error:
+            wrong.append(str(error))
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     registry = Registry(settings.repository, settings.default_model)
     for name, model in registry.models.items():
@@ -184,7 +187,7 @@ def doctor(**given: str | None) -> None:
         )
     if not registry.models:
         wrong.append(f"{settings.repository} holds no model; `eca-build compile CHECKPOINT` makes one")
-    url = f"http://{settings.host}:{settings.http_port}"
+    url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.http_port}"
     verdict = ready(url)
     if verdict is None:
         click.echo(f"The service at {url} is ready.")

@@ -11,7 +11,8 @@ import pytest
 import tritonclient.grpc as triton
 from eca_service.client import Failure, classify_file
 
-from tests.deploy.stack import ROOT, Stack, docker
+from deploy.sbom import sbom
+from tests.deploy.stack import ROOT, Stack, docker, versions
 
 DOG = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
 MODEL = "resnet14-eca"
@@ -56,6 +57,17 @@ def test_gateway_s_image_is_small(stack: Stack) -> None:
     assert int(docker("image", "inspect", "-f", "{{.Size}}", image)) < 250e6
 
 
+def test_bill_of_materials_lists_what_was_pinned(stack: Stack) -> None:
+    image = docker("inspect", "-f", "{{.Config.Image}}", stack.container("gateway"))
+    found = {component["purl"] for component in sbom(image)["components"]}  # type: ignore[attr-defined]
+    pins = {line.lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    python = {purl.removeprefix("pkg:pypi/").replace("@", "==") for purl in found if purl.startswith("pkg:pypi/")}
+    own = f"eca-serve=={versions()['ECA_VERSION']}"
+    assert own in python
+    assert python - pins == {own}, "everything from the package index is pinned"
+    assert any(purl.startswith("pkg:deb/debian/libc6@") for purl in found)
+
+
 def test_only_the_gateway_is_open(stack: Stack) -> None:
     assert docker("port", stack.container("prometheus")).startswith("9090/tcp -> 127.0.0.1:")
     assert docker("port", stack.container("triton")) == ""
@@ -73,6 +85,12 @@ def test_prometheus_finds_the_request(stack: Stack) -> None:
         raise AssertionError("the request was not counted within 30 s")
     up = {sample["metric"]["job"]: sample["value"][1] for sample in stack.query("up")}
     assert up == {"gateway": "1"}
+
+
+def test_doctor_gives_the_verdict(stack: Stack) -> None:
+    said = docker("exec", stack.container("gateway"), "eca-serve", "doctor")
+    assert f"{MODEL} version 1: resnet14_cifar, fp32." in said
+    assert said.endswith("The service at http://127.0.0.1:8080 is ready.")
 
 
 def test_survives_the_death_of_triton(stack: Stack) -> None:
