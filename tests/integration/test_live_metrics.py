@@ -43,7 +43,7 @@ def test_triton_shows_what_is_asked_for(repository: Path, tmp_path: Path) -> Non
     grpc_port, port = server.free_port(), server.free_port()
     server.assemble_backends(tmp_path / "backends")
     binary = server.installation() / "bin" / "tritonserver"
-    command = server.command(binary, tmp_path / "backends", repository, "127.0.0.1", grpc_port, f"eca_triton_m{port}_")
+    command = server.command(binary, tmp_path / "backends", repository, grpc_port, f"eca_triton_m{port}_")
     command.remove("--allow-metrics=false")
     command += ["--metrics-address=127.0.0.1", f"--metrics-port={port}", f"--load-model={MODEL}"]
     with (tmp_path / "log").open("wb") as log:

@@ -75,8 +75,8 @@ def require_free(host: str, port: int, what: str, variable: str) -> None:
             ) from None
 
 
-def command(binary: Path, backends: Path, repository: Path, host: str, port: int, shm_prefix: str) -> list[str]:
-    """The command line: explicit model control, gRPC on `host` alone, everything else off."""
+def command(binary: Path, backends: Path, repository: Path, port: int, shm_prefix: str) -> list[str]:
+    """The command line: explicit model control, gRPC on loopback alone, everything else off."""
     return [
         *(sys.executable, "-c", LAUNCHER, str(binary)),
         f"--model-repository={repository.absolute()}",
@@ -87,7 +87,7 @@ def command(binary: Path, backends: Path, repository: Path, host: str, port: int
         "--allow-http=false",
         "--allow-metrics=false",
         "--allow-grpc=true",
-        f"--grpc-address={host}",
+        "--grpc-address=127.0.0.1",
         f"--grpc-port={port}",
         "--exit-timeout-secs=10",
         "--log-info=true",

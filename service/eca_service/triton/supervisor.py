@@ -78,9 +78,8 @@ class TritonServer:
         self._folder = Path(tempfile.mkdtemp(prefix=f"eca-triton-{os.getpid()}-"))
         self._shm_prefix = f"eca_triton_{os.getpid()}_{self.port}_"
         server.assemble_backends(self._folder / "backends")
-        self._command = server.command(
-            binary, self._folder / "backends", self.repository, self.host, self.port, self._shm_prefix
-        )
+        self._command = server.command(binary, self._folder / "backends", self.repository, self.port, self._shm_prefix)
+        self._command.append(f"--grpc-address={self.host}")  # of two Triton takes the last
         self._watcher.start()
         self._started.wait()
         if self._failed:
