@@ -167,6 +167,7 @@ def rollback(model: str, version: int | None, newest: bool, repository: Path) ->
 def doctor(**given: str | None) -> None:
     """Says what is wrong with this machine, this repository, this running service; exit code 1 where anything is."""
     from eca_service.client import ready
+    from eca_service.preflight import obstacle_of
     from eca_service.registry import Registry
 
     settings = load(given)
@@ -181,10 +182,12 @@ def doctor(**given: str | None) -> None:
             wrong.append(str(error))
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     registry = Registry(settings.repository, settings.default_model)
+    obstacle = obstacle_of(settings.triton_url)
     for name, model in registry.models.items():
-        click.echo(
-            f"{name} version {model.contract.version}: {model.contract.architecture}, {model.contract.precision}."
-        )
+        served = f"{name} version {model.contract.version}"
+        click.echo(f"{served}: {model.contract.architecture}, {model.contract.precision}, {model.contract.engine}.")
+        if reason := obstacle(model.contract):
+            wrong.append(f"{served} cannot be served: {reason}")
     if not registry.models:
         wrong.append(f"{settings.repository} holds no model; `eca-build compile CHECKPOINT` makes one")
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.http_port}"
@@ -214,11 +217,14 @@ def _log(settings: Settings) -> None:
 
 
 def _require_models(settings: Settings) -> None:
+    from eca_service.preflight import obstacle_of
     from eca_service.registry import Registry
 
-    registry = Registry(settings.repository, settings.default_model)
+    registry = Registry(settings.repository, settings.default_model, obstacle_of(settings.triton_url))
     if not registry.models:
-        raise SettingsError(f"{settings.repository} holds no model; `eca-build compile CHECKPOINT` makes one")
+        raise SettingsError(
+            f"{settings.repository} holds no model that can be served here; `eca-build compile CHECKPOINT` makes one"
+        )
     if settings.default_model and settings.default_model not in registry.models:
         raise SettingsError(
             f"ECA_DEFAULT_MODEL={settings.default_model} is not in {settings.repository}; "

@@ -22,6 +22,7 @@ from eca_service.contract import Contract
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.imaging import Decoded, decode
+from eca_service.preflight import obstacle_of
 from eca_service.readiness import Readiness
 from eca_service.registry import Model, Registry
 from eca_service.rollout import Rollout
@@ -80,7 +81,7 @@ class Core:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.registry = Registry(settings.repository, settings.default_model)
+        self.registry = Registry(settings.repository, settings.default_model, obstacle_of(settings.triton_url))
         self.triton = Triton(settings.triton_url or f"127.0.0.1:{settings.triton_grpc_port}")
         self.admission = Admission(settings.max_inflight_images, settings.max_inflight_bytes)
         self.engines = Engines(self.triton)

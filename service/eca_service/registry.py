@@ -13,6 +13,7 @@ from pathlib import Path
 
 from eca_service.contract import Contract, ContractError, read
 from eca_service.errors import ServiceError
+from eca_service.preflight import Obstacle
 
 logger = logging.getLogger(__name__)
 PIN_FILE = "pinned"  # in a model's folder: the number of the version to serve, instead of the newest
@@ -29,11 +30,12 @@ class Model:
 class Registry:
     """What is served: `models` holds the current version of each, by name.
 
-    A version whose contract cannot be read is left out, with a line in the log.
+    A version whose contract cannot be read, or to which there is an `obstacle`, is left out, with a line in the log.
     """
 
-    def __init__(self, repository: Path, default: str | None) -> None:
+    def __init__(self, repository: Path, default: str | None, obstacle: Obstacle = lambda _: None) -> None:
         self.repository = repository
+        self._obstacle = obstacle
         self.models: dict[str, Model] = {}
         self._chosen_default = default
         self._leases: Counter[Path] = Counter()
@@ -63,9 +65,11 @@ class Registry:
         return model
 
     def read(self, folder: Path) -> Model | None:
-        """The version in `folder`; None, and one line in the log, where its contract cannot be read."""
+        """The version in `folder`; None, and one line in the log, where it cannot be read or cannot run here."""
         try:
             model = Model(read(folder), folder)
+            if reason := self._obstacle(model.contract):
+                raise ContractError(reason)
         except ContractError as error:
             if self._unreadable.get(folder) != str(error):
                 logger.error("%s is not served: %s", folder, error)

@@ -1,0 +1,117 @@
+"""Whether an engine can run here: its passport compared with the machine, before Triton is asked to load it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from eca_service.contract import Contract
+
+LOOK_TIMEOUT_S = 20
+QUERY = "name,compute_cap,driver_version"
+Obstacle = Callable[[Contract], str | None]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU and its compute capability, such as "9.0"."""
+
+    name: str
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What GPU engines depend on. `driver` is None where there is none, `tensorrt` where no library of it was found."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    tensorrt: str | None = None
+
+
+def look() -> Machine:
+    """This machine, as nvidia-smi and TensorRT's library tell; without either it has no GPU, no TensorRT."""
+    gpus: list[Gpu] = []
+    driver = None
+    tool = shutil.which("nvidia-smi")
+    if tool:
+        try:
+            done = subprocess.run(
+                [tool, f"--query-gpu={QUERY}", "--format=csv,noheader"],
+                capture_output=True,
+                text=True,
+                timeout=LOOK_TIMEOUT_S,
+                check=False,
+            )
+            rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()]
+            for row in rows if done.returncode == 0 else []:
+                if len(row) == 3:
+                    gpus.append(Gpu(row[0], row[1]))
+                    driver = row[2]
+        except (OSError, subprocess.TimeoutExpired):
+            pass  # a driver that does not answer is none
+    return Machine(tuple(gpus), driver, _tensorrt())
+
+
+def _tensorrt() -> str | None:
+    for major in (10, 11):
+        try:
+            number = ctypes.CDLL(f"libnvinfer.so.{major}").getInferLibVersion()
+        except (OSError, AttributeError):
+            continue
+        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    return None
+
+
+def obstacle(contract: Contract, machine: Machine | None) -> str | None:
+    """Why `contract`'s engine cannot be served on `machine`, and what to do, in a sentence; None where it can.
+
+    `machine` is None where Triton runs on another one: what that has is for its Triton to say.
+    """
+    if contract.engine == "onnx":
+        return None
+    if contract.engine == "tensorrt-rtx":
+        return "Triton has no backend for TensorRT-RTX engines; build it with --target onnx or --target tensorrt"
+    difference = _difference(contract, machine) if machine else None
+    again = (
+        f"eca-build compile CHECKPOINT --name {contract.name} --target {contract.engine} "
+        f"--precision {contract.precision} --attention-graph {contract.attention_graph}"
+    )
+    return f"{difference}; build it again here: `{again}`" if difference else None
+
+
+def _difference(contract: Contract, machine: Machine) -> str | None:
+    passport = contract.passport
+    if passport is None:
+        return "its contract does not say what the engine was built with"
+    if not machine.gpus:
+        return f"it was built for {passport.gpu or 'a GPU'}, and here is no NVIDIA GPU with a driver"
+    built = f"{passport.gpu} (compute capability {passport.compute_capability})"
+    here = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus)
+    if Gpu(passport.gpu or "", passport.compute_capability or "") not in machine.gpus:
+        return f"it was built for {built}, here is {here}"
+    if machine.tensorrt and _numbers(machine.tensorrt)[:3] != _numbers(passport.tensorrt)[:3]:
+        return f"it was built with TensorRT {passport.tensorrt}, here is {machine.tensorrt}"
+    if passport.driver and machine.driver and _numbers(machine.driver) < _numbers(passport.driver):
+        return f"it was built with NVIDIA's driver {passport.driver}, here is the older {machine.driver}"
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def obstacle_of(triton_url: str | None) -> Obstacle:
+    """`obstacle` for the machine on which that Triton runs, which is looked at once."""
+    machine = look() if _is_here(triton_url) else None
+    return lambda contract: obstacle(contract, machine)
+
+
+def _is_here(triton_url: str | None) -> bool:
+    """Whether Triton runs on this machine: the embedded one (None), or one on a loopback address."""
+    hosts = {(one.rsplit(":", 1)[0]).strip() for one in (triton_url or "127.0.0.1:0").split(",")}
+    return hosts <= {"127.0.0.1", "localhost", "[::1]", os.uname().nodename}

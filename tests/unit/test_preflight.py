@@ -1,0 +1,105 @@
+"""Forged passports against forged machines: a sentence that names the difference and the command that rebuilds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from eca_service.cli import main
+from eca_service.contract import Contract, Passport
+from eca_service.preflight import Gpu, Machine, look, obstacle, obstacle_of
+from eca_service.registry import Registry
+
+from tests.unit.test_contract import CONTRACT
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0")
+A100 = Gpu("NVIDIA A100-SXM4-40GB", "8.0")
+PASSPORT = Passport(tensorrt="10.16.1.11", cuda="13.2", gpu=H100.name, compute_capability="9.0", driver="580.65.06")
+MACHINE = Machine((H100,), "580.82.07", "10.16.1")
+
+
+def plan(**changes: object) -> Contract:
+    """A TensorRT engine's contract."""
+    return CONTRACT.model_copy(
+        update={"engine": "tensorrt", "precision": "fp16", "attention_graph": "fused", "passport": PASSPORT} | changes
+    )
+
+
+def test_an_engine_runs_where_it_was_built() -> None:
+    assert obstacle(plan(), MACHINE) is None
+    assert obstacle(plan(), Machine((A100, H100), MACHINE.driver, None)) is None
+    assert obstacle(plan(), None) is None, "another machine's Triton says for itself"
+    assert obstacle(CONTRACT, Machine()) is None, "onnx runs everywhere"
+
+
+@pytest.mark.parametrize(
+    ("contract", "machine", "sentence"),
+    [
+        (plan(), Machine(), "built for NVIDIA H100 80GB HBM3, and here is no NVIDIA GPU with a driver"),
+        (plan(), Machine((A100,), "580.82.07", "10.16.1"), r"here is NVIDIA A100-SXM4-40GB \(8.0\)"),
+        (plan(), Machine((H100,), "580.82.07", "11.0.0"), "with TensorRT 10.16.1.11, here is 11.0.0"),
+        (plan(), Machine((H100,), "575.57.08", "10.16.1"), "driver 580.65.06, here is the older 575.57.08"),
+        (plan(passport=None), MACHINE, "does not say what the engine was built with"),
+    ],
+)
+def test_a_difference_is_named_with_the_command(contract: Contract, machine: Machine, sentence: str) -> None:
+    reason = obstacle(contract, machine)
+    assert reason is not None
+    with pytest.raises(ValueError, match=sentence):
+        raise ValueError(reason)
+    assert (
+        "`eca-build compile CHECKPOINT --name m --target tensorrt --precision fp16 --attention-graph fused`" in reason
+    )
+
+
+def test_rtx_engines_are_never_triton_s() -> None:
+    for machine in (MACHINE, None):
+        assert "no backend for TensorRT-RTX" in (obstacle(plan(engine="tensorrt-rtx"), machine) or "")
+
+
+def tool(folder: Path, script: str) -> None:
+    """An nvidia-smi of our own."""
+    path = folder / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_machine_is_read_from_the_driver_s_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    tool(tmp_path, f"echo '{H100.name}, 9.0, 580.82.07'; echo '{A100.name}, 8.0, 580.82.07'")
+    assert (look().gpus, look().driver) == ((H100, A100), "580.82.07")
+    tool(tmp_path, "echo 'NVIDIA-SMI has failed because it could not communicate with the driver'; exit 9")
+    assert look().gpus == ()
+
+
+def publish(repository: Path, contract: Contract) -> None:
+    """Writes one contract as a published version."""
+    folder = repository / contract.name / str(contract.version)
+    folder.mkdir(parents=True)
+    (folder / "contract.json").write_text(contract.model_dump_json())
+
+
+def test_what_cannot_run_here_is_not_offered_to_triton(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    publish(tmp_path, CONTRACT)
+    publish(tmp_path, plan(name="gpu"))
+    publish(tmp_path, plan(version=2))
+    with caplog.at_level(logging.ERROR):
+        registry = Registry(tmp_path, None, lambda contract: obstacle(contract, Machine()))
+    assert {name: model.contract.version for name, model in registry.models.items()} == {"m": 1}
+    assert caplog.text.count("no NVIDIA GPU") == 2
+    assert set(Registry(tmp_path, None, obstacle_of("triton.example:8001")).models) == {"gpu", "m"}
+
+
+def test_doctor_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    publish(tmp_path / "models", plan(name="gpu"))
+    done = CliRunner().invoke(main, ["doctor", "--repository", str(tmp_path / "models"), "--http-port", "1"])
+    assert done.exit_code == 1
+    assert "gpu version 1 cannot be served: it was built for NVIDIA H100" in done.output
+    up = CliRunner().invoke(main, ["up", "--repository", str(tmp_path / "models")])
+    assert up.exit_code == 2
+    assert "no model that can be served here" in up.output
