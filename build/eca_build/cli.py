@@ -90,11 +90,12 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 )
 @click.option(
     "--target",
-    type=click.Choice(["onnx", "tensorrt-rtx"]),
+    type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]),
     default="onnx",
     envvar="ECA_TARGET",
     show_envvar=True,
-    help="onnx: for CPUs; tensorrt-rtx: a portable engine for NVIDIA's consumer GPUs, built without one.",
+    help="onnx: for CPUs; tensorrt: for the GPU of this machine; tensorrt-rtx: a portable engine for NVIDIA's consumer "
+    "GPUs, built without one.",
 )
 @click.option(
     "--precision",

@@ -15,13 +15,13 @@ import torch
 from eca_service.contract import Passport, Preprocessing
 from numpy.typing import NDArray
 
-from eca_build import lowering, tensorrt_rtx, verify
+from eca_build import lowering, tensorrt_plan, tensorrt_rtx, verify
 from eca_build.errors import BuildError
 from eca_build.export import Served, export
 from eca_build.graphs import AttentionGraph
 from eca_build.networks import Network
 
-TargetName = Literal["onnx", "tensorrt-rtx"]
+TargetName = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16"]
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -30,6 +30,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 GATES: dict[Precision, tuple[float, float]] = {"fp32": (1e-5, 1.0), "fp16": (2e-3, 0.0), "bf16": (2e-2, 0.0)}
 PRECISIONS: dict[TargetName, tuple[Precision, ...]] = {
     "onnx": ("fp32",),
+    "tensorrt": ("fp32", "fp16", "bf16"),
     "tensorrt-rtx": ("fp32", "fp16", "bf16"),
 }
 
@@ -65,7 +66,9 @@ def require(wish: Wish) -> None:
     if wish.precision not in PRECISIONS[wish.target]:
         offered = ", ".join(PRECISIONS[wish.target])
         raise BuildError(f"--target {wish.target} has no --precision {wish.precision}; it has {offered}")
-    if wish.target == "tensorrt-rtx":
+    if wish.target == "tensorrt":
+        tensorrt_plan.require()
+    elif wish.target == "tensorrt-rtx":
         tensorrt_rtx.require()
 
 
@@ -88,6 +91,11 @@ def build(
         if wish.target == "onnx":
             return _onnx(model, home / "model.onnx", sites, sample, step)
         step("build the engine")
+        if wish.target == "tensorrt":
+            plan = home / "model.plan"
+            passport = tensorrt_plan.build(model, plan, wish.max_batch)
+            step("verify in a new process")
+            return Engine(plan, sha256(model), sites, passport, (tensorrt_plan.answers(plan, sample),))
         engine = home / "model.engine"
         passport = tensorrt_rtx.build(model, engine, wish.max_batch)
         step("verify in a new process")

@@ -77,6 +77,7 @@ def _build(source: str, target: str, max_batch: int) -> None:
         sys.exit("[E] " + "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors)))
     kinds = [network.get_layer(index).type for index in range(network.num_layers)]
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # its products have ten bits, float32's tolerance is 1e-5
     config.num_compute_capabilities = len(CHIPS)
     for index, chip in enumerate(CHIPS):
         config.set_compute_capability(getattr(trt.ComputeCapability, chip), index)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,18 @@ from numpy.typing import NDArray
 
 from eca_build.errors import BuildError
 
+RUNNER = (sys.executable, "-m", "eca_build.verify")
 
-def answers(engine: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The engine's probabilities, float32 [N, K], for uint8 [N, H, W, 3], from a new process.
+
+def answers(engine: Path, images: NDArray[np.uint8], runner: Sequence[str] = RUNNER) -> NDArray[np.float32]:
+    """The engine's probabilities, float32 [N, K], for uint8 [N, H, W, 3], from a new process, `runner`.
 
     Raises BuildError with the process's last line where it fails.
     """
     with tempfile.TemporaryDirectory(prefix="eca-verify-") as folder:
         source, target = Path(folder, "images.npy"), Path(folder, "answers.npy")
         np.save(source, images)
-        command = [sys.executable, "-m", "eca_build.verify", str(engine), str(source), str(target)]
+        command = [*runner, str(engine), str(source), str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

@@ -134,8 +134,8 @@ class Scalars:
 def main(target: Path) -> None:
     """Writes every answer."""
     _tensor.SymExprImpl = lambda expression: expression._expr.value  # C++ takes over here
-    names = quick_plugins.register(trt, trtp)
-    assert quick_plugins.register(trt, trtp) == names, "a second registration changes nothing"
+    names = quick_plugins.register(trt, trtp, at_once=False)
+    assert quick_plugins.register(trt, trtp, at_once=False) == names, "a second registration changes nothing"
     found: dict[str, Any] = {"names": names, "version": trt.__version__}
     for name in names:
         operator = name.split("::")[1].removesuffix("Residual")

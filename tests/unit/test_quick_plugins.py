@@ -37,16 +37,21 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the layer got from each plugin, from one process."""
-    folder = tmp_path_factory.mktemp("layer")
+def empty_libraries(folder: Path) -> Path:
+    """The folder, with libraries of TensorRT's names in it whose functions do nothing."""
     source = folder / "empty.c"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in FUNCTIONS))
     for library in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
         for major in (10, 11):
             target = folder / f"lib{library}.so.{major}"
             subprocess.run(["cc", "-shared", "-fPIC", f"-Wl,-soname,{target.name}", "-o", target, source], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the layer got from each plugin, from one process."""
+    folder = empty_libraries(tmp_path_factory.mktemp("layer"))
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.quick_plugin_layer", str(folder / "answers.json")],
         env=os.environ | {"LD_LIBRARY_PATH": str(folder)},

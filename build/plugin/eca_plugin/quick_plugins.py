@@ -15,11 +15,12 @@ from eca_plugin.ahead_of_time import Type, compile_plan
 from eca_plugin.descriptor import NAMESPACE, OPERATORS, VALUE_BYTES, WITH_RESIDUAL, Operator
 
 
-def register(tensorrt: ModuleType, plugin: ModuleType) -> tuple[str, ...]:
+def register(tensorrt: ModuleType, plugin: ModuleType, at_once: bool = True) -> tuple[str, ...]:
     """Registers all plugins with `tensorrt` and `tensorrt.plugin`, once; their names, `eca::FusedECA` and so on.
 
-    Those with a residual are called FusedECAResidual and so on. An engine build then raises KernelError where a kernel
-    cannot be compiled, ValueError where a shape has no kernel.
+    `at_once` puts them into TensorRT's own registry, where its ONNX parser looks; else that waits for their first use
+    in Python. Those with a residual are called FusedECAResidual and so on. An engine build then raises KernelError
+    where a kernel cannot be compiled, ValueError where a shape has no kernel.
     """
     names = []
     for operator in OPERATORS.values():
@@ -27,11 +28,11 @@ def register(tensorrt: ModuleType, plugin: ModuleType) -> tuple[str, ...]:
             name = f"{NAMESPACE}::{operator.name}{WITH_RESIDUAL if residual else ''}"
             names.append(name)
             if not hasattr(plugin.op.define_or_get(NAMESPACE), name.split("::")[1]):
-                _register(tensorrt, plugin, name, operator, residual)
+                _register(tensorrt, plugin, name, operator, residual, at_once)
     return tuple(names)
 
 
-def _register(trt: ModuleType, plugin: Any, name: str, operator: Operator, residual: bool) -> None:
+def _register(trt: ModuleType, plugin: Any, name: str, operator: Operator, residual: bool, at_once: bool) -> None:
     arguments = operator.arguments(residual)
     types: dict[Any, Type] = {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16"}
 
@@ -81,7 +82,7 @@ def _register(trt: ModuleType, plugin: Any, name: str, operator: Operator, resid
     tensor = plugin.TensorDesc
     inputs = [(argument, tensor) for argument in arguments]
     outputs = ("outputs", tuple[tensor])  # type: ignore[valid-type]
-    plugin.register(name, lazy_register=True)(_signed(describe, [*inputs, ("relu", int)], tensor))
+    plugin.register(name, lazy_register=not at_once)(_signed(describe, [*inputs, ("relu", int)], tensor))
     plugin.autotune(name)(_signed(combinations, [*inputs, outputs], list[plugin.AutoTuneCombination]))
     plugin.aot_impl(name)(
         _signed(

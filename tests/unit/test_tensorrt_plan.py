@@ -1,0 +1,108 @@
+"""What of --target tensorrt needs neither TensorRT nor a GPU: its sentences, its names, its configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from eca_build import cli, tensorrt_plan, triton_config
+from eca_build.errors import BuildError
+from eca_build.export import export
+from eca_service.contract import Passport
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from tests.unit.test_contract import CONTRACT
+from tests.unit.test_quick_plugins import ROOT, empty_libraries
+from tests.unit.test_tensorrt_rtx import SMALL, tiny
+
+WEIGHTS = ROOT / "build" / "demo" / "resnet14-eca.safetensors"
+
+
+def test_a_machine_without_tensorrt_is_a_sentence_and_nothing_is_published(tmp_path: Path) -> None:
+    if find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed here")
+    command = ["compile", str(WEIGHTS), "--target", "tensorrt", "--repository", str(tmp_path / "models")]
+    done = CliRunner().invoke(cli.main, command)
+    assert done.exit_code == 2
+    assert done.output.startswith("eca-build: --target tensorrt needs TensorRT 10.15 or newer and a GPU")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_without_a_driver_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BuildError, match="GPU of this machine, and there is none with a working driver"):
+        tensorrt_plan.require()
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs the extra `plugin`")
+def test_nodes_with_a_residual_get_the_name_of_their_plugin(tmp_path: Path) -> None:
+    export(tiny("eca"), SMALL, tmp_path / "model.onnx", "epilogue", torch.float16)
+    model = onnx.load(tmp_path / "model.onnx")
+    assert tensorrt_plan.name_plugins(model) == 4
+    custom = [node for node in model.graph.node if node.domain == "eca"]
+    assert [(node.op_type, len(node.input)) for node in custom] == [("GatedConv1x1Residual", 5)] * 4
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in custom[0].attribute}
+    assert attributes == {"relu": 1, "aot": 1, "plugin_namespace": b"eca"}
+
+
+@pytest.mark.skipif(find_spec("tensorrt_bindings") is None, reason="needs TensorRT's bindings, of the extra `dev`")
+def test_every_name_of_tensorrt_s_that_we_use_is_in_its_bindings(tmp_path: Path) -> None:
+    source = Path(tensorrt_plan.__file__).read_text()
+    used = set(re.findall(r"\btrt\.([\w.]*\w)", source)) | {
+        f"NetworkDefinitionCreationFlag.{name}" for name in re.findall(r"\bcreation\.(\w+)", source)
+    }
+    objects = {
+        "builder": "Builder",
+        "network": "INetworkDefinition",
+        "config": "IBuilderConfig",
+        "profile": "IOptimizationProfile",
+        "parser": "OnnxParser",
+        "runtime": "Runtime",
+        "plan": "ICudaEngine",
+        "context": "IExecutionContext",
+    }
+    run = source[source.index("def _build") :]
+    used |= {f"{kind}.{name}" for word, kind in objects.items() for name in re.findall(rf"\b{word}\.(\w+)\(", run)}
+    assert len(used) > 25
+    look = (
+        "import functools, json, sys, tensorrt_bindings as trt\n"
+        "def has(name):\n"
+        "    try: functools.reduce(getattr, name.split('.'), trt)\n"
+        "    except AttributeError: return False\n"
+        "    return True\n"
+        "print([name for name in json.loads(sys.argv[1]) if not has(name)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", look, json.dumps(sorted(used))],
+        env=os.environ | {"LD_LIBRARY_PATH": str(empty_libraries(tmp_path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("engine", triton_config.ENGINES)
+def test_triton_s_own_parser_reads_the_configuration(engine: str) -> None:
+    passport = Passport(tensorrt="10.16.1.11", gpu="g", compute_capability="9.0")
+    contract = CONTRACT.model_copy(update={"engine": engine, "passport": passport})
+    config = text_format.Parse(triton_config.config(contract), model_config_pb2.ModelConfig())
+    assert (config.name, config.max_batch_size) == ("m", 8)
+    assert (config.platform, config.backend) == {
+        "onnx": ("", "onnxruntime"),
+        "tensorrt": ("tensorrt_plan", ""),
+        "tensorrt-rtx": ("", "tensorrt-rtx"),
+    }[engine]
+    group = model_config_pb2.ModelInstanceGroup
+    assert config.instance_group[0].kind == (group.KIND_CPU if engine == "onnx" else group.KIND_GPU)
