@@ -46,6 +46,9 @@ OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # while calls wait, a server that was cut off without a word is noticed in three seconds
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.dns_min_time_between_resolutions_ms", 2000),
     ("grpc.per_rpc_retry_buffer_size", 64 << 20),  # gRPC's own 256 KiB holds one image: larger batches would not retry

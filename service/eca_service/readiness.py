@@ -65,8 +65,7 @@ class Readiness:
         while True:
             if self._wake.is_set() or loop.time() >= next_check:
                 self._wake.clear()
-                for model in list(self._registry.models.values()):
-                    await self._check(model)
+                await asyncio.gather(*map(self._check, self._registry.models.values()))
                 next_check = loop.time() + (RETRY_EVERY_S if self.reasons else CHECK_EVERY_S)
             try:
                 await self._rollout.follow()

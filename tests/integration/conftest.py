@@ -87,8 +87,8 @@ class Service:
         raise AssertionError(self.log.read_text())
 
 
-def start(repository: Path, folder: Path, **settings: object) -> Service:
-    """Starts the service on free ports, with ECA_... settings given in lower case; it may not be ready yet."""
+def start(repository: Path, folder: Path, command: str = "up", **settings: object) -> Service:
+    """Starts `eca-serve COMMAND` on free ports, with ECA_... settings in lower case; it may not be ready yet."""
     port, grpc_port, triton_port, log = free_port(), free_port(), free_port(), folder / "service.log"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ECA_")}
     environment |= {
@@ -101,7 +101,7 @@ def start(repository: Path, folder: Path, **settings: object) -> Service:
     environment |= {f"ECA_{name.upper()}": str(value) for name, value in settings.items()}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from eca_service.cli import main; main()", "up"],
+            [sys.executable, "-c", "from eca_service.cli import main; main()", command],
             env=environment,
             stdout=out,
             stderr=subprocess.STDOUT,

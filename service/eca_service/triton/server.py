@@ -89,6 +89,7 @@ def command(binary: Path, backends: Path, repository: Path, port: int, shm_prefi
         "--allow-grpc=true",
         "--grpc-address=127.0.0.1",
         f"--grpc-port={port}",
+        "--grpc-http2-min-recv-ping-interval-without-data=1000",  # the gateway asks every 2 s whether we are there
         "--exit-timeout-secs=10",
         "--log-info=true",
     ]
