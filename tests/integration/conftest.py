@@ -87,22 +87,27 @@ class Service:
         raise AssertionError(self.log.read_text())
 
 
+def free_ports() -> tuple[int, int, int]:
+    """Ports for the gateway's HTTP and gRPC and for Triton's gRPC."""
+    return free_port(), free_port(), free_port()
+
+
+def environment(repository: Path, folder: Path, ports: tuple[int, int, int], **settings: object) -> dict[str, str]:
+    """This process's environment with ECA_... `settings`, given in lower case, and none besides."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ECA_")}
+    given: dict[str, object] = {"http_port": ports[0], "grpc_port": ports[1], "triton_grpc_port": ports[2]}
+    given |= {"repository": repository, "triton_log": folder / "triton.log"} | settings
+    return kept | {f"ECA_{name.upper()}": str(value) for name, value in given.items()}
+
+
 def start(repository: Path, folder: Path, command: str = "up", **settings: object) -> Service:
     """Starts `eca-serve COMMAND` on free ports, with ECA_... settings in lower case; it may not be ready yet."""
-    port, grpc_port, triton_port, log = free_port(), free_port(), free_port(), folder / "service.log"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("ECA_")}
-    environment |= {
-        "ECA_HTTP_PORT": str(port),
-        "ECA_GRPC_PORT": str(grpc_port),
-        "ECA_TRITON_GRPC_PORT": str(triton_port),
-        "ECA_REPOSITORY": str(repository),
-        "ECA_TRITON_LOG": str(folder / "triton.log"),
-    }
-    environment |= {f"ECA_{name.upper()}": str(value) for name, value in settings.items()}
+    ports, log = free_ports(), folder / "service.log"
+    port, grpc_port, triton_port = ports
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-c", "from eca_service.cli import main; main()", command],
-            env=environment,
+            env=environment(repository, folder, ports, **settings),
             stdout=out,
             stderr=subprocess.STDOUT,
         )

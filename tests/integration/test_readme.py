@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import time
+from pathlib import Path
 
-from tests.integration.conftest import ROOT, Service
+import pytest
+
+from tests.integration.conftest import MODEL, ROOT, Service, environment, free_ports
 
 README = (ROOT / "README.md").read_text()
 
@@ -29,9 +34,6 @@ def test_make_commands_exist() -> None:
 def test_curl_line(service: Service) -> None:
     line = re.search(r"^curl .*$", README, re.MULTILINE)
     assert line is not None
-    assert f"  {line[0]}".replace("http://127.0.0.1:8080", service.url) in service.log.read_text(), (
-        "the same is printed"
-    )
     command = line[0].replace("http://127.0.0.1:8080", service.url)
     done = subprocess.run(["bash", "-c", command + " -sS"], cwd=ROOT, capture_output=True, text=True, check=False)
     prediction = json.loads(done.stdout)["results"][0]["predictions"][0]
@@ -40,3 +42,33 @@ def test_curl_line(service: Service) -> None:
     while command not in service.log.read_text():  # `make serve` prints the same line
         assert time.monotonic() < end, service.log.read_text()
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / ".ready").exists(), reason="`make test` makes the environment")
+def test_make_serve(repository: Path, tmp_path: Path) -> None:
+    """The first command as it stands in the README; Ctrl-C goes to all of the terminal's processes and ends it."""
+    ports = free_ports()
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen(
+            ["make", "serve"],
+            cwd=ROOT,
+            env=environment(repository, tmp_path, ports),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    service = Service(process, f"http://127.0.0.1:{ports[0]}", tmp_path / "out", ports[2], ports[1])
+    try:
+        service.await_ready(timeout_s=120)
+        printed = (tmp_path / "out").read_text()
+        assert f"{MODEL}/1: nothing changed" in printed
+        assert f"ECA Serve is ready: {service.url} and gRPC on 127.0.0.1:{ports[1]}" in printed
+        pids = [process.pid, *service.children()]
+        assert len(pids) > 3
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(30)
+    end = time.monotonic() + 10
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
