@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import logging
@@ -22,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from eca_service.contract import INPUT, PROBABILITIES, Contract
 from eca_service.errors import ServiceError
+from eca_service.region import Region, abandoned, remove_abandoned
 
 logger = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 512 << 20
@@ -65,9 +67,13 @@ PASSING = {"backend_unavailable", "deadline_exceeded"}  # what says nothing of t
 class Triton:
     """One channel for inference to all servers of `urls` (host:port, separated by commas), one to each for control."""
 
-    def __init__(self, urls: str) -> None:
+    def __init__(self, urls: str, same_host: bool = False) -> None:
+        """`same_host`: the one server sees this machine's /dev/shm, through which tensors then travel."""
         self._urls = [url.strip() for url in urls.split(",") if url.strip()]
         self._clients: dict[str, triton.InferenceServerClient] = {}
+        self._shares = same_host and len(self._urls) == 1
+        self._region: Region | None = None
+        self._sharing = asyncio.Lock()
 
     def open(self) -> None:
         """Makes the channel, in the running event loop; it connects when it is needed, and again when it was cut."""
@@ -78,6 +84,8 @@ class Triton:
 
     async def close(self) -> None:
         """Closes all channels."""
+        if self._region:
+            await self._unregister(self._region.name)
         await asyncio.gather(self._channel.close(), *(client.close() for client in self._clients.values()))
 
     async def load(self, contract: Contract, home: Path, versions: Collection[int]) -> int:
@@ -114,9 +122,10 @@ class Triton:
 
         Raises deadline_exceeded, backend_unavailable, model_not_ready, internal.
         """
-        left_s = max(0.001, deadline - asyncio.get_running_loop().time())
         try:
-            answer = await self._infer(_encoded(images, contract), timeout=left_s)
+            answer = await self._infer_shared(images, contract, deadline)
+            if answer is None:
+                answer = await self._infer(_encoded(images, contract), timeout=_left_s(deadline))
         except grpc.RpcError as error:
             raise _translated(error, contract.name) from None
         # numpy's own array: the message's memory goes with the message
@@ -124,6 +133,52 @@ class Triton:
         if probabilities.size != len(images) * contract.classes:
             raise ServiceError("internal", f"Triton answered {probabilities.size} scores for {len(images)} images")
         return probabilities.reshape(len(images), contract.classes)
+
+    async def _infer_shared(self, images: Sequence[NDArray[np.uint8]], contract: Contract, deadline: float) -> Any:
+        """The answer to images that travel in shared memory; None where they have to travel in the message."""
+        if (region := self._region) is None or (offset := region.lay(images)) is None:
+            return None
+        place = (region.name, offset, len(images) * images[0].size)
+        try:
+            request = _head(contract.name, contract.version, (len(images), *images[0].shape), place)
+            return await self._infer(request, timeout=_left_s(deadline))
+        except grpc.RpcError as error:
+            if region.name not in (error.details() or ""):  # type: ignore[attr-defined]
+                raise
+            self._region = None  # a server that was started again; `load` shares anew
+            return None
+        finally:
+            region.free(offset)
+
+    async def _share(self, client: triton.InferenceServerClient) -> None:
+        """Has the server map a region of ours, where it has none, and forget those of gateways that are gone."""
+        async with self._sharing:
+            if self._region or not self._shares:
+                return
+            try:
+                remove_abandoned()
+                status = await client.get_system_shared_memory_status(client_timeout=CONTROL_S)
+                for name in filter(abandoned, status.regions):
+                    await self._unregister(name)
+                region = Region()
+                try:
+                    await client.register_system_shared_memory(
+                        region.name, f"/{region.name}", region.size, client_timeout=CONTROL_S
+                    )
+                finally:
+                    region.unlink()
+            except (OSError, InferenceServerException, grpc.RpcError) as error:
+                if _passing(error):
+                    return
+                logger.warning("tensors travel to Triton in messages, not in shared memory: %s", error)
+                self._shares = False
+                return
+            self._region = region
+
+    async def _unregister(self, name: str) -> None:
+        for client in self._clients.values():
+            with contextlib.suppress(InferenceServerException, grpc.RpcError):
+                await client.unregister_system_shared_memory(name, client_timeout=CONTROL_S)
 
     async def _endpoints(self) -> list[triton.InferenceServerClient]:
         """A client for each address that the urls stand for now."""
@@ -148,6 +203,7 @@ class Triton:
         self, client: triton.InferenceServerClient, contract: Contract, home: Path, versions: Collection[int]
     ) -> int:
         name, version = contract.name, str(contract.version)
+        await self._share(client)
         try:
             for each in versions:
                 if not await client.is_model_ready(name, str(each), client_timeout=CONTROL_S):
@@ -168,6 +224,10 @@ class Triton:
         return sum(group.count * max(1, len(group.gpus)) for group in answer.config.instance_group) or 1
 
 
+def _left_s(deadline: float) -> float:
+    return max(0.001, deadline - asyncio.get_running_loop().time())
+
+
 def _encoded(images: Sequence[NDArray[np.uint8]], contract: Contract) -> bytes:
     """A ModelInferRequest. protobuf would copy the pixels three times more: written by hand they are joined, once."""
     shape = images[0].shape
@@ -175,11 +235,15 @@ def _encoded(images: Sequence[NDArray[np.uint8]], contract: Contract) -> bytes:
     return b"".join([head, _RAW_INPUT, _varint(size), *(image.data for image in images)])
 
 
-@functools.lru_cache(1024)
-def _head(name: str, version: int, shape: tuple[int, ...]) -> bytes:
-    """All of the request but its pixels."""
+@functools.lru_cache(4096)
+def _head(name: str, version: int, shape: tuple[int, ...], place: tuple[str, int, int] | None = None) -> bytes:
+    """All of the request but its pixels; or all of it, where they lie in a `place`: region, offset, bytes."""
     request = service_pb2.ModelInferRequest(model_name=name, model_version=str(version))
-    request.inputs.add(name=INPUT, datatype="UINT8", shape=shape)
+    tensor = request.inputs.add(name=INPUT, datatype="UINT8", shape=shape)
+    if place:
+        tensor.parameters["shared_memory_region"].string_param = place[0]
+        tensor.parameters["shared_memory_offset"].int64_param = place[1]
+        tensor.parameters["shared_memory_byte_size"].int64_param = place[2]
     request.outputs.add(name=PROBABILITIES)
     head: bytes = request.SerializeToString()
     return head
@@ -213,6 +277,10 @@ def _numeric(url: str) -> str:
 
 def _joined(address: tuple[Any, ...]) -> str:
     return f"[{address[0]}]:{address[1]}" if ":" in str(address[0]) else f"{address[0]}:{address[1]}"
+
+
+def _passing(error: Exception) -> bool:
+    return not isinstance(error, OSError) and _translated(error, "").code in PASSING
 
 
 def _translated(error: Exception, model: str) -> ServiceError:

@@ -64,7 +64,7 @@ def up(**given: str | None) -> None:
     triton = _triton(settings)
     triton.start()
     try:
-        _gateway(settings.model_copy(update={"triton_url": triton.address}))
+        _gateway(settings.model_copy(update={"triton_url": triton.address, "triton_shared_memory": True}))
     finally:
         triton.stop()
 

@@ -82,7 +82,8 @@ class Core:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.registry = Registry(settings.repository, settings.default_model, obstacle_of(settings.triton_url))
-        self.triton = Triton(settings.triton_url or f"127.0.0.1:{settings.triton_grpc_port}")
+        address = settings.triton_url or f"127.0.0.1:{settings.triton_grpc_port}"
+        self.triton = Triton(address, settings.triton_shared_memory)
         self.admission = Admission(settings.max_inflight_images, settings.max_inflight_bytes)
         self.engines = Engines(self.triton)
         self.rollout = Rollout(self.registry, self.triton, self.engines, settings.retire_ms / 1000)

@@ -27,6 +27,10 @@ class Settings(BaseSettings):
     triton_host: str = Field("127.0.0.1", description="address the embedded Triton listens on; it asks for no key")
     grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port")
     triton_url: str | None = Field(None, description="host:port of your own Triton; several are separated by commas")
+    triton_shared_memory: bool = Field(
+        False,
+        description="Triton sees this machine's /dev/shm, so tensors travel there; always so where it is embedded",
+    )
     triton_threads: int | None = Field(None, ge=1, le=256, description="threads an engine runs on")
     triton_log: Path = Field(Path(".cache/triton.log"), description="log file of the embedded Triton")
     repository: Path = Field(Path("model_repository"), description="model repository")

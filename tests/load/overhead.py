@@ -117,7 +117,9 @@ async def ask(port: int, callers: int, seconds: float) -> list[float]:
     spent: list[float] = []
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
     request, loop = head.encode() + bytes(BODY_BYTES), asyncio.get_running_loop()
-    pairs = [await loop.create_connection(lambda: Caller(request, spent.append), "127.0.0.1", port) for _ in range(callers)]
+    pairs = [
+        await loop.create_connection(lambda: Caller(request, spent.append), "127.0.0.1", port) for _ in range(callers)
+    ]
     await asyncio.sleep(seconds)
     for transport, _ in pairs:
         transport.abort()
@@ -145,7 +147,10 @@ def ask_triton(port: int, seconds: float) -> list[float]:
 def processor_s(pid: int) -> float:
     """Processor seconds of a process and all below it."""
     total = 0.0
-    for one in (pid, *(int(p) for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split())):
+    for one in (
+        pid,
+        *(int(p) for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()),
+    ):
         if one != pid:
             total += processor_s(one)
         else:
