@@ -8,8 +8,7 @@ import functools
 import json
 import logging
 import math
-import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,13 @@ from tritonclient.utils import InferenceServerException
 from eca_service.contract import INPUT, PROBABILITIES, Contract
 from eca_service.errors import ServiceError
 from eca_service.region import Region, abandoned, remove_abandoned
+from eca_service.resolver import Resolver, target
 
 logger = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 512 << 20
 CONTROL_S = 3.0  # for an answer that needs no work
 LOAD_S = 600.0
+LONGEST_CALL_S = 600.0
 # gRPC's own load balancing and retries: a call that a dying server did not answer goes to another. Its health checks
 # need the streaming Watch, which Triton does not have: the connection's state and the golden answers stand for them.
 SERVICE_CONFIG = {
@@ -54,7 +55,6 @@ OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.dns_min_time_between_resolutions_ms", 2000),
     ("grpc.per_rpc_retry_buffer_size", 64 << 20),  # gRPC's own 256 KiB holds one image: larger batches would not retry
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
 ]
@@ -65,48 +65,75 @@ PASSING = {"backend_unavailable", "deadline_exceeded"}  # what says nothing of t
 
 
 class Triton:
-    """One channel for inference to all servers of `urls` (host:port, separated by commas), one to each for control."""
+    """One channel for inference to all servers that `urls` stand for now, one to each for control.
+
+    gRPC's own resolver asks for addresses again only when a connection breaks, and so would not find a server that was
+    added: they are looked up here. A server gets images once it has all models that the others have.
+    """
 
     def __init__(self, urls: str, same_host: bool = False) -> None:
         """`same_host`: the one server sees this machine's /dev/shm, through which tensors then travel."""
-        self._urls = [url.strip() for url in urls.split(",") if url.strip()]
+        self._resolver = Resolver(urls)
         self._clients: dict[str, triton.InferenceServerClient] = {}
-        self._shares = same_host and len(self._urls) == 1
+        self._loaded: dict[str, set[str]] = {}  # names of the models that each address has
+        self._failures: dict[str, str] = {}
+        self._serving: frozenset[str] = frozenset()
+        self._channel: grpc.aio.Channel | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._shares = same_host and len(self._resolver.urls) == 1
         self._region: Region | None = None
         self._sharing = asyncio.Lock()
 
-    def open(self) -> None:
-        """Makes the channel, in the running event loop; it connects when it is needed, and again when it was cut."""
-        target = self._urls[0] if len(self._urls) == 1 else "ipv4:" + ",".join(map(_numeric, self._urls))
-        self._channel = grpc.aio.insecure_channel(target, OPTIONS)
-        # requests are written by hand, see `_encoded`
-        self._infer = self._channel.unary_unary(INFER, None, service_pb2.ModelInferResponse.FromString)
-
     async def close(self) -> None:
-        """Closes all channels."""
+        """Closes all channels; calls that still run are cut off."""
+        for task in self._closing:
+            task.cancel()
         if self._region:
             await self._unregister(self._region.name)
-        await asyncio.gather(self._channel.close(), *(client.close() for client in self._clients.values()))
+        if self._channel:
+            await self._channel.close()
+        await asyncio.gather(*(client.close() for client in self._clients.values()))
+
+    async def look(self) -> bool:
+        """Asks which servers there are now; True where one of them is new. Those that have left get nothing more."""
+        addresses = await self._resolver.addresses()
+        new = addresses - self._clients.keys()
+        for address in new:
+            self._clients[address] = triton.InferenceServerClient(address, channel_args=OPTIONS[:-1])
+        for address in self._clients.keys() - addresses:
+            self._loaded.pop(address, None)
+            self._end(self._clients.pop(address).close())
+        self._connect()
+        return bool(new)
 
     async def load(self, contract: Contract, home: Path, versions: Collection[int]) -> int:
         """Has `versions`, the contract's among them, loaded in every server that lacks one; `home` has config.pbtxt.
 
-        Returns how many batches the servers run at once. Raises ServiceError where none has the version, or one has
-        another model of that name. A server that is down does not count: the others serve.
+        Returns how many batches the servers run at once. Raises ServiceError where none has the version, or one that
+        serves cannot have it, or has another model of that name. Whoever else fails gets no images until it succeeds.
         """
+        clients = await self._known()
         outcomes = await asyncio.gather(
-            *(self._load(client, contract, home, versions) for client in await self._endpoints()),
-            return_exceptions=True,
+            *(self._load(client, contract, home, versions) for client in clients.values()), return_exceptions=True
         )
-        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        serious = [error for error in failures if not isinstance(error, ServiceError) or error.code not in PASSING]
-        if serious or len(failures) == len(outcomes):
-            raise (serious or failures)[0]
-        return sum(outcome for outcome in outcomes if isinstance(outcome, int))
+        slots = {address: had for address, had in zip(clients, outcomes, strict=True) if isinstance(had, int)}
+        failures = {a: error for a, error in zip(clients, outcomes, strict=True) if isinstance(error, BaseException)}
+        serious = [error for address, error in failures.items() if not _passes(error) and address in self._serving]
+        if serious or not slots:
+            raise (serious or sorted(failures.values(), key=_passes))[0]
+        for address, error in failures.items():
+            self._loaded.pop(address, None)
+            if self._failures.get(address) != str(error):
+                logger.warning("the Triton at %s gets no images: %s", address, error)
+            self._failures[address] = str(error)
+        for address in slots:
+            self._loaded.setdefault(address, set()).add(contract.name)
+        self._connect()
+        return sum(slots.values())
 
     async def keep(self, home: Path, versions: Collection[int]) -> None:
         """Has every server unload all versions of the model in `home` but these; an empty collection unloads it."""
-        for client in await self._endpoints():
+        for client in (await self._known()).values():
             try:
                 if versions:
                     await client.load_model(home.name, config=_config(home, versions))
@@ -114,6 +141,9 @@ class Triton:
                     await client.unload_model(home.name)
             except (InferenceServerException, grpc.RpcError) as error:
                 logger.warning("Triton keeps what %s no longer needs: %s", home.name, error)
+        if not versions:
+            for names in self._loaded.values():
+                names.discard(home.name)
 
     async def infer(
         self, images: Sequence[NDArray[np.uint8]], contract: Contract, deadline: float
@@ -122,6 +152,8 @@ class Triton:
 
         Raises deadline_exceeded, backend_unavailable, model_not_ready, internal.
         """
+        if self._channel is None:
+            raise ServiceError("backend_unavailable", "no Triton Inference Server has the models yet")
         try:
             answer = await self._infer_shared(images, contract, deadline)
             if answer is None:
@@ -180,24 +212,31 @@ class Triton:
             with contextlib.suppress(InferenceServerException, grpc.RpcError):
                 await client.unregister_system_shared_memory(name, client_timeout=CONTROL_S)
 
-    async def _endpoints(self) -> list[triton.InferenceServerClient]:
-        """A client for each address that the urls stand for now."""
-        loop = asyncio.get_running_loop()
-        addresses: set[str] = set()
-        for url in self._urls:
-            host, _, port = url.rpartition(":")
-            try:
-                found = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-            except OSError:
-                continue
-            addresses |= {_joined(info[4]) for info in found}
-        for address in addresses - self._clients.keys():
-            self._clients[address] = triton.InferenceServerClient(address, channel_args=OPTIONS[:-1])
-        for address in self._clients.keys() - addresses:
-            await self._clients.pop(address).close()
-        if not self._clients:
-            raise ServiceError("backend_unavailable", f"no address is known for {', '.join(self._urls)}")
-        return list(self._clients.values())
+    async def _known(self) -> dict[str, triton.InferenceServerClient]:
+        if not self._clients and not await self.look():
+            raise ServiceError("backend_unavailable", f"no address is known for {', '.join(self._resolver.urls)}")
+        return dict(self._clients)
+
+    def _connect(self) -> None:
+        """Makes the channel anew where other servers are to serve; where none would be left, it stays as it is."""
+        names = set().union(*self._loaded.values())
+        serving = frozenset(address for address, held in self._loaded.items() if held >= names)
+        for address in serving:
+            self._failures.pop(address, None)
+        if not serving or serving == self._serving:
+            return
+        logger.info("images go to the Tritons at %s", ", ".join(sorted(serving)))
+        if self._channel:
+            self._end(self._channel.close(LONGEST_CALL_S))  # its calls end in peace; connections are shared
+        self._serving = serving
+        self._channel = grpc.aio.insecure_channel(target(serving), OPTIONS)
+        # requests are written by hand, see `_encoded`
+        self._infer = self._channel.unary_unary(INFER, None, service_pb2.ModelInferResponse.FromString)
+
+    def _end(self, closing: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def _load(
         self, client: triton.InferenceServerClient, contract: Contract, home: Path, versions: Collection[int]
@@ -270,13 +309,9 @@ def _config(home: Path, versions: Collection[int]) -> str:
     return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
 
 
-def _numeric(url: str) -> str:
-    host, _, port = url.rpartition(":")
-    return _joined(socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)[0][4])
-
-
-def _joined(address: tuple[Any, ...]) -> str:
-    return f"[{address[0]}]:{address[1]}" if ":" in str(address[0]) else f"{address[0]}:{address[1]}"
+def _passes(error: BaseException) -> bool:
+    """It says nothing of the model."""
+    return isinstance(error, ServiceError) and error.code in PASSING
 
 
 def _passing(error: Exception) -> bool:

@@ -96,8 +96,7 @@ class Core:
         self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Connects to Triton and starts asking for the golden answers, in the running event loop."""
-        self.triton.open()
+        """Starts looking for Triton and asking for the golden answers, in the running event loop."""
         self._watch = asyncio.create_task(self.readiness.watch())
 
     async def close(self) -> None:

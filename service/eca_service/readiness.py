@@ -63,7 +63,8 @@ class Readiness:
         loop = asyncio.get_running_loop()
         next_check = 0.0
         while True:
-            if self._wake.is_set() or loop.time() >= next_check:
+            added = await self._triton.look()
+            if added or self._wake.is_set() or loop.time() >= next_check:
                 self._wake.clear()
                 await asyncio.gather(*map(self._check, self._registry.models.values()))
                 next_check = loop.time() + (RETRY_EVERY_S if self.reasons else CHECK_EVERY_S)

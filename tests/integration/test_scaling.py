@@ -1,0 +1,62 @@
+"""Two gateways and three Tritons on addresses of their own: spread, one cut off, one added. See deploy/scaling.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy import namespaces
+from deploy.scaling import SPREAD_IMAGES, Figures
+from tests.integration.conftest import MODEL, ROOT
+
+REASON = namespaces.missing()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+
+
+def start(repository: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "deploy.scaling", "--json", "--model", MODEL, "--repository", str(repository)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def below(pid: int) -> list[int]:
+    """All processes that `pid` started, and theirs."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(found for child in children for found in below(child))]
+
+
+def test_load_goes_to_all_one_cut_off_loses_nothing_and_a_new_one_is_found(repository: Path) -> None:
+    scenario = start(repository)
+    out, errors = scenario.communicate(timeout=180)
+    assert scenario.returncode == 0, errors
+    figures = Figures(**json.loads(out))
+    assert figures.found_s < 5
+    assert len(figures.shares) == 3
+    assert all(abs(share - 1 / 3) < 0.1 / 3 for share in figures.shares), figures.shares
+    assert figures.codes.keys() == {"200"}, figures.codes
+    assert figures.codes["200"] > SPREAD_IMAGES
+    assert figures.answered_while_cut_off > 50
+    assert figures.longest_while_cut_off_s < 5
+    assert figures.back_s < 10
+
+
+def test_nothing_stays_of_one_that_is_killed(repository: Path) -> None:
+    links = os.listdir("/sys/class/net")
+    scenario = start(repository)
+    end = time.monotonic() + 30
+    while len(started := below(scenario.pid)) < 10:
+        assert scenario.poll() is None
+        assert time.monotonic() < end, started
+        time.sleep(0.1)
+    scenario.send_signal(signal.SIGKILL)
+    scenario.communicate(timeout=10)
+    while any(Path(f"/proc/{pid}").exists() for pid in started):
+        assert time.monotonic() < end + 10
+        time.sleep(0.1)
+    assert os.listdir("/sys/class/net") == links
