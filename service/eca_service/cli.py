@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import click
 
 from eca_service.errors import ServiceError
 from eca_service.settings import PREFIX, Settings, SettingsError, load
-from eca_service.triton.server import TritonUnavailable, installation, require_free
+from eca_service.triton.server import TritonUnavailable, require_free
 from eca_service.triton.supervisor import TritonServer
 
 
@@ -163,41 +164,43 @@ def rollback(model: str, version: int | None, newest: bool, repository: Path) ->
 
 
 @main.command()
+@click.option("--url", envvar="ECA_URL", show_envvar=True, help="Look at the service there, and not at this machine.")
+@click.option(
+    "--seconds", default=3.0, show_default=True, type=click.FloatRange(0.1, 600), help="Watch it for so long."
+)
 @with_settings
-def doctor(**given: str | None) -> None:
-    """Says what is wrong with this machine, this repository, this running service; exit code 1 where anything is."""
-    from eca_service.client import ready
-    from eca_service.preflight import obstacle_of
+def doctor(url: str | None, seconds: float, **given: str | None) -> None:
+    """Says what is wrong with this machine, this repository, this running service; exit code 1 where anything is.
+
+    \b
+    Examples:
+      eca-serve doctor
+      docker compose exec gateway eca-serve doctor
+      eca-serve doctor --url http://gateway.example:8080 --seconds 10
+    """
+    from eca_service import doctor as examine
     from eca_service.registry import Registry
 
-    settings = load(given)
-    wrong: list[str] = []
-    if settings.triton_url:
-        click.echo(f"Triton runs elsewhere, at {settings.triton_url}.")
-    else:
-        try:
-            installation()
-            click.echo("The embedded Triton can run here.")
-        except TritonUnavailable as error:
-            wrong.append(str(error))
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    registry = Registry(settings.repository, settings.default_model)
-    obstacle = obstacle_of(settings.triton_url)
-    for name, model in registry.models.items():
-        served = f"{name} version {model.contract.version}"
-        click.echo(f"{served}: {model.contract.architecture}, {model.contract.precision}, {model.contract.engine}.")
-        if reason := obstacle(model.contract):
-            wrong.append(f"{served} cannot be served: {reason}")
-    if not registry.models:
-        wrong.append(f"{settings.repository} holds no model; `eca-build compile CHECKPOINT` makes one")
-    url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.http_port}"
-    verdict = ready(url)
-    if verdict is None:
-        click.echo(f"The service at {url} is ready.")
+    if url:
+        findings = examine.service(url.rstrip("/"), seconds)
     else:
-        wrong.append(verdict)
-    for sentence in wrong:
-        click.echo(f"Wrong: {sentence}", err=True)
+        settings = load(given)
+        registry = Registry(settings.repository, settings.default_model)
+        own = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.http_port}"
+        findings = chain(
+            examine.machine(settings),
+            examine.repository(settings, registry),
+            examine.service(own, seconds, registry),
+        )
+    wrong = []
+    for finding in findings:
+        if finding.wrong:
+            wrong.append(finding)
+        else:
+            click.echo(finding.text)
+    for finding in wrong:
+        click.echo(f"Wrong: {finding.text}", err=True)
     sys.exit(1 if wrong else 0)
 
 

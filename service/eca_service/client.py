@@ -36,6 +36,21 @@ def classify_file(url: str, path: Path, model: str | None = None, top_k: int = 5
     return Failure(str(body.get("code", response.status_code)), str(body.get("detail", "no reason given")))
 
 
+class Unreachable(Exception):
+    """No answer of this service's came; the message is a sentence."""
+
+
+def fetch(url: str, route: str) -> httpx.Response:
+    """The successful answer to a GET. Raises Unreachable."""
+    try:
+        response = httpx.get(url + route, timeout=10)
+    except httpx.HTTPError as error:
+        raise Unreachable(f"no service answers at {url} ({error}); `eca-serve up` starts one") from None
+    if not response.is_success:
+        raise Unreachable(f"{url}{route} answers {response.status_code}")
+    return response
+
+
 def ready(url: str) -> str | None:
     """None where the service at `url` is ready, else a sentence that says why it is not."""
     try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -41,3 +44,18 @@ def exposition() -> bytes:
     """All metrics in OpenMetrics text."""
     text: bytes = generate_latest(registry)
     return text
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One series' value in a scrape."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def parse(text: str) -> list[Sample]:
+    """The samples of an OpenMetrics text; ValueError where it is none."""
+    families = text_string_to_metric_families(text)
+    return [Sample(one.name, one.labels, float(one.value)) for family in families for one in family.samples]

@@ -1,0 +1,90 @@
+"""What is wrong with this machine, this repository, this running service: each in a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from eca_service import client, metrics
+from eca_service.diagnosis import Finding, Window, diagnose
+from eca_service.preflight import obstacle_of
+from eca_service.registry import Registry, pinned, versions
+from eca_service.resolver import Resolver
+from eca_service.settings import Settings
+from eca_service.triton.server import TritonUnavailable, installation
+
+CONNECT_S = 2.0
+
+
+def machine(settings: Settings) -> Iterator[Finding]:
+    """Whether the embedded Triton can run here, or the others can be reached from here."""
+    if settings.triton_url is None:
+        try:
+            installation()
+            yield Finding("The embedded Triton can run here.")
+        except TritonUnavailable as error:
+            yield Finding(str(error), wrong=True)
+        return
+    yield Finding(f"Triton runs elsewhere, at {settings.triton_url}.")
+    addresses = sorted(asyncio.run(Resolver(settings.triton_url).addresses()))
+    if not addresses:
+        yield Finding(f"{settings.triton_url} stands for no address; is Triton started?", wrong=True)
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        except OSError as error:
+            yield Finding(f"the Triton at {address} does not take connections: {error}", wrong=True)
+    if len(addresses) > 1:
+        yield Finding(f"There are {len(addresses)} Tritons behind it.")
+
+
+def repository(settings: Settings, registry: Registry) -> Iterator[Finding]:
+    """What there is to be served, and what cannot be."""
+    obstacle = obstacle_of(settings.triton_url)
+    for name, model in registry.models.items():
+        served = f"{name} version {model.contract.version}"
+        yield Finding(f"{served}: {model.contract.architecture}, {model.contract.precision}, {model.contract.engine}.")
+        if reason := obstacle(model.contract):
+            yield Finding(f"{served} cannot be served: {reason}", wrong=True)
+        pin, newest = pinned(settings.repository, name), max(versions(settings.repository, name))
+        if pin is not None and pin < newest:
+            yield Finding(
+                f"{name} is pinned to version {pin}, {newest} is there; "
+                f"`eca-serve rollback {name} --newest` goes forward."
+            )
+    if not registry.models:
+        wrong = f"{settings.repository} holds no model; `eca-build compile CHECKPOINT` makes one"
+        yield Finding(wrong, wrong=True)
+
+
+def service(url: str, seconds: float, registry: Registry | None = None) -> Iterator[Finding]:
+    """What the service at `url` says of itself, and what it does in `seconds`; held against `registry` where given."""
+    verdict = client.ready(url)
+    yield Finding(verdict, wrong=True) if verdict else Finding(f"The service at {url} is ready.")
+    try:
+        before, began = metrics.parse(client.fetch(url, "/metrics").text), time.monotonic()
+        contracts: list[dict[str, Any]] = client.fetch(url, "/v1/models").json()["models"]
+        time.sleep(seconds)
+        after = metrics.parse(client.fetch(url, "/metrics").text)
+    except client.Unreachable as error:
+        if verdict is None:
+            yield Finding(str(error), wrong=True)
+        return
+    if registry:
+        yield from _stale({contract["name"]: contract["version"] for contract in contracts}, registry)
+    window = Window(before, after, time.monotonic() - began)
+    yield from diagnose(window, {contract["name"]: contract["max_batch"] for contract in contracts})
+
+
+def _stale(served: dict[str, int], registry: Registry) -> Iterator[Finding]:
+    for name, model in registry.models.items():
+        version = model.contract.version
+        if name not in served:
+            yield Finding(f"{name} is in the repository, the service does not serve it; its log says why", wrong=True)
+        elif served[name] != version:
+            text = f"{name} should be served in version {version}, the service serves {served[name]}; its log says why"
+            yield Finding(text, wrong=True)
