@@ -88,9 +88,9 @@ def test_prometheus_finds_the_request(stack: Stack) -> None:
 
 
 def test_doctor_gives_the_verdict(stack: Stack) -> None:
-    said = docker("exec", stack.container("gateway"), "eca-serve", "doctor")
-    assert f"{MODEL} version 1: resnet14_cifar, fp32." in said
-    assert said.endswith("The service at http://127.0.0.1:8080 is ready.")
+    said = docker("exec", stack.container("gateway"), "eca-serve", "doctor", "--seconds", "1")
+    assert f"{MODEL} version 1: resnet14_cifar, fp32, onnx." in said
+    assert "The service at http://127.0.0.1:8080 is ready.\nNobody asked for anything in 1 s." in said
 
 
 def test_survives_the_death_of_triton(stack: Stack) -> None:

