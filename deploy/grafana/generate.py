@@ -24,12 +24,10 @@ class Panel:
     about: str = ""
 
 
-def quantiles(metric: str, matchers: str, by: str = "") -> dict[str, str]:
+def quantiles(metric: str, matchers: str) -> dict[str, str]:
     """p50, p95 and p99 of a histogram, summed over all gateways."""
-    label = f"{{{{{by}}}}} " if by else ""
-    groups = f"le, {by}" if by else "le"
-    inner = f"sum by ({groups}) (rate({metric}_bucket{{{matchers}}}{RATE}))"
-    return {f"{label}p{q}": f"histogram_quantile(0.{q}, {inner})" for q in (50, 95, 99)}
+    inner = f"sum by (le) (rate({metric}_bucket{{{matchers}}}{RATE}))"
+    return {f"p{q}": f"histogram_quantile(0.{q}, {inner})" for q in (50, 95, 99)}
 
 
 def by_model(metric: str, matchers: str = "") -> str:
@@ -49,27 +47,30 @@ SERVICE = [
     Panel("Errors, 1 h", "percentunit", {"": "eca:errors:ratio_rate1h"}, "stat", 4, "of ours: HTTP 500 and above"),
     Panel("Slower than 0.5 s, 1 h", "percentunit", {"": "eca:slow:ratio_rate1h"}, "stat", 4),
     Panel("Month's budget, 3 d", "percentunit", {"": "eca:errors:ratio_rate3d * 3 / 30 / 0.001"}, "stat", 4),
-    Panel("Being answered", "short", {"": "sum(eca_inflight)"}, "stat", 4),
+    Panel("Gateways", "short", {"": "count(eca_build_info)"}, "stat", 4),
     Panel("Traffic", "reqps", {"{{protocol}}": f"sum by (protocol) (rate({REQUESTS}{RATE}))"}),
+    # a code of ours is a word; numbers are of health checks and routes that there are not
     Panel("Answers that are not ok", "reqps", {
-        "{{code}}": f'sum by (code) (rate(eca_requests_total{{code!="ok"}}{RATE}))'
+        "{{code}}": f'sum by (code) (rate(eca_requests_total{{code!~"ok|[0-9]+"}}{RATE}))'
     }),
     Panel("Refused", "reqps", {"{{reason}}": f"sum by (reason) (rate(eca_rejected_total{RATE}))"}),
     Panel("Time to answer", "s", quantiles("eca_request_seconds", 'model=~"$model"')),
-    Panel("Time by stage", "s", quantiles("eca_stage_seconds", 'model=~"$model"', "stage"), width=16),
+    Panel("Decoding", "s", quantiles("eca_stage_seconds", 'stage="decode",model=~"$model"')),
+    Panel("Waiting for the engine", "s", quantiles("eca_stage_seconds", 'stage="queue",model=~"$model"')),
+    Panel("In the engine", "s", quantiles("eca_stage_seconds", 'stage="infer",model=~"$model"')),
+    Panel("Naming the classes", "s", quantiles("eca_stage_seconds", 'stage="postprocess",model=~"$model"')),
     Panel("Images a second", "short", {"{{model}}": by_model("eca_images_total")}),
     Panel("Images in a batch", "short", {
         "{{model}} mean": by_model("eca_batch_size_sum") + " / " + by_model("eca_batch_size_count")
     }),
     Panel("Images that wait", "short", {"{{model}}": 'sum by (model) (eca_queue_depth{model=~"$model"})'}),
+    Panel("Ready, versions", "short", {"{{model}} {{version}} {{instance}}": 'eca_model_ready{model=~"$model"}'}),
     Panel("Plain, SE, ECA: the engine, p95", "s", {"{{model}}": p95("infer")}),
     Panel("Plain, SE, ECA: waiting, p95", "s", {"{{model}}": p95("queue")}),
     Panel("Plain, SE, ECA: mean per image in the engine", "s", {
         "{{model}}": by_model("eca_stage_seconds_sum", 'stage="infer",')
         + " / " + by_model("eca_stage_seconds_count", 'stage="infer",')
     }),
-    Panel("Versions", "short", {"{{model}} {{version}} {{instance}}": 'eca_model_ready{model=~"$model"}'}, width=12),
-    Panel("Gateways", "short", {"{{instance}} {{version}}": "eca_build_info"}, width=12),
 ]  # fmt: skip
 TRITON = [
     Panel("GPU busy", "percentunit", {"{{gpu_uuid}}": "nv_gpu_utilization"}),

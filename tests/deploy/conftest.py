@@ -9,7 +9,7 @@ import pytest
 from tests.deploy.stack import SERVICES, Stack, missing, torch_wheels
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """Images built, services up, every model golden."""
     asked = any("deploy" in argument for argument in request.config.args)

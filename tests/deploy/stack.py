@@ -22,6 +22,7 @@ from eca_service.triton.server import free_port
 ROOT = Path(__file__).parents[2]
 FILES = ("docker-compose.yml", "deploy/compose.cpu.yml", "tests/deploy/compose.yml")
 WHEELS_PORT = 38_999
+PORTS = ("ECA_HTTP_PORT", "ECA_GRPC_PORT", "ECA_BALANCED_HTTP_PORT", "ECA_BALANCED_GRPC_PORT", "PROMETHEUS_PORT")
 SERVICES = ("build", "triton", "gateway", "prometheus")
 
 
@@ -99,19 +100,18 @@ class Stack:
 
     def __init__(self) -> None:
         self.project = f"eca-test-{os.getpid()}"
-        self.ports = {name: free_port() for name in ("ECA_HTTP_PORT", "ECA_GRPC_PORT", "PROMETHEUS_PORT")}
+        self.ports = {name: free_port() for name in PORTS}
         self.url = f"http://127.0.0.1:{self.ports['ECA_HTTP_PORT']}"
         self.grpc = f"127.0.0.1:{self.ports['ECA_GRPC_PORT']}"
+        self.balanced = f"http://127.0.0.1:{self.ports['ECA_BALANCED_HTTP_PORT']}"
+        self.balanced_grpc = f"127.0.0.1:{self.ports['ECA_BALANCED_GRPC_PORT']}"
         self.prometheus = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}"
 
     def compose(self, *arguments: str, timeout_s: float = 120, **environment: str) -> str:
         """Runs a compose command on the project; AssertionError with its last lines where it fails."""
-        files = [argument for file in FILES for argument in ("-f", str(ROOT / file))]
-        settings = {name: str(port) for name, port in self.ports.items()}
-        switches = {"DOCKER_BUILDKIT": "1", "COMPOSE_DOCKER_CLI_BUILD": "1", "ECA_BIND": "127.0.0.1"}
         done = subprocess.run(
-            [*(compose_command() or ()), *files, "-p", self.project, *arguments],
-            env={**os.environ, **switches, **settings, **environment},
+            [*(compose_command() or ()), *arguments],
+            env={**self.environment(), **environment},
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -121,11 +121,41 @@ class Stack:
         assert done.returncode == 0, f"compose {' '.join(arguments)}: {(done.stdout + done.stderr)[-4000:]}"
         return done.stdout
 
-    def container(self, service: str) -> str:
-        """The id of the service's one container, running or not."""
+    def environment(self) -> dict[str, str]:
+        """What makes a compose command one on this project."""
+        return {
+            **os.environ,
+            "DOCKER_BUILDKIT": "1",
+            "COMPOSE_DOCKER_CLI_BUILD": "1",
+            "COMPOSE_FILE": ":".join(str(ROOT / file) for file in FILES),
+            "COMPOSE_PROJECT_NAME": self.project,
+            "COMPOSE_PROFILES": "balanced",
+            "ECA_BIND": "127.0.0.1",
+            **{name: str(port) for name, port in self.ports.items()},
+        }
+
+    def upgrade(self, **environment: str) -> None:
+        """Runs upgrade.sh on the project."""
+        command = {"COMPOSE": " ".join(compose_command() or ())}
+        done = subprocess.run(
+            [str(ROOT / "deploy" / "upgrade.sh")],
+            env={**self.environment(), **command, **environment},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def containers(self, service: str) -> list[str]:
+        """The ids of the service's containers, running or not."""
         label = f"label=com.docker.compose.project={self.project}"
-        one = docker("ps", "-aq", "--filter", label, "--filter", f"label=com.docker.compose.service={service}")
-        assert one, f"{service} has no container"
+        return docker("ps", "-aq", "--filter", label, "--filter", f"label=com.docker.compose.service={service}").split()
+
+    def container(self, service: str) -> str:
+        """The id of the service's one container."""
+        (one,) = self.containers(service)
         return one
 
     def state(self, service: str) -> dict[str, Any]:

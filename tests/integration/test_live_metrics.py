@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import tritonclient.grpc as triton
+from eca_service import metrics
 from eca_service.triton import server
 
-from tests.deploy.observed import metrics_asked_for
+from tests.deploy.observed import labels_asked_for, metrics_asked_for
+from tests.integration.callers import call
 from tests.integration.conftest import MODEL, ROOT, Service
 
 DOG = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
@@ -27,13 +30,35 @@ def names(exposition: str) -> set[str]:
     return samples | {family + suffix for family, kind in families for suffix in suffixes.get(kind, [""])}
 
 
+def lacking(samples: list[metrics.Sample], prefix: str) -> dict[str, set[str]]:
+    """By metric, the labels that are asked for and that no sample has; of metrics that have samples."""
+    shown: dict[str, set[str]] = {}
+    for sample in samples:
+        shown.setdefault(sample.name, set()).update(sample.labels)
+    asked = {name: labels for name, labels in labels_asked_for().items() if name in shown and name.startswith(prefix)}
+    assert len(asked) >= 4
+    return {name: labels - shown[name] for name, labels in asked.items() if labels - shown[name]}
+
+
+def refuse_some(service: Service) -> None:
+    """Asks for more at once than may be in flight, so that the series of refusals are there."""
+    image = DOG.read_bytes()
+    with ThreadPoolExecutor(8) as pool:
+        codes = list(pool.map(lambda _: call("rest", service, MODEL, [image] * 60).code, range(8)))
+    assert "overloaded" in codes
+
+
 def test_the_service_shows_what_is_asked_for(service: Service) -> None:
     answer = httpx.post(service.url + "/v1/classify", content=DOG.read_bytes())
     assert answer.status_code == 200
+    refuse_some(service)
     asked = {name for name in metrics_asked_for() if name.startswith("eca_")}
     scrape = httpx.get(service.url + "/metrics").text
     assert len(asked) > 10
     assert asked - names(scrape) == set()
+    samples = metrics.parse(scrape)
+    assert labels_asked_for().keys() & {sample.name for sample in samples} == asked
+    assert lacking(samples, "eca_") == {}
     for stage in ("decode", "queue", "infer"):
         assert re.search(rf'eca_stage_seconds_count{{model="{MODEL}",stage="{stage}"}} [1-9]', scrape)
 
@@ -57,7 +82,8 @@ def test_triton_shows_what_is_asked_for(repository: Path, tmp_path: Path) -> Non
             except triton.InferenceServerException:
                 assert process.poll() is None, (tmp_path / "log").read_text()
             process_wait(process, 0.1)
-        shown = names(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        shown = names(text)
         client.close()
     finally:
         process.terminate()
@@ -65,6 +91,10 @@ def test_triton_shows_what_is_asked_for(repository: Path, tmp_path: Path) -> Non
     asked = {name for name in metrics_asked_for() if name.startswith("nv_")}
     assert asked >= GPU
     assert asked - GPU - shown == set()
+    # Triton's text is of the older format, which has no end mark
+    series = re.findall(r"^(nv_\w+){(.*)} \S+$", text, re.MULTILINE)
+    samples = [metrics.Sample(name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), 0) for name, labels in series]
+    assert lacking(samples, "nv_") == {}
 
 
 def process_wait(process: subprocess.Popen[bytes], seconds: float) -> None:
