@@ -67,10 +67,11 @@ SERVICE = [
     Panel("Ready, versions", "short", {"{{model}} {{version}} {{instance}}": 'eca_model_ready{model=~"$model"}'}),
     Panel("Plain, SE, ECA: the engine, p95", "s", {"{{model}}": p95("infer")}),
     Panel("Plain, SE, ECA: waiting, p95", "s", {"{{model}}": p95("queue")}),
-    Panel("Plain, SE, ECA: mean per image in the engine", "s", {
+    Panel("Plain, SE, ECA: the engine's time for an image", "s", {
         "{{model}}": by_model("eca_stage_seconds_sum", 'stage="infer",')
         + " / " + by_model("eca_stage_seconds_count", 'stage="infer",')
-    }),
+        + " / (" + by_model("eca_batch_size_sum") + " / " + by_model("eca_batch_size_count") + ")"
+    }, about="A batch's time divided by its images, on the mean: what attention costs, where batches are alike."),
 ]  # fmt: skip
 TRITON = [
     Panel("GPU busy", "percentunit", {"{{gpu_uuid}}": "nv_gpu_utilization"}),

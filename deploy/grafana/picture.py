@@ -68,12 +68,13 @@ def draw(
         )
         unit = panel["fieldConfig"]["defaults"]["unit"]
         if not series:
-            frame.text(0.5, 0.45, "No data", color=FAINT, size=10, ha="center", va="center")
+            text = "No data: there was no GPU" if "nv_gpu_" in str(panel["targets"]) else "No data"
+            frame.text(0.5, 0.45, text, color=FAINT, size=10, ha="center", va="center")
         elif panel["type"] == "stat":
             value = float(series[0][1][-1][1])
             frame.text(0.5, 0.4, amount(value, unit), color=LINES[0], size=18, ha="center", va="center")
         else:
-            legends = 1 + (len(series) - 1) // (2 if grid["w"] <= 8 else 4)
+            legends = 1 if len(series) == 3 else (len(series) + 1) // 2
             below = 0.42 + 0.15 * min(legends, 5)
             axes = figure.add_axes(
                 (
@@ -89,7 +90,7 @@ def draw(
                 loc="upper left",
                 bbox_to_anchor=(box[0] + 0.12 / width, box[1] + (below - 0.22) / height),
                 bbox_transform=figure.transFigure,
-                ncols=2 if grid["w"] <= 8 else 4,
+                ncols=3 if len(series) == 3 else 2,
                 frameon=False,
                 labelcolor=TEXT,
                 fontsize=6.5,
@@ -114,8 +115,10 @@ def _lines(axes: Axes, series: list[Series], unit: str, span: tuple[float, float
             label=name or "value",
         )
     axes.set_xlim(0, (end - begin) / 60)
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(0.0, low), high if high > 0 else 1)
+    highest = max(
+        (float(value) for _, values in series for _, value in values if math.isfinite(float(value))), default=0
+    )
+    axes.set_ylim(0, 1.08 * highest or 1)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value, unit)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} min"))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -56,3 +60,11 @@ def labels_asked_for() -> dict[str, set[str]]:
             asked = shown | set(MATCHER.findall(matchers))
             found.setdefault(metric, set()).update(asked - PROMETHEUS_ADDS)
     return {metric: labels for metric, labels in found.items() if metric not in rules("record")}
+
+
+def promtool(*arguments: object) -> None:
+    """Runs promtool; fails with what it says."""
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed; it is in the package `prometheus`")
+    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
+from eca_service.settings import Settings
 
-from tests.deploy.observed import rules
+from tests.deploy.observed import METRIC, metrics_asked_for, promtool, rules
 from tests.deploy.stack import ROOT, versions
 
 CHART = ROOT / "deploy" / "helm" / "eca-serve"
@@ -22,7 +24,10 @@ ALL = {
     "build": {"enabled": True, "checkpointsClaim": "checkpoints"},
     "autoscaling": {"kind": "keda"},
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
-    "gateway": {"env": {"ECA_DEADLINE_MS": "2000"}},
+    "gateway": {
+        "env": {"ECA_DEADLINE_MS": "2000"},
+        "secrets": {"apiKeys": "team-keys", "tls": "gateway-tls", "managementToken": "operators"},
+    },
 }
 CPU = {"triton": {"image": "eca-serve/triton-cpu:0.1.0", "gpus": 0}, "models": {"existingClaim": "mine"}}
 CASES: dict[str, dict[str, Any]] = {"default": {}, "all": ALL, "cpu": CPU, "bare": {
@@ -92,6 +97,79 @@ def test_all_pods_are_locked_down() -> None:
             assert container["securityContext"]["readOnlyRootFilesystem"], name
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
             assert container["resources"]["limits"]["memory"], name
+
+
+def gateway_container(values: dict[str, Any]) -> dict[str, Any]:
+    pod = manifests(values)["Deployment", "demo-eca-serve-gateway"]["spec"]["template"]["spec"]
+    container: dict[str, Any] = pod["containers"][0]
+    return {**container, "volumes": {volume["name"]: volume for volume in pod["volumes"]}}
+
+
+def test_secrets_are_files_and_what_is_not_asked_for_is_off() -> None:
+    bare, all_on = gateway_container({}), gateway_container(ALL)
+    names = {"ECA_API_KEYS_FILE", "ECA_TLS_CERT", "ECA_TLS_KEY", "ECA_MANAGEMENT_TOKEN_FILE"}
+    assert not names & {entry["name"] for entry in bare["env"]}
+    files = {entry["name"]: entry["value"] for entry in all_on["env"] if entry["name"] in names}
+    assert files.keys() == names
+    mounted = {mount["mountPath"]: all_on["volumes"][mount["name"]] for mount in all_on["volumeMounts"]}
+    for file in files.values():
+        assert mounted[str(Path(file).parent)]["secret"]["secretName"] in {"team-keys", "gateway-tls", "operators"}
+
+
+def test_probes_and_scrapes_follow_tls() -> None:
+    for values, scheme in (({}, "HTTP"), (ALL, "HTTPS")):
+        container = gateway_container(values)
+        probes = [container[kind]["httpGet"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")]
+        assert [probe["scheme"] for probe in probes] == [scheme] * 3
+    endpoint = manifests(ALL)["ServiceMonitor", "demo-eca-serve"]["spec"]["endpoints"][0]
+    assert (endpoint["port"], endpoint["scheme"]) == ("http", "https")
+
+
+def test_pods_are_probed_spread_and_few_are_disrupted_at_once() -> None:
+    found = manifests({})
+    for part in ("gateway", "triton"):
+        name = f"demo-eca-serve-{part}"
+        pod = found["Deployment", name]["spec"]["template"]["spec"]
+        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= pod["containers"][0].keys()
+        keys = [constraint["topologyKey"] for constraint in pod["topologySpreadConstraints"]]
+        assert keys == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+        assert found["PodDisruptionBudget", name]["spec"]["maxUnavailable"] == 1
+
+
+def test_a_gateway_stays_until_nobody_sends_any_more() -> None:
+    pod = manifests({})["Deployment", "demo-eca-serve-gateway"]["spec"]["template"]["spec"]
+    environment = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+    ending_s = (int(environment["ECA_DRAIN_DELAY_MS"]) + Settings.model_fields["grace_ms"].default) / 1000
+    assert ending_s < pod["terminationGracePeriodSeconds"]
+    probe = pod["containers"][0]["readinessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] < int(environment["ECA_DRAIN_DELAY_MS"]) / 1000
+
+
+def test_gateways_scale_by_cores_and_tritons_by_queue_and_predicted_wait(tmp_path: Path) -> None:
+    found = manifests(ALL)
+    (metric,) = found["HorizontalPodAutoscaler", "demo-eca-serve-gateway"]["spec"]["metrics"]
+    assert metric["resource"]["name"] == "cpu"
+    triggers = found["ScaledObject", "demo-eca-serve-triton"]["spec"]["triggers"]
+    queries = [" ".join(trigger["metadata"]["query"].split()) for trigger in triggers]
+    assert queries[0] == 'sum(eca_queue_depth{namespace="vision"})'
+    assert queries[1].startswith(queries[0] + " / ")
+    lines = [f"      - {{record: r{number}, expr: {json.dumps(query)}}}" for number, query in enumerate(queries)]
+    (tmp_path / "rules.yml").write_text("groups:\n  - name: g\n    rules:\n" + "\n".join(lines) + "\n")
+    promtool("check", "rules", tmp_path / "rules.yml")
+    assert not set(METRIC.findall(" ".join(queries))) - metrics_asked_for()
+    for kind, absent in (("hpa", {"ScaledObject"}), ("none", {"ScaledObject", "HorizontalPodAutoscaler"})):
+        kinds = {kind for kind, _ in manifests({"autoscaling": {"kind": kind}})}
+        assert not kinds & absent
+
+
+def test_only_gateways_reach_triton() -> None:
+    spec = manifests({})["NetworkPolicy", "demo-eca-serve-triton"]["spec"]
+    grpc, metrics = spec["ingress"]
+    selector = grpc["from"][0]["podSelector"]["matchLabels"]
+    assert selector["app.kubernetes.io/component"] == "gateway"
+    assert grpc["ports"] == [{"port": 8001, "protocol": "TCP"}]
+    assert "namespaceSelector" in metrics["from"][0]
+    assert spec["egress"] == []
 
 
 def test_selectors_find_their_pods_and_nobody_else_s() -> None:

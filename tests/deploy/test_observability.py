@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
-import pytest
 from eca_service import metrics
 from eca_service.errors import CODES
 
 from deploy.grafana import generate
-from tests.deploy.observed import PROMETHEUS, ROOT, dashboards, panel_queries, rules
+from tests.deploy.observed import PROMETHEUS, ROOT, dashboards, panel_queries, promtool, rules
 
 RUNBOOKS = ROOT / "deploy" / "runbooks"
-
-
-def promtool(*arguments: object) -> None:
-    """Runs promtool; fails with what it says."""
-    if shutil.which("promtool") is None:
-        pytest.skip("promtool is not installed; it is in the package `prometheus`")
-    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_configuration_is_sound(tmp_path: Path) -> None:
