@@ -20,6 +20,7 @@ from eca_service.core import Core
 from eca_service.errors import ServiceError, problem
 from eca_service.grpc_server import GrpcServer
 from eca_service.journal import Entry
+from eca_service.negotiation import Negotiated
 from eca_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -153,5 +154,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, plain)  # type: ignore[arg-type]
     app.add_exception_handler(ClientDisconnect, left)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, failed)
+    app.add_middleware(Negotiated)
     app.add_middleware(Wrapped, core=core)
     return app

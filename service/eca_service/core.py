@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -157,7 +158,8 @@ class Core:
             permit.grow(images=len(images) - 1)
             self._require_time(contract, len(images), deadline)
         batcher = self.engines.of(contract)
-        turns = asyncio.Semaphore(self.settings.decode_threads)  # a large request leaves the decoders to others too
+        # a large request leaves the decoders to others too
+        turns = asyncio.Semaphore(self.settings.decode_threads) if len(images) > 1 else contextlib.nullcontext()
 
         async def one(image: bytes | ServiceError) -> Result:
             if isinstance(image, ServiceError):
@@ -240,23 +242,38 @@ async def _all(work: Any) -> list[Any]:
             task.cancel()
 
 
-async def in_time(work: Coroutine[Any, Any, T], deadline: float, gone: Awaitable[None] | None = None) -> T:
-    """The result of `work`; it is cancelled at `deadline` (the event loop's clock) or as soon as `gone` returns.
+async def in_time(
+    work: Awaitable[T], deadline: float, gone: Callable[[], Coroutine[Any, Any, None]] | None = None
+) -> T:
+    """The result of `work`; it is cancelled at `deadline` (the event loop's clock) or as soon as `gone()` returns.
 
-    Raises deadline_exceeded or client_closed; whatever `work` waited for is cancelled before.
+    Raises deadline_exceeded or client_closed. It runs in the caller's own task: one more for every request costs more
+    than all else that is done here.
     """
-    task = asyncio.ensure_future(work)
-    watched = {task} if gone is None else {task, asyncio.ensure_future(gone)}
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    reasons: list[ServiceError] = []
+
+    def end(reason: ServiceError) -> None:
+        reasons.append(reason)
+        task.cancel()
+
+    late = ServiceError("deadline_exceeded", "the request's deadline passed before its answer was ready")
+    timer = loop.call_at(deadline, end, late)
+    watch = loop.create_task(gone()) if gone else None
+    if watch:
+        left = ServiceError("client_closed", "the caller went away")
+        watch.add_done_callback(lambda ended: None if ended.cancelled() else end(left))
     try:
-        left_s = deadline - asyncio.get_running_loop().time()
-        done, _ = await asyncio.wait(watched, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
-        if task in done:
-            return task.result()
-        if done:
-            raise ServiceError("client_closed", "the caller went away")
-        raise ServiceError("deadline_exceeded", "the request's deadline passed before its answer was ready")
+        return await work
+    except asyncio.CancelledError:
+        if not reasons:
+            raise
+        if sys.version_info >= (3, 11):
+            for _ in reasons:
+                task.uncancel()
+        raise reasons[0] from None
     finally:
-        for one in watched:
-            one.cancel()
-        if not task.done():
-            await asyncio.wait({task})
+        timer.cancel()
+        if watch:
+            watch.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import uvicorn
 import uvloop
 
 from eca_service.app import create_app
+from eca_service.connections import limited
 from eca_service.core import Core
 from eca_service.settings import Settings
 
@@ -32,13 +34,16 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings) -> None:
     """Answers until SIGTERM or SIGINT."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand idle connections are none of our troubles
     app = create_app(settings)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.http_port,
         loop="uvloop",
-        http="httptools",
+        http=limited(settings.max_head_bytes, settings.head_timeout_ms / 1000),
+        timeout_keep_alive=-(-settings.keep_alive_ms // 1000),
         log_level=settings.log_level,
         access_log=False,
         timeout_graceful_shutdown=5,
