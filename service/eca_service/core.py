@@ -23,6 +23,7 @@ from eca_service.contract import Contract
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.imaging import Decoded, decode
+from eca_service.peers import Peers
 from eca_service.preflight import obstacle_of
 from eca_service.readiness import Readiness
 from eca_service.registry import Model, Registry
@@ -80,15 +81,16 @@ class Answer:
 class Core:
     """What every protocol calls. It knows no protocol; its errors are `ServiceError`s."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, peers: Peers) -> None:
         self.settings = settings
+        self.peers = peers
         self.registry = Registry(settings.repository, settings.default_model, obstacle_of(settings.triton_url))
         address = settings.triton_url or f"127.0.0.1:{settings.triton_grpc_port}"
         self.triton = Triton(address, settings.triton_shared_memory)
         self.admission = Admission(settings.max_inflight_images, settings.max_inflight_bytes)
         self.engines = Engines(self.triton)
         self.rollout = Rollout(self.registry, self.triton, self.engines, settings.retire_ms / 1000)
-        self.readiness = Readiness(self.registry, self.triton, self.engines, self.rollout)
+        self.readiness = Readiness(self.registry, self.triton, self.engines, self.rollout, peers)
         self.leaving = False  # asked to end: no longer ready, but still answering
         self.draining = False  # refuses new requests
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode", _yielding)
@@ -96,10 +98,15 @@ class Core:
         self._decode_s = 0.0
         self._watch: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Connects to Triton and starts asking for the golden answers, in the running event loop."""
+    async def start(self, patience_s: float) -> None:
+        """Connects to Triton and starts asking for the golden answers, which it awaits for at most `patience_s`."""
         self.triton.open()
         self._watch = asyncio.create_task(self.readiness.watch())
+        end = time.monotonic() + patience_s
+        while not self.readiness.ready and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        self.peers.listening = True
+        self.peers.tell(self.readiness.ready)
 
     async def close(self) -> None:
         """Ends what `start` began and closes the way to Triton."""
@@ -126,8 +133,8 @@ class Core:
 
     @property
     def ready(self) -> bool:
-        """Every model is golden, and the service is not shutting down."""
-        return self.readiness.ready and not self.leaving
+        """Every model is golden, for every worker that listens, and the service is not shutting down."""
+        return self.readiness.ready and not self.leaving and not self.peers.unready()
 
     def require(self, model: Model, deadline: float) -> None:
         """Raises what a request for `model` can be told before its body is read; `deadline` is of the loop's clock.

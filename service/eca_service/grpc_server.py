@@ -44,7 +44,7 @@ class GrpcServer:
                 ("grpc.max_concurrent_streams", MAX_STREAMS),
                 ("grpc.keepalive_time_ms", 60_000),  # finds callers that are gone without a word
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),  # callers may look for us as often
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(settings.workers > 1)),
             ]
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Inference(core), self._server)

@@ -72,6 +72,8 @@ async def readyz(request: Request) -> Response:
     reasons = dict(core.readiness.reasons)
     if not core.registry.models:
         reasons["repository"] = f"no model in {core.settings.repository}; `eca-build compile` makes one"
+    for index in core.peers.unready():
+        reasons[f"worker {index}"] = "it has not got the golden answers"
     if core.leaving:
         reasons["service"] = "it is shutting down"
     headers = {} if ready else {"Retry-After": "1"}

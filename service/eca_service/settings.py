@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     triton_grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC port of the embedded Triton")
     triton_host: str = Field("127.0.0.1", description="address the embedded Triton listens on; it asks for no key")
     grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port")
+    workers: int = Field(1, ge=1, le=256, description="gateway processes; they divide the limits on what is in flight")
     triton_url: str | None = Field(None, description="host:port of your own Triton; several are separated by commas")
     triton_shared_memory: bool = Field(
         False,
