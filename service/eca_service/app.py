@@ -20,6 +20,8 @@ from eca_service.core import Core
 from eca_service.errors import ServiceError, problem
 from eca_service.grpc_server import GrpcServer
 from eca_service.journal import Entry
+from eca_service.negotiation import Negotiated
+from eca_service.peers import Peers
 from eca_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -105,13 +107,16 @@ def answer(error: ServiceError, scope: MutableMapping[str, Any]) -> JSONResponse
     return JSONResponse(body, error.kind.http, headers, "application/problem+json")
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The gateway; it connects to Triton when it starts and keeps asking until Triton is there."""
-    core = Core(settings)
+def create_app(settings: Settings, peers: Peers | None = None, patience_s: float = 0) -> FastAPI:
+    """The gateway; it connects to Triton when it starts and keeps asking until Triton is there.
+
+    It listens at once, or where it is given patience only when it is ready, or the patience is at its end.
+    """
+    core = Core(settings, peers or Peers())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        core.start()
+        await core.start(patience_s)
         grpc_server = GrpcServer(core)
         await grpc_server.start()
         try:
@@ -153,5 +158,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, plain)  # type: ignore[arg-type]
     app.add_exception_handler(ClientDisconnect, left)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, failed)
+    app.add_middleware(Negotiated)
     app.add_middleware(Wrapped, core=core)
     return app

@@ -175,7 +175,7 @@ class Triton:
             request = _head(contract.name, contract.version, (len(images), *images[0].shape), place)
             return await self._infer(request, timeout=_left_s(deadline))
         except grpc.RpcError as error:
-            if region.name not in (error.details() or ""):  # type: ignore[attr-defined]
+            if region.name not in (error.details() or ""):
                 raise
             self._region = None  # a server that was started again; `load` shares anew
             return None

@@ -58,7 +58,7 @@ def up(**given: str | None) -> None:
       eca-serve up --http-port 8090 --repository model_repository
     """
     settings = load(given)
-    _log(settings)
+    log(settings)
     _require_models(settings)
     require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
     require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")
@@ -75,7 +75,7 @@ def up(**given: str | None) -> None:
 def gateway(**given: str | None) -> None:
     """The gateway alone, in front of a Triton that runs elsewhere (--triton-url)."""
     settings = load(given)
-    _log(settings)
+    log(settings)
     _require_models(settings)
     require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
     require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")
@@ -87,7 +87,7 @@ def gateway(**given: str | None) -> None:
 def triton(**given: str | None) -> None:
     """The embedded Triton alone."""
     settings = load(given)
-    _log(settings)
+    log(settings)
     server = _triton(settings)
     server.start()
     click.echo(f"Triton: {server.address} (gRPC), log in {settings.triton_log}")
@@ -214,7 +214,8 @@ def _triton(settings: Settings) -> TritonServer:
     )
 
 
-def _log(settings: Settings) -> None:
+def log(settings: Settings) -> None:
+    """Has the log written to standard error."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
@@ -236,6 +237,10 @@ def _require_models(settings: Settings) -> None:
 
 
 def _gateway(settings: Settings) -> None:
+    if settings.workers > 1:
+        from eca_service.workers import supervise
+
+        sys.exit(supervise(settings))
     from eca_service.gateway import serve
 
     serve(settings)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from eca_service.contract import Contract
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.imaging import Decoded, decode
+from eca_service.peers import Peers
 from eca_service.preflight import obstacle_of
 from eca_service.readiness import Readiness
 from eca_service.registry import Model, Registry
@@ -79,15 +81,16 @@ class Answer:
 class Core:
     """What every protocol calls. It knows no protocol; its errors are `ServiceError`s."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, peers: Peers) -> None:
         self.settings = settings
+        self.peers = peers
         self.registry = Registry(settings.repository, settings.default_model, obstacle_of(settings.triton_url))
         address = settings.triton_url or f"127.0.0.1:{settings.triton_grpc_port}"
         self.triton = Triton(address, settings.triton_shared_memory)
         self.admission = Admission(settings.max_inflight_images, settings.max_inflight_bytes)
         self.engines = Engines(self.triton)
         self.rollout = Rollout(self.registry, self.triton, self.engines, settings.retire_ms / 1000)
-        self.readiness = Readiness(self.registry, self.triton, self.engines, self.rollout)
+        self.readiness = Readiness(self.registry, self.triton, self.engines, self.rollout, peers)
         self.leaving = False  # asked to end: no longer ready, but still answering
         self.draining = False  # refuses new requests
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode", _yielding)
@@ -95,9 +98,14 @@ class Core:
         self._decode_s = 0.0
         self._watch: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Starts looking for Triton and asking for the golden answers, in the running event loop."""
+    async def start(self, patience_s: float) -> None:
+        """Looks for Triton and asks for the golden answers, which it awaits for at most `patience_s`."""
         self._watch = asyncio.create_task(self.readiness.watch())
+        end = time.monotonic() + patience_s
+        while not self.readiness.ready and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        self.peers.listening = True
+        self.peers.tell(self.readiness.ready)
 
     async def close(self) -> None:
         """Ends what `start` began and closes the way to Triton."""
@@ -124,8 +132,8 @@ class Core:
 
     @property
     def ready(self) -> bool:
-        """Every model is golden, and the service is not shutting down."""
-        return self.readiness.ready and not self.leaving
+        """Every model is golden, for every worker that listens, and the service is not shutting down."""
+        return self.readiness.ready and not self.leaving and not self.peers.unready()
 
     def require(self, model: Model, deadline: float) -> None:
         """Raises what a request for `model` can be told before its body is read; `deadline` is of the loop's clock.
@@ -156,7 +164,8 @@ class Core:
             permit.grow(images=len(images) - 1)
             self._require_time(contract, len(images), deadline)
         batcher = self.engines.of(contract)
-        turns = asyncio.Semaphore(self.settings.decode_threads)  # a large request leaves the decoders to others too
+        # a large request leaves the decoders to others too
+        turns = asyncio.Semaphore(self.settings.decode_threads) if len(images) > 1 else contextlib.nullcontext()
 
         async def one(image: bytes | ServiceError) -> Result:
             if isinstance(image, ServiceError):
@@ -239,23 +248,38 @@ async def _all(work: Any) -> list[Any]:
             task.cancel()
 
 
-async def in_time(work: Coroutine[Any, Any, T], deadline: float, gone: Awaitable[None] | None = None) -> T:
-    """The result of `work`; it is cancelled at `deadline` (the event loop's clock) or as soon as `gone` returns.
+async def in_time(
+    work: Awaitable[T], deadline: float, gone: Callable[[], Coroutine[Any, Any, None]] | None = None
+) -> T:
+    """The result of `work`; it is cancelled at `deadline` (the event loop's clock) or as soon as `gone()` returns.
 
-    Raises deadline_exceeded or client_closed; whatever `work` waited for is cancelled before.
+    Raises deadline_exceeded or client_closed. It runs in the caller's own task: one more for every request costs more
+    than all else that is done here.
     """
-    task = asyncio.ensure_future(work)
-    watched = {task} if gone is None else {task, asyncio.ensure_future(gone)}
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    reasons: list[ServiceError] = []
+
+    def end(reason: ServiceError) -> None:
+        reasons.append(reason)
+        task.cancel()
+
+    late = ServiceError("deadline_exceeded", "the request's deadline passed before its answer was ready")
+    timer = loop.call_at(deadline, end, late)
+    watch = loop.create_task(gone()) if gone else None
+    if watch:
+        left = ServiceError("client_closed", "the caller went away")
+        watch.add_done_callback(lambda ended: None if ended.cancelled() else end(left))
     try:
-        left_s = deadline - asyncio.get_running_loop().time()
-        done, _ = await asyncio.wait(watched, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
-        if task in done:
-            return task.result()
-        if done:
-            raise ServiceError("client_closed", "the caller went away")
-        raise ServiceError("deadline_exceeded", "the request's deadline passed before its answer was ready")
+        return await work
+    except asyncio.CancelledError:
+        if not reasons:
+            raise
+        if sys.version_info >= (3, 11):
+            for _ in reasons:
+                task.uncancel()
+        raise reasons[0] from None
     finally:
-        for one in watched:
-            one.cancel()
-        if not task.done():
-            await asyncio.wait({task})
+        timer.cancel()
+        if watch:
+            watch.cancel()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +16,13 @@ import uvicorn
 import uvloop
 
 from eca_service.app import create_app
+from eca_service.connections import limited
 from eca_service.core import Core
+from eca_service.peers import Peers
 from eca_service.settings import Settings
 
 QUIET_S = 0.3  # callers on open connections are told to close them, with the answer `draining`
+PATIENCE_S = 15.0  # for the golden answers of a worker that replaces another
 DEMO_IMAGE = "build/demo/images/dog-1.jpg"  # there in a clone, from which `make serve` is run
 
 
@@ -30,15 +35,25 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings) -> None:
-    """Answers until SIGTERM or SIGINT."""
-    app = create_app(settings)
+def serve(
+    settings: Settings, listener: socket.socket | None = None, peers: Peers | None = None, replaces: bool = False
+) -> None:
+    """Answers until SIGTERM or SIGINT.
+
+    One of several workers is given the HTTP socket that they have in common, and its `peers`; where it `replaces` one
+    that died, it listens only once its models are golden: the others take the requests until then.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand idle connections are none of our troubles
+    peers = peers or Peers()
+    app = create_app(settings, peers, PATIENCE_S if replaces else 0)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.http_port,
         loop="uvloop",
-        http="httptools",
+        http=limited(settings.max_head_bytes, settings.head_timeout_ms / 1000),
+        timeout_keep_alive=-(-settings.keep_alive_ms // 1000),
         log_level=settings.log_level,
         access_log=False,
         timeout_graceful_shutdown=5,
@@ -51,9 +66,11 @@ def serve(settings: Settings) -> None:
         loop, asked = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked.set)
-        others = [asyncio.create_task(_announce(core)), asyncio.create_task(_end(server, core, asked))]
+        others = [asyncio.create_task(_end(server, core, asked))]
+        if peers.index == 0 and not replaces:
+            others.append(asyncio.create_task(_announce(core)))
         try:
-            await server.serve()
+            await server.serve([listener] if listener else None)
         finally:
             for task in others:
                 task.cancel()

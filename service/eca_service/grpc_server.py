@@ -23,6 +23,8 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
 SERVICE = "inference.GRPCInferenceService"
 FRAMING_BYTES = 64 << 10  # what a message may have around its images
 GRACE_S = 20.0
+MAX_STREAMS = 1024  # calls at once on one connection
+COMPRESS_BYTES = 8 << 10  # smaller answers are not worth compressing
 WATCH_EVERY_S = 0.5
 
 
@@ -35,7 +37,14 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", settings.max_body_bytes + FRAMING_BYTES),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
+                ("grpc.default_compression_level", 2),  # of what the caller accepts; an algorithm would be forced on it
+                ("grpc.max_metadata_size", settings.max_head_bytes),
+                ("grpc.absolute_max_metadata_size", settings.max_head_bytes),
+                ("grpc.server_handshake_timeout_ms", settings.head_timeout_ms),
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
+                ("grpc.keepalive_time_ms", 60_000),  # finds callers that are gone without a word
+                ("grpc.http2.min_ping_interval_without_data_ms", 5000),  # callers may look for us as often
+                ("grpc.so_reuseport", int(settings.workers > 1)),
             ]
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Inference(core), self._server)
@@ -148,6 +157,8 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         for output in oip.tensors(answer, top_k, names):
             response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
             response.raw_output_contents.append(output.raw())
+        if sum(map(len, response.raw_output_contents)) < COMPRESS_BYTES:
+            context.disable_next_message_compression()
         context.set_trailing_metadata((("x-request-id", entry.request_id), ("server-timing", answer.server_timing())))
         return response
 

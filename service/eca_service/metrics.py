@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, multiprocess, values
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+# Set in each of several workers: what they count lies in files there, and each shows the sum over all.
+# prometheus_client keeps no exemplars then.
+FOLDER, WORKER = "PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROC_WORKER"
+SHARED = os.environ.get(FOLDER)
+if SHARED:
+    values.ValueClass = values.MultiProcessValue(lambda: os.environ[WORKER])
 
 registry = CollectorRegistry()
 requests = Counter("eca_requests", "Requests answered.", ["protocol", "model", "code"], registry=registry)
@@ -25,24 +34,50 @@ images = Counter("eca_images", "Images classified.", ["model"], registry=registr
 batch_size = Histogram(
     "eca_batch_size", "Images sent to Triton at once.", ["model"], buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
 )
-queue_depth = Gauge("eca_queue_depth", "Images waiting for the engine.", ["model"], registry=registry)
-inflight = Gauge("eca_inflight", "Requests being answered.", registry=registry)
+queue_depth = Gauge(
+    "eca_queue_depth", "Images waiting for the engine.", ["model"], registry=registry, multiprocess_mode="livesum"
+)
+inflight = Gauge("eca_inflight", "Requests being answered.", registry=registry, multiprocess_mode="livesum")
 rejected = Counter("eca_rejected", "Requests refused at once.", ["reason"], registry=registry)
 model_ready = Gauge(
-    "eca_model_ready", "1 when the model gives its golden answers.", ["model", "version"], registry=registry
+    "eca_model_ready",
+    "1 when the model gives its golden answers.",
+    ["model", "version"],
+    registry=registry,
+    multiprocess_mode="livemin",
 )
 build_info = Info("eca_build", "What is running.", registry=registry)
 build_info.info({"version": version("eca-serve")})
+shown = registry
+if SHARED:
+    shown = CollectorRegistry()
+    multiprocess.MultiProcessCollector(shown, SHARED)
+    shown.register(build_info)
+
+
+def shared_by(folder: Path, worker: int) -> dict[str, str]:
+    """The environment of one of several workers that count in `folder`."""
+    return {FOLDER: str(folder), WORKER: str(worker)}
+
+
+def ended(folder: Path, worker: int) -> None:
+    """Ends the gauges of a worker that is no more; what it has counted stays, and its successor goes on from there."""
+    multiprocess.mark_process_dead(worker, str(folder))
 
 
 def forget_version(model: str, version: int) -> None:
     """Ends the series of a version that is no longer loaded."""
-    model_ready.remove(model, str(version))
+    if SHARED:  # where prometheus_client cannot remove any
+        model_ready.labels(model, str(version)).set(float("nan"))
+    else:
+        model_ready.remove(model, str(version))
 
 
 def exposition() -> bytes:
     """All metrics in OpenMetrics text."""
-    text: bytes = generate_latest(registry)
+    text: bytes = generate_latest(shown)
+    if SHARED:
+        text = b"\n".join(line for line in text.split(b"\n") if not line.endswith(b" NaN"))
     return text
 
 

@@ -10,6 +10,7 @@ from eca_service import metrics
 from eca_service.backend import PASSING, Triton
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
+from eca_service.peers import Peers
 from eca_service.registry import Model, Registry
 from eca_service.rollout import Rollout
 
@@ -22,8 +23,9 @@ RETRY_EVERY_S = 0.5
 class Readiness:
     """Loads the models in Triton, keeps asking for their golden answers, and follows the repository."""
 
-    def __init__(self, registry: Registry, triton: Triton, engines: Engines, rollout: Rollout) -> None:
+    def __init__(self, registry: Registry, triton: Triton, engines: Engines, rollout: Rollout, peers: Peers) -> None:
         self._registry = registry
+        self._peers = peers
         self._triton = triton
         self._engines = engines
         self._rollout = rollout
@@ -72,6 +74,7 @@ class Readiness:
                 await self._rollout.follow()
             except Exception:  # whatever it is, what is served now serves on
                 logger.exception("the repository could not be followed")
+            self._peers.tell(self.ready)
             try:
                 await asyncio.wait_for(self._wake.wait(), RETRY_EVERY_S if self.reasons else FOLLOW_EVERY_S)
             except (TimeoutError, asyncio.TimeoutError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -71,6 +72,8 @@ async def readyz(request: Request) -> Response:
     reasons = dict(core.readiness.reasons)
     if not core.registry.models:
         reasons["repository"] = f"no model in {core.settings.repository}; `eca-build compile` makes one"
+    for index in core.peers.unready():
+        reasons[f"worker {index}"] = "it has not got the golden answers"
     if core.leaving:
         reasons["service"] = "it is shutting down"
     headers = {} if ready else {"Retry-After": "1"}
@@ -86,7 +89,8 @@ async def metrics_route() -> Response:
 async def answer_to(request: Request, name: str | None, version: int | None, read: Reader) -> Answer:
     """The core's answer to the images and the top_k that `read` gives, in time, for as long as the caller is there."""
     core, exchange = core_of(request), request.scope["eca"]
-    deadline = asyncio.get_running_loop().time() + deadline_ms(request, core) / 1000
+    now = asyncio.get_running_loop().time()
+    deadline, received_by = (now + ms / 1000 for ms in (deadline_ms(request, core), core.settings.body_timeout_ms))
     model = core.registry.get(name, version)
     exchange.entry.model = model.contract.name
     core.require(model, deadline)
@@ -95,9 +99,9 @@ async def answer_to(request: Request, name: str | None, version: int | None, rea
         return await read(model.contract)
 
     with core.registry.lease(model):
-        images, top_k = await in_time(received(), deadline)
+        images, top_k = await in_time(received(), min(deadline, received_by))
         work = core.classify(model, images, top_k, deadline, exchange.permit)
-        answer = await in_time(work, deadline, _gone(exchange.receive))
+        answer = await in_time(work, deadline, partial(_gone, exchange.receive))
     if len(answer.results) == 1 and answer.results[0].error is not None:
         raise answer.results[0].error
     return answer

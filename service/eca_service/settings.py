@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     triton_grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC port of the embedded Triton")
     triton_host: str = Field("127.0.0.1", description="address the embedded Triton listens on; it asks for no key")
     grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port")
+    workers: int = Field(1, ge=1, le=256, description="gateway processes; they divide the limits on what is in flight")
     triton_url: str | None = Field(
         None, description="host:port of your own Triton, all addresses of that host; several are separated by commas"
     )
@@ -43,6 +44,10 @@ class Settings(BaseSettings):
     max_inflight_images: int = Field(256, ge=1, description="most images being answered, above it 429")
     max_inflight_bytes: int = Field(256 << 20, ge=1024, description="most bytes of bodies being answered, above it 429")
     decode_threads: int = Field(len(os.sched_getaffinity(0)), ge=1, le=256, description="threads that decode")
+    max_head_bytes: int = Field(32 << 10, ge=1024, description="largest head of a request: its line and headers")
+    head_timeout_ms: int = Field(10_000, ge=1, description="how long a request's head may take to come")
+    body_timeout_ms: int = Field(60_000, ge=1, description="how long a request's body may take to come")
+    keep_alive_ms: int = Field(65_000, ge=1, description="how long an idle HTTP connection is kept")
     deadline_ms: int = Field(30_000, ge=1, description="deadline of a request that names none")
     drain_delay_ms: int = Field(0, ge=0, description="on SIGTERM: not ready, but still answering, for so long")
     grace_ms: int = Field(20_000, ge=0, description="on SIGTERM: how long running requests may take to end")

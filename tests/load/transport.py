@@ -73,7 +73,6 @@ async def ways(triton: Triton, contract: Any, region: str) -> tuple[dict[str, As
 async def measure(rounds: int, calls: int, pid: int, address: str, contract: Any) -> None:
     """Prints one line a size."""
     triton = Triton(address)
-    triton.open()
     try:
         await triton.load(contract, contract_home(contract), {1})
         both, end = await ways(triton, contract, f"eca_transport_{os.getpid()}")

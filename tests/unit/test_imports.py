@@ -51,7 +51,6 @@ def test_build_uses_only_the_contract_of_the_service() -> None:
         ("PIL", "imaging.py"),
         ("pydantic_settings", "settings.py"),
         ("httpx", "client.py"),
-        ("uvicorn", "gateway.py"),
         ("uvloop", "gateway.py"),
         ("onnxruntime", "triton/onnxruntime_backend/model.py"),
     ],
@@ -60,9 +59,12 @@ def test_one_module_per_outside_dependency(package: str, home: str) -> None:
     assert importers(SERVICE, package) == {f"service/eca_service/{home}"}
 
 
-def test_only_the_protocol_s_modules_know_tritonclient() -> None:
-    homes = {"backend.py", "grpc_server.py", "oip.py"}
-    assert importers(SERVICE, "tritonclient") == {f"service/eca_service/{home}" for home in homes}
+@pytest.mark.parametrize(
+    ("package", "homes"),
+    [("tritonclient", {"backend.py", "grpc_server.py", "oip.py"}), ("uvicorn", {"gateway.py", "connections.py"})],
+)
+def test_who_knows_a_dependency_of_several_modules(package: str, homes: set[str]) -> None:
+    assert importers(SERVICE, package) == {f"service/eca_service/{home}" for home in homes}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""One HTTP connection: what it may take before it counts as a request, so that slow and endless callers cost little."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from eca_service.errors import ServiceError, problem
+
+LINGER_S = 2.0  # a caller that is answered before it has sent all may go on for so long, to see the answer
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol, which bounds neither the size of a request's head nor the time that it takes to come."""
+
+    max_head_bytes = 32 << 10
+    head_timeout_s = 10.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A caller that says nothing is given up like one that says it slowly."""
+        super().connection_made(transport)
+        self._closing: asyncio.TimerHandle | None = None
+        self._refused = False
+        self._in_head = True
+        self._head_bytes = self._fields_bytes = 0
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops all clocks."""
+        self._head_timer.cancel()
+        if self._closing:
+            self._closing.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Counts the bytes of a head for as long as it is not complete."""
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._in_head and not self._refused:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.max_head_bytes:
+                self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        """Another head begins."""
+        super().on_message_begin()
+        self._head_timer.cancel()
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
+        self._in_head = True
+        self._head_bytes = self._fields_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One field; many come in one piece of data."""
+        self._fields_bytes += len(name) + len(value) + 4
+        if self._fields_bytes > self.max_head_bytes:
+            raise ValueError("the head is too large")  # ends the parsing, see send_400_response
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there: from now on the request's own limits hold."""
+        self._fields_bytes += len(self.url)
+        if self._fields_bytes > self.max_head_bytes:
+            raise ValueError("the head is too large")
+        self._head_timer.cancel()
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Where the caller is still sending what nobody will read, it gets a moment to notice the answer."""
+        super().on_response_complete()
+        if self.cycle.more_body and not self.transport.is_closing():
+            self._closing = self.loop.call_later(LINGER_S, self.transport.close)
+
+    def on_message_complete(self) -> None:
+        """It has sent all, after all."""
+        if self._closing:
+            self._closing.cancel()
+            self._closing = None
+            self.cycle.more_body = False
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be parsed, or not within the limits."""
+        if self._in_head and max(self._head_bytes, self._fields_bytes) > self.max_head_bytes:
+            self._refuse(431, f"the request's head has more than {self.max_head_bytes} bytes")
+        else:
+            self._refuse(400, "this is not an HTTP request")
+
+    def _too_slow(self) -> None:
+        if self._head_bytes:
+            self._refuse(408, f"the request's head did not come within {self.head_timeout_s:g} s")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Answers without a request, and closes once the caller has had time to see it."""
+        if self.transport.is_closing() or self._refused:
+            return
+        self._refused = True
+        body: dict[str, Any] = problem(ServiceError("bad_request", detail), "") | {"status": status}
+        text = json.dumps(body).encode()
+        head = b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(text)
+        if self.cycle is None or self.cycle.response_complete:  # else another answer is under way
+            self.transport.write(STATUS_LINE[status] + head + text)
+        self._head_timer.cancel()
+        self._closing = self.loop.call_later(LINGER_S if status != 408 else 0, self.transport.close)
+
+
+def limited(max_head_bytes: int, head_timeout_s: float) -> type[Connection]:
+    """The protocol with these limits."""
+    return type("Limited", (Connection,), {"max_head_bytes": max_head_bytes, "head_timeout_s": head_timeout_s})

@@ -1,0 +1,79 @@
+"""Large HTTP answers are compressed where the caller accepts it: gzip or deflate, by Accept-Encoding (RFC 9110)."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from eca_service.bodies import WINDOWS
+
+SMALLEST_BYTES = 1024  # less fits into one packet anyway
+AWAY_BYTES = 64 << 10  # more would hold up the event loop
+LEVEL = 5
+Message = MutableMapping[str, Any]
+
+
+class Negotiated:
+    """Wraps an ASGI application; answers that come in one piece are compressed, streams and images are not."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Any, send: Callable[[Message], Awaitable[None]]) -> None:
+        """Handles one ASGI connection."""
+        accepted = b""
+        if scope["type"] == "http":
+            accepted = b",".join(value for name, value in scope["headers"] if name == b"accept-encoding")
+        encoding = chosen(accepted.decode("latin-1")) if accepted else None
+        if encoding is None:
+            await self.app(scope, receive, send)
+            return
+        begun: Message | None = None
+
+        async def compressed(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = message
+                return
+            start, begun = begun, None
+            if start is not None:
+                body = message.get("body", b"")
+                if not message.get("more_body") and len(body) >= SMALLEST_BYTES and _gains(start["headers"]):
+                    away = len(body) > AWAY_BYTES
+                    body = await asyncio.to_thread(_packed, body, encoding) if away else _packed(body, encoding)
+                    message["body"] = body
+                    kept = [(name, value) for name, value in start["headers"] if name != b"content-length"]
+                    kept += [(b"content-length", str(len(body)).encode()), (b"content-encoding", encoding.encode())]
+                    start["headers"] = [*kept, (b"vary", b"accept-encoding")]
+                await send(start)
+            await send(message)
+
+        await self.app(scope, receive, compressed)
+
+
+def chosen(accepted: str) -> str | None:
+    """Of gzip and deflate the one that an Accept-Encoding prefers, gzip where it does not care; None where neither."""
+    weights: dict[str, float] = {}
+    for part in accepted.lower().split(","):
+        name, _, parameter = part.partition(";")
+        key, _, value = parameter.partition("=")
+        try:
+            weights[name.strip()] = float(value) if key.strip() == "q" else 1.0
+        except ValueError:
+            continue
+    offered = {name: weights.get(name, weights.get("*", 0.0)) for name in ("gzip", "deflate")}
+    best = max(offered, key=lambda name: offered[name])
+    return best if offered[best] > 0 else None
+
+
+def _gains(headers: list[tuple[bytes, bytes]]) -> bool:
+    found = dict(headers)
+    kind = found.get(b"content-type", b"")
+    return b"content-encoding" not in found and (not kind.startswith(b"image/") or b"svg" in kind)
+
+
+def _packed(body: bytes, encoding: str) -> bytes:
+    packer = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOWS[encoding])
+    return packer.compress(body) + packer.flush()

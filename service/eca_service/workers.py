@@ -1,0 +1,170 @@
+"""Several gateway processes behind the same ports, started, restarted and ended together.
+
+HTTP: one listening socket, bound here and inherited, so that no connection waits in the queue of a worker that died or
+ends. gRPC: each worker binds the port with SO_REUSEPORT, for its library takes no socket. Everything that a worker
+counts lies in files of a common folder, by its index, so that a restarted worker goes on counting where it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from eca_service import metrics
+from eca_service.peers import Peers
+from eca_service.settings import Settings
+
+logger = logging.getLogger(__name__)
+HEALTHY_AFTER_S = 60.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
+BACKLOG = 2048
+PR_SET_PDEATHSIG = 1
+BOARD = "board"
+
+
+@dataclass
+class _Worker:
+    index: int
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+    start_at: float = 0.0
+    replaces: bool = False
+
+
+def supervise(settings: Settings) -> int:
+    """Runs `settings.workers` gateways until SIGTERM or SIGINT, and then until all have drained; the exit code.
+
+    A second signal ends them at once. A worker that dies is started again; where one cannot even start, all end.
+    """
+    asked = threading.Semaphore(0)
+    before = {number: signal.signal(number, lambda *_: asked.release()) for number in (signal.SIGTERM, signal.SIGINT)}
+    remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=f"eca-workers-{os.getpid()}-"))
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.create_server((settings.host, settings.http_port), family=family, backlog=BACKLOG)
+    (folder / BOARD).write_bytes(bytes(settings.workers))
+    peers, workers = Peers(-1, folder / BOARD), [_Worker(index) for index in range(settings.workers)]
+    shared = share(settings)
+    try:
+        while True:
+            for worker in workers:
+                if _ended(worker, peers, folder) and not worker.replaces:
+                    return 1  # it said why itself
+                if worker.process is None and time.monotonic() >= worker.start_at:
+                    _start(worker, shared, listener, folder)
+            if asked.acquire(timeout=0.1):
+                break
+        listener.close()
+        return _end(workers, asked, (settings.drain_delay_ms + settings.grace_ms) / 1000 + 15)
+    finally:
+        listener.close()
+        for worker in workers:
+            if worker.process and worker.process.poll() is None:
+                worker.process.kill()
+                worker.process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def share(settings: Settings) -> Settings:
+    """One worker's part of the service's limits; large enough for the largest request that the service takes."""
+    count = settings.workers
+    return settings.model_copy(
+        update={
+            "max_inflight_images": max(
+                -(-settings.max_inflight_images // count), min(settings.max_images, settings.max_inflight_images)
+            ),
+            "max_inflight_bytes": max(
+                -(-settings.max_inflight_bytes // count), min(settings.max_body_bytes, settings.max_inflight_bytes)
+            ),
+            "decode_threads": max(1, settings.decode_threads // count),
+        }
+    )
+
+
+def remove_leftovers() -> None:
+    """Removes the folders of supervisors that were killed before they could."""
+    for path in Path(tempfile.gettempdir()).glob("eca-workers-*-*"):
+        owner = path.name.split("-")[2]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _start(worker: _Worker, settings: Settings, listener: socket.socket, folder: Path) -> None:
+    told = {
+        "settings": settings.model_dump(mode="json"),
+        "listener": listener.fileno(),
+        "index": worker.index,
+        "board": str(folder / BOARD),
+        "replaces": worker.replaces,
+        "parent": os.getpid(),
+    }
+    worker.process = subprocess.Popen(
+        [sys.executable, "-c", "from eca_service.workers import work; work()"],
+        env=os.environ | metrics.shared_by(folder, worker.index),
+        stdin=subprocess.PIPE,
+        pass_fds=[listener.fileno()],
+        start_new_session=True,  # a terminal's Ctrl-C is for us, who pass it on
+    )
+    worker.started = time.monotonic()
+    assert worker.process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), worker.process.stdin as pipe:
+        pipe.write(json.dumps(told).encode())
+
+
+def _ended(worker: _Worker, peers: Peers, folder: Path) -> bool:
+    """Whether the worker has just ended; when it is to be started again is noted."""
+    if worker.process is None or worker.process.poll() is None:
+        return False
+    status, worker.process = worker.process.returncode, None
+    lived_s = time.monotonic() - worker.started
+    worker.replaces |= peers.listens(worker.index)
+    peers.ended(worker.index)
+    metrics.ended(folder, worker.index)
+    worker.pause_s = FIRST_PAUSE_S if lived_s > HEALTHY_AFTER_S else min(2 * worker.pause_s, LONGEST_PAUSE_S)
+    worker.start_at = time.monotonic() + worker.pause_s
+    logger.error("worker %d ended with status %s; starting it again in %.1f s", worker.index, status, worker.pause_s)
+    return True
+
+
+def _end(workers: list[_Worker], asked: threading.Semaphore, patience_s: float) -> int:
+    """Passes the signal on and waits for all; 0 where every worker ended by itself."""
+    processes = [worker.process for worker in workers if worker.process]
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + patience_s
+    while any(process.poll() is None for process in processes) and time.monotonic() < end:
+        if asked.acquire(timeout=0.05):
+            for process in processes:
+                process.terminate()
+    return 0 if all(process.poll() == 0 for process in processes) else 1
+
+
+def work() -> None:
+    """The process of one worker; standard input says which."""
+    told = json.load(sys.stdin)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with its supervisor, even where that is killed
+    if os.getppid() != told["parent"]:
+        return
+    from eca_service.cli import log
+    from eca_service.gateway import serve
+
+    settings = Settings(**told["settings"])
+    log(settings)
+    peers = Peers(told["index"], Path(told["board"]))
+    serve(settings, socket.socket(fileno=told["listener"]), peers, told["replaces"])

@@ -1,0 +1,202 @@
+"""Callers that are slow, silent or endless: they are given up, and the others do not notice. Real sockets."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tests.integration.callers import PROTOCOLS, call
+from tests.integration.conftest import MODEL, Service, start
+from tests.integration.test_service import golden_png
+
+HEAD_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def strict(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that waits a second for a head and for a body."""
+    folder = tmp_path_factory.mktemp("strict")
+    running = start(repository, folder, head_timeout_ms=1000 * HEAD_S, body_timeout_ms=1000, keep_alive_ms=1000)
+    try:
+        running.await_ready()
+        yield running
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 0
+
+
+def connect(service: Service, port: int = 0) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port or int(service.url.rpartition(":")[2])))
+    connection.settimeout(20)
+    return connection
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the service closes."""
+    got = b""
+    try:
+        while data := connection.recv(1 << 16):
+            got += data
+    except ConnectionResetError:
+        pass
+    return got
+
+
+def memory_kib(service: Service) -> int:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+
+def still_answers(service: Service, repository: Path) -> None:
+    """Every protocol, promptly."""
+    started = time.monotonic()
+    for protocol in PROTOCOLS:
+        assert call(protocol, service, MODEL, [golden_png(repository, MODEL)], timeout_ms=10_000).code == "ok"
+    assert time.monotonic() - started < 8
+
+
+def test_a_thousand_idle_connections(strict: Service, repository: Path) -> None:
+    idle = [connect(strict) for _ in range(1000)]
+    quiet = [connect(strict, strict.grpc_port) for _ in range(100)]
+    try:
+        still_answers(strict, repository)
+        started = time.monotonic()
+        assert {everything(connection) for connection in idle} == {b""}
+        for connection in quiet:
+            everything(connection)  # gRPC's own settings, and then the end
+        assert time.monotonic() - started < 10, "they are all given up"
+    finally:
+        for connection in (*idle, *quiet):
+            connection.close()
+
+
+def test_heads_that_dribble(strict: Service, repository: Path) -> None:
+    ended = threading.Event()
+    slow = [connect(strict) for _ in range(100)]
+
+    def dribble() -> None:
+        text = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nX-Slow: " + b"a" * 10_000
+        for at in range(len(text)):
+            for connection in slow:
+                try:
+                    connection.send(text[at : at + 1])
+                except OSError:
+                    continue
+            if ended.wait(0.05):
+                return
+
+    sender = threading.Thread(target=dribble)
+    sender.start()
+    try:
+        started = time.monotonic()
+        still_answers(strict, repository)
+        answers = [everything(connection) for connection in slow]
+        assert time.monotonic() - started < 10
+        # where a byte crosses the service's closing, the kernel may drop the answer
+        told = [answer for answer in answers if answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")]
+        assert len(told) > len(answers) / 2, set(answers)
+        assert json.loads(told[0].partition(b"\r\n\r\n")[2])["code"] == "bad_request"
+    finally:
+        ended.set()
+        sender.join()
+        for connection in slow:
+            connection.close()
+
+
+@pytest.mark.parametrize("piece", [1 << 10, 16 << 20], ids=["pieces", "at once"])
+@pytest.mark.parametrize("kind", ["one line", "many lines", "one target"])
+def test_heads_without_end(strict: Service, repository: Path, kind: str, piece: int) -> None:
+    line = {"one line": b"X-Long: " + b"a" * (8 << 20), "many lines": b"X-Many: a\r\n" * (1 << 19), "one target": b""}
+    target = b"/" + b"a" * (8 << 20 if kind == "one target" else 0)
+    text = b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n" + line[kind]
+    before = memory_kib(strict)
+    with connect(strict) as connection:
+        try:
+            for at in range(0, len(text), piece):
+                connection.sendall(text[at : at + piece])
+        except OSError:  # given up before we were through
+            pass
+        else:
+            assert everything(connection).startswith(b"HTTP/1.1 431 ")
+    assert memory_kib(strict) - before < 24 << 10
+    still_answers(strict, repository)
+
+
+def test_head_of_the_allowed_size(strict: Service) -> None:
+    assert httpx.get(strict.url + "/livez", headers={"x-long": "a" * (30 << 10)}).status_code == 200
+    refused = httpx.get(strict.url + "/livez", headers={"x-long": "a" * (40 << 10)})
+    assert (refused.status_code, refused.json()["code"], refused.json()["status"]) == (431, "bad_request", 431)
+
+
+def test_what_is_not_http(strict: Service) -> None:
+    with connect(strict) as connection:
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        answer = everything(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "bad_request"
+
+
+def test_a_body_that_dribbles(strict: Service, repository: Path) -> None:
+    """It ends when the service says so, whatever time the caller gives itself; then the connection ends too."""
+    with connect(strict) as connection:
+        head = "POST /v1/classify HTTP/1.1\r\nHost: x\r\nX-Request-Timeout-Ms: 100000000\r\nContent-Length: 1000000"
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        started, got = time.monotonic(), b""
+        connection.setblocking(False)
+        while time.monotonic() < started + 15:
+            try:
+                connection.send(b"x")
+                if not (data := connection.recv(1 << 16)):
+                    break
+                got += data
+            except BlockingIOError:
+                pass
+            except (ConnectionResetError, BrokenPipeError):
+                break
+            time.sleep(0.05)
+        assert got.startswith(b"HTTP/1.1 504 ")
+        assert 1 < time.monotonic() - started < 12
+    assert "eca_inflight 0.0" in httpx.get(strict.url + "/metrics").text
+    still_answers(strict, repository)
+
+
+def test_kept_alive_and_then_not(strict: Service) -> None:
+    with connect(strict) as connection:
+        for _ in range(3):
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b'{"live":true}'):
+                answer += connection.recv(1 << 16)
+        started = time.monotonic()
+        assert everything(connection) == b""
+        assert time.monotonic() - started < 5
+
+
+def test_too_large_is_told_while_the_caller_still_sends(strict: Service) -> None:
+    with connect(strict) as connection:
+        connection.sendall(
+            b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n" + bytes(1 << 20)
+        )
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+        started = time.monotonic()
+        everything(connection)
+        assert time.monotonic() - started < 8, "and it is not read for ever"
+
+
+def test_grpc_metadata_without_end(strict: Service, repository: Path) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{strict.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=[("x-long", "a" * (1 << 20))])
+        assert caught.value.code() in {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
+    still_answers(strict, repository)

@@ -1,0 +1,181 @@
+"""Several gateway processes behind the same ports: one dies and the service goes on, all end and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import grpc
+import httpx
+
+from tests.integration.callers import call
+from tests.integration.conftest import MODEL, Service, start
+from tests.integration.test_service import alive, golden_png
+
+
+def workers_of(service: Service) -> list[int]:
+    """The gateway processes, by process id."""
+    commands = {}
+    for pid in service.children():
+        try:
+            commands[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+    return sorted(pid for pid, command in commands.items() if b"eca_service.workers" in command)
+
+
+def answered(service: Service) -> float:
+    """Requests answered `ok`, over all protocols and workers."""
+    rows = re.findall(r'^eca_requests_total{code="ok",model="' + MODEL + r'",.*} (\S+)$', scrape(service), re.MULTILINE)
+    return sum(map(float, rows))
+
+
+def scrape(service: Service) -> str:
+    """/metrics, over a connection of its own."""
+    return httpx.get(service.url + "/metrics").text
+
+
+class Load:
+    """Callers over all protocols, each request on a connection of its own; `codes` counts what they were answered."""
+
+    def __init__(self, service: Service, image: bytes) -> None:
+        self.codes: Counter[str] = Counter()
+        self._enough = threading.Event()
+        protocols = ("rest", "oip-json", "oip-binary", "grpc", "rest", "grpc")
+        self._threads = [threading.Thread(target=self._drive, args=(service, image, p)) for p in protocols]
+        for thread in self._threads:
+            thread.start()
+
+    def _drive(self, service: Service, image: bytes, protocol: str) -> None:
+        while not self._enough.is_set():
+            try:
+                code = call(protocol, service, MODEL, [image]).code
+            except httpx.ConnectError:
+                code = "refused"
+            except httpx.HTTPError as error:
+                code = f"lost: {error!r}"
+            self.codes[code] += 1
+            if code in {"draining", "refused", "unavailable"}:
+                return
+
+    def until(self, count: int) -> None:
+        """Returns once `count` more requests were answered."""
+        at, end = self.codes.total(), time.monotonic() + 60
+        while self.codes.total() < at + count:
+            assert time.monotonic() < end, self.codes
+            time.sleep(0.02)
+
+    def turned_away(self) -> Counter[str]:
+        """What all were answered, once each was told that the service ends."""
+        for thread in self._threads:
+            thread.join(60)
+        return self.end()
+
+    def end(self) -> Counter[str]:
+        """What all were answered."""
+        self._enough.set()
+        for thread in self._threads:
+            thread.join()
+        return self.codes
+
+
+def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:
+    running = start(repository, tmp_path, workers=2)
+    pids: list[int] = []
+    try:
+        running.await_ready()
+        end = time.monotonic() + 30
+        while len(workers_of(running)) < 2 or 'eca_model_ready{model="' not in scrape(running):
+            assert time.monotonic() < end, running.log.read_text()
+            time.sleep(0.1)
+        image, before = golden_png(repository, MODEL), workers_of(running)
+        load = Load(running, image)
+        load.until(60)
+        os.kill(before[0], signal.SIGKILL)
+        time.sleep(0.2)  # what it held is lost with it; what comes after is not
+        broken = {code: count for code, count in load.codes.items() if code != "ok"}
+        assert sum(broken.values()) <= 6, broken
+        load.codes.clear()
+        load.until(60)
+        while len(workers_of(running)) < 2:
+            time.sleep(0.05)
+        load.until(60)
+        assert httpx.get(running.url + "/readyz").status_code == 200
+        codes = load.end()
+        assert set(codes) == {"ok"}, codes
+        after = workers_of(running)
+        assert (len(after), before[1] in after, before[0] in after) == (2, True, False)
+
+        counted = answered(running)
+        for protocol in ("rest", "grpc", "oip-json") * 7:
+            assert call(protocol, running, MODEL, [image]).code == "ok"
+        assert {answered(running) for _ in range(8)} == {counted + 21}, "whichever worker is asked"
+        text = scrape(running)
+        assert counted >= codes["ok"]
+        assert "eca_inflight 0.0" in text, "the dead worker's are not counted"
+        assert re.search(rf'^eca_model_ready{{model="{MODEL}",version="1"}} 1.0$', text, re.MULTILINE)
+        assert "eca_build_info{" in text
+
+        pids = running.children()
+        load = Load(running, image)
+        load.until(60)
+        running.process.send_signal(signal.SIGTERM)
+        codes = load.turned_away()
+        assert running.process.wait(30) == 0, running.log.read_text()
+        assert codes["ok"] >= 60
+        assert set(codes) <= {"ok", "draining", "refused", "unavailable"}, codes
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(40)
+    assert alive(pids) == []
+    assert list(Path(tempfile.gettempdir()).glob(f"eca-workers-{running.process.pid}-*")) == []
+
+
+def _connections(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_nothing_outlives_the_supervisor(repository: Path, tmp_path: Path) -> None:
+    running = start(repository, tmp_path, workers=2)
+    running.await_ready()
+    pids = running.children()
+    assert len(workers_of(running)) == 2
+    running.process.kill()
+    running.process.wait(10)
+    end = time.monotonic() + 10
+    while alive(pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert alive(pids) == []
+
+
+def test_callers_are_spread(repository: Path, tmp_path: Path) -> None:
+    """Connections over both protocols reach both workers."""
+    running = start(repository, tmp_path, workers=2)
+    try:
+        running.await_ready()
+        end = time.monotonic() + 30
+        while "worker 1" in httpx.get(running.url + "/readyz").text or len(workers_of(running)) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        before = {pid: _connections(pid) for pid in workers_of(running)}
+        channels = [grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}", [("grpc.x", i)]) for i in range(30)]
+        clients = [httpx.Client() for _ in range(30)]
+        for channel in channels:
+            grpc.channel_ready_future(channel).result(20)
+        for client in clients:
+            assert client.get(running.url + "/livez").status_code == 200
+        found = {pid: _connections(pid) - count for pid, count in before.items()}
+        assert min(found.values()) >= 10, found
+        for channel in channels:
+            channel.close()
+        for client in clients:
+            client.close()
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(40) == 0, running.log.read_text()

@@ -1,0 +1,290 @@
+"""Good and bad traffic over all protocols for a long time, and then: has anything been left?
+
+    python -m tests.load.soak [--minutes 30] [--repository model_repository]
+
+Callers: valid images, corrupt ones, images that are too large in bytes or pixels, some that hang up in the middle, some
+whose deadline cannot be met, some that speak no HTTP; over REST, OIP JSON and binary, and gRPC. Sampled all along: the
+gateway's resident memory, and its file descriptors, threads and asyncio tasks, shared memory, temporary files whenever
+the traffic pauses. Exit code 0 where nothing grew, no answer was wrong and nothing is left when the service has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import grpc
+import httpx
+import numpy as np
+from tritonclient.grpc import service_pb2_grpc
+
+from tests.integration.callers import call, infer_request
+from tests.integration.conftest import MODEL, ROOT, Service, start
+from tests.integration.test_protocols import slow_image
+
+SLOPE_KIB_PER_MIN = 512  # of memory, over the second half
+CALLERS = 8
+FINE = {"ok", "overloaded", "deadline_exceeded", "client_closed"}
+
+
+@dataclass
+class Held:
+    """What the service holds while nobody calls."""
+
+    descriptors: int
+    threads: int
+    tasks: int
+    shared: int
+    temporary: int
+
+
+@dataclass
+class Findings:
+    """Samples of memory as (minute, KiB), of what is held, and the answers by what was asked."""
+
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+
+class Traffic:
+    """CALLERS threads, each at something else from one request to the next."""
+
+    def __init__(self, service: Service, found: Findings, seed: int = 0) -> None:
+        self._service = service
+        self._found = found
+        self._port = int(service.url.rpartition(":")[2])
+        self._images = [path.read_bytes() for path in sorted((ROOT / "build" / "demo" / "images").iterdir())]
+        self._slow = slow_image()
+        self._lock = threading.Lock()
+        self._seed = seed
+        self.kinds: list[tuple[int, str, Callable[[random.Random], str], set[str]]] = [
+            (12, "valid", self._valid, {"ok", "overloaded"}),
+            (3, "batch", self._batch, {"ok", "overloaded"}),
+            (3, "corrupt", self._corrupt, {"ok", "image_truncated", "image_undecodable", "unsupported_image_format"}),
+            (1, "too many bytes", self._too_many_bytes, {"body_too_large", "resource_exhausted"}),
+            (1, "too many pixels", self._too_many_pixels, {"image_too_many_pixels"}),
+            (2, "hangs up", self._hangs_up, {"gone"}),
+            (1, "hangs up over gRPC", self._cancels, {"gone", "ok"}),
+            (2, "in a hurry", self._in_a_hurry, {"ok", "deadline_exceeded", "overloaded"}),
+            (1, "no HTTP", self._no_http, {"refused"}),
+            (1, "unknown path", self._unknown, {"404"}),
+        ]
+
+    def run(self, seconds: float) -> None:
+        """Returns after so many seconds, when all callers are done."""
+        self._end = time.monotonic() + seconds
+        self._seed += CALLERS
+        callers = [threading.Thread(target=self._drive, args=(self._seed + index,)) for index in range(CALLERS)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+
+    def _drive(self, seed: int) -> None:
+        draw = random.Random(seed)
+        weights = [kind[0] for kind in self.kinds]
+        while time.monotonic() < self._end:
+            _, name, act, expected = draw.choices(self.kinds, weights)[0]
+            try:
+                answer = act(draw)
+            except (httpx.HTTPError, OSError) as error:
+                answer = f"failed: {error!r}"
+            with self._lock:
+                self._found.answers[name, answer] += 1
+                if answer not in expected and answer != "overloaded":
+                    self._found.wrong.append(f"{name}: {answer}")
+            time.sleep(draw.expovariate(50))
+
+    def _protocol(self, draw: random.Random) -> str:
+        return draw.choice(("rest", "oip-json", "oip-binary", "grpc"))
+
+    def _valid(self, draw: random.Random) -> str:
+        return call(self._protocol(draw), self._service, MODEL, [draw.choice(self._images)]).code
+
+    def _batch(self, draw: random.Random) -> str:
+        chosen = draw.choices(self._images, k=draw.randint(2, 32))
+        reply = call(self._protocol(draw), self._service, MODEL, chosen)
+        if reply.code == "ok" and len(reply.rows) != len(chosen):
+            return f"{len(reply.rows)} rows for {len(chosen)} images"
+        return reply.code
+
+    def _corrupt(self, draw: random.Random) -> str:
+        image = bytearray(draw.choice(self._images))
+        for _ in range(20):
+            image[draw.randrange(len(image))] = draw.randrange(256)
+        reply = call(self._protocol(draw), self._service, MODEL, [bytes(image[: draw.randint(1, len(image))])])
+        return str(reply.rows[0]) if reply.code == "ok" and isinstance(reply.rows[0], str) else reply.code
+
+    def _too_many_bytes(self, draw: random.Random) -> str:
+        return call(draw.choice(("oip-binary", "grpc")), self._service, MODEL, [bytes((4 << 20) + 100_000)]).code
+
+    def _too_many_pixels(self, draw: random.Random) -> str:
+        reply = call(self._protocol(draw), self._service, MODEL, [HUGE_PNG])
+        return str(reply.rows[0]) if reply.code == "ok" else reply.code
+
+    def _hangs_up(self, draw: random.Random) -> str:
+        image = draw.choice(self._images)
+        head = f"POST /v1/models/{MODEL}/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n"
+        message = head.encode() + image
+        with socket.create_connection(("127.0.0.1", self._port)) as connection:
+            connection.sendall(message[: draw.choice((len(message), draw.randrange(1, len(message))))])
+            time.sleep(draw.random() * 0.02)
+        return "gone"
+
+    def _cancels(self, draw: random.Random) -> str:
+        with grpc.insecure_channel(f"127.0.0.1:{self._service.grpc_port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            future = stub.ModelInfer.future(infer_request(MODEL, [draw.choice(self._images)]), timeout=30)
+            time.sleep(draw.random() * 0.02)
+            future.cancel()
+        return "gone"
+
+    def _in_a_hurry(self, draw: random.Random) -> str:
+        image = self._slow if draw.random() < 0.1 else draw.choice(self._images)
+        return call(self._protocol(draw), self._service, MODEL, [image], timeout_ms=draw.uniform(1, 30)).code
+
+    def _no_http(self, draw: random.Random) -> str:
+        with socket.create_connection(("127.0.0.1", self._port)) as connection:
+            connection.settimeout(20)
+            connection.sendall(draw.randbytes(draw.randint(20, 5000)) + b"\r\n\r\n")
+            connection.shutdown(socket.SHUT_WR)
+            try:
+                while connection.recv(1 << 16):
+                    pass
+            except ConnectionResetError:
+                pass
+        return "refused"
+
+    def _unknown(self, draw: random.Random) -> str:
+        return str(httpx.get(f"{self._service.url}/{draw.randrange(10**9)}").status_code)
+
+
+def huge_png() -> bytes:
+    """The header of a PNG that claims 50,000 x 50,000 pixels."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+HUGE_PNG = huge_png()
+
+
+def memory_kib(pid: int) -> int:
+    """Resident memory of one process."""
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1])
+
+
+def held(service: Service, folder: Path) -> Held:
+    """Counted once the traffic's connections are gone."""
+    pid = service.process.pid
+    settled, end = -1, time.monotonic() + 20
+    while (now := len(list(Path(f"/proc/{pid}/fd").iterdir()))) != settled and time.monotonic() < end:
+        settled = now
+        time.sleep(1.5)
+    tasks = httpx.get(service.url + "/metrics").text
+    return Held(
+        descriptors=settled,
+        threads=len(list(Path(f"/proc/{pid}/task").iterdir())),
+        tasks=int(float(re.search(r"^eca_inflight (\S+)", tasks, re.MULTILINE)[1])),  # type: ignore[index]
+        shared=len(list(Path("/dev/shm").glob("eca_*"))),
+        temporary=len(list(folder.rglob("*"))),
+    )
+
+
+def slope(samples: list[tuple[float, float]]) -> float:
+    """KiB a minute over the second half: the first fills caches and pools."""
+    half = samples[len(samples) // 2 :]
+    return float(np.polyfit([m for m, _ in half], [kib for _, kib in half], 1)[0]) if len(half) > 2 else 0.0
+
+
+def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> list[str]:
+    """What is wrong, in sentences; none where all is well."""
+    found, rounds = Findings(), max(4, round(minutes))
+    with tempfile.TemporaryDirectory(prefix="eca-soak-") as name:
+        folder, scratch = Path(name), Path(name) / "tmp"
+        scratch.mkdir()
+        os.environ["TMPDIR"] = str(scratch)
+        service = start(repository, folder, max_body_bytes=4 << 20, keep_alive_ms=1000)
+        try:
+            service.await_ready()
+            traffic, began = Traffic(service, found), time.monotonic()
+            traffic.run(min(20.0, 15 * minutes))  # pools and caches fill
+            for turn in range(rounds):
+                until = time.monotonic() + 60 * minutes / rounds
+                while time.monotonic() < until:
+                    traffic.run(min(5.0, until - time.monotonic()))
+                    found.memory.append(((time.monotonic() - began) / 60, memory_kib(service.process.pid)))
+                found.held.append(held(service, scratch))
+                report(f"round {turn + 1} of {rounds}: {found.memory[-1][1] / 1024:.0f} MiB, {found.held[-1]}")
+            children = service.children()
+        finally:
+            service.process.send_signal(signal.SIGTERM)
+            status = service.process.wait(40)
+            log = service.log.read_text()
+        wrong = verdict(found)
+        if status:
+            wrong.append(f"the service ended with status {status}")
+        if "Traceback" in log:
+            wrong.append("its log has a traceback:\n" + log[log.index("Traceback") :][:2000])
+        if left := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+            wrong.append(f"processes are left: {left}")
+        if left_files := [path.name for path in scratch.iterdir()]:
+            wrong.append(f"temporary files are left: {left_files}")
+        if shared := [p.name for p in Path("/dev/shm").glob(f"eca_*_{service.process.pid}_*")]:
+            wrong.append(f"shared memory is left: {shared}")
+    for (kind, answer), count in sorted(found.answers.items()):
+        report(f"{kind}: {count} times {answer}")
+    return wrong
+
+
+def verdict(found: Findings) -> list[str]:
+    """What grew, and what was answered that should not have been."""
+    wrong = [f"{found.wrong.count(one)} times {one}" for one in sorted(set(found.wrong))]
+    grows = slope(found.memory)
+    if grows > SLOPE_KIB_PER_MIN:
+        wrong.append(f"memory grew by {grows:.0f} KiB a minute, {SLOPE_KIB_PER_MIN} are noise")
+    first, last = found.held[0], found.held[-1]
+    for what, slack in (("descriptors", 3), ("threads", 2), ("tasks", 0), ("shared", 0), ("temporary", 0)):
+        if getattr(last, what) > getattr(first, what) + slack:
+            wrong.append(f"{what}: {getattr(first, what)} in the first pause, {getattr(last, what)} in the last")
+    if not found.answers["valid", "ok"]:
+        wrong.append("no valid image was classified")
+    return wrong
+
+
+@click.command()
+@click.option("--minutes", default=30.0, show_default=True)
+@click.option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
+def main(minutes: float, repository: Path) -> None:
+    """Runs the service under mixed traffic and says whether anything leaked."""
+    wrong = soak(repository, minutes, lambda line: click.echo(line, err=True))
+    for sentence in wrong:
+        click.echo(f"Wrong: {sentence}")
+    if not wrong:
+        click.echo(f"After {minutes:g} minutes of mixed traffic nothing has grown and nothing is left.")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
