@@ -13,6 +13,7 @@ import torch
 from eca_build.checkpoint import load
 from eca_build.errors import BuildError
 from eca_build.networks import NetworkSpec, create, with_formula
+from eca_build.networks.attention import Kind
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -151,7 +152,7 @@ CBAM_CASES: list[tuple[str, NetworkSpec, str, object]] = [
         },
     ),
 ]
-VARIANTS = ("se-var2", "se-var3", "se-gc1", "se-gc2", "se-gc3", "eca-ns", "cbam")
+VARIANTS: tuple[Kind, ...] = ("se-var2", "se-var3", "se-gc1", "se-gc2", "se-gc3", "eca-ns", "cbam")
 
 CASES: list[tuple[str, NetworkSpec, str, object]] = [
     ("ours", ECA18, "m.pth", lambda s: s),
