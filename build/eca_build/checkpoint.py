@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from eca_build.detect import detect
 from eca_build.errors import BuildError
 from eca_build.layouts import canonical
 from eca_build.networks import Network, NetworkSpec, create
+from eca_build.networks.attention import Kind
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
@@ -33,20 +37,26 @@ HARMLESS = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read: its network has the weights loaded and is in eval mode."""
+    """A checkpoint that was read: its network has the weights loaded and is in eval mode.
+
+    `weights` is `random` for what `eca-build init` wrote.
+    """
 
     path: Path
     sha256: str
     origin: str
     spec: NetworkSpec
     network: Network
+    weights: Literal["trained", "random"] = "trained"
 
 
-def load(path: Path, arch: str | None = None) -> Checkpoint:
+def load(path: Path, arch: str | None = None, attention: Kind | None = None) -> Checkpoint:
     """Reads `path` (.pth, .pth.tar, .pt, .safetensors) and finds architecture, attention, kernel sizes and classes.
 
-    Raises BuildError, one sentence naming the file or the key, where the file is missing, damaged, wants to run code,
-    is no network of ours, is not `arch`, or has missing, unexpected, misshapen or non-finite weights.
+    SE-Var1 has no weights of its own, so that its networks look like plain ones: `attention` must say it, or the notes
+    in a file of ours. Raises BuildError, one sentence naming the file or the key, where the file is missing, damaged,
+    wants to run code, is no network of ours, is not `arch` with `attention`, or has missing, unexpected, misshapen or
+    non-finite weights.
     """
     try:
         content = path.read_bytes()
@@ -54,21 +64,45 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
         raise BuildError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
     if not content:
         raise BuildError(f"the checkpoint {path} is empty; copy it again")
-    raw = read_safetensors(path, content) if path.suffix == ".safetensors" else read_torch(path)
+    notes: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        raw, notes = read_safetensors(path, content)
+    else:
+        raw = read_torch(path)
     state, origin = canonical(strip(raw))
     spec = detect(state, path)
+    if spec.attention == "none" and (attention or notes.get("attention")) == "se-var1":
+        spec = replace(spec, attention="se-var1")
     if arch is not None and arch != spec.arch:
         raise BuildError(f"{path} holds {spec.arch}, not {arch}; leave --arch out or give the right file")
+    if attention is not None and attention != spec.attention:
+        raise BuildError(
+            f"{path} holds {spec.arch} with attention {spec.attention}, not {attention}; leave --attention out or give "
+            "the right file"
+        )
     network = create(spec)
     check(path, spec.arch, state, network.state_dict())
     network.load_state_dict(state, strict=False)
-    return Checkpoint(path, hashlib.sha256(content).hexdigest(), origin, spec, network.eval())
+    sha256 = hashlib.sha256(content).hexdigest()
+    weights: Literal["trained", "random"] = "random" if notes.get("weights") == "random" else "trained"
+    return Checkpoint(path, sha256, origin, spec, network.eval(), weights)
 
 
-def read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; BuildError where it is damaged."""
+def save(path: Path, network: Network, notes: dict[str, str]) -> None:
+    """Writes a network's weights, and `notes` as the file's metadata, as safetensors. Raises BuildError."""
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
     try:
-        return load_safetensors(content)
+        path.write_bytes(save_safetensors(state, notes))
+    except OSError as error:
+        raise BuildError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def read_safetensors(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata; BuildError where it is damaged."""
+    try:
+        tensors = load_safetensors(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return tensors, header.get("__metadata__") or {}
     except safetensors.SafetensorError as error:
         raise BuildError(f"{path} is damaged or no safetensors file ({error}); copy it again") from None
 

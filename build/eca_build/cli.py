@@ -16,6 +16,7 @@ from eca_build.errors import BuildError
 if TYPE_CHECKING:
     from eca_build.compile import Built
     from eca_build.graphs import AttentionGraph
+    from eca_build.networks.attention import Kind
     from eca_build.targets import Precision, TargetName
 
 EXAMPLES = """\b
@@ -23,6 +24,13 @@ Examples:
   eca-build compile eca_resnet50.pth.tar --labels imagenet.txt
   eca-build compile mine.safetensors --name mine --images photos/ --repository model_repository
 """
+
+INIT_EXAMPLE = """\b
+Example:
+  eca-build init resnet50 --attention eca -o resnet50-eca.safetensors
+  eca-build compile resnet50-eca.safetensors
+"""
+ATTENTION_HELP = "Expect this attention (see `archs`); default: found. SE-Var1 has no weights, so it must be given."
 
 
 class _Commands(click.Group):
@@ -44,30 +52,37 @@ def main() -> None:
 
 @main.command()
 def archs() -> None:
-    """What can be built: each architecture with the parameters of its variants."""
+    """What can be built: each architecture with the parameters of its variants, and what the variants are."""
     import torch
 
     from eca_build import cost
     from eca_build.networks import ARCHS, create, with_formula
-    from eca_build.networks.attention import KINDS
+    from eca_build.networks.attention import FORMULAS, KINDS
 
-    click.echo("architecture         input  " + "  ".join(f"{kind:>9}" for kind in KINDS) + "   (parameters, Mi)")
+    widths = [max(6, len(kind)) for kind in KINDS]
+    head = "  ".join(f"{kind:>{width}}" for kind, width in zip(KINDS, widths, strict=True))
+    click.echo(f"Parameters in Mi (2**20) by --attention:\n\n{'architecture':<18} {'input':>5}  {head}")
     for arch in ARCHS:
         size, classes = (32, 10) if arch.endswith("_cifar") else (224, 1000)
         with torch.device("meta"):
             counts = [cost.parameters(create(with_formula(arch, kind, classes))) / 2**20 for kind in KINDS]
-        click.echo(f"{arch:<20} {size:>5}  " + "  ".join(f"{count:>9.2f}" for count in counts))
+        row = "  ".join(f"{count:>{width}.2f}" for count, width in zip(counts, widths, strict=True))
+        click.echo(f"{arch:<18} {size:>5}  {row}")
+    click.echo("\nThe gate of a site of C channels, from its pooled map y, and its weights:\n")
+    for kind, (gate, weights) in FORMULAS.items():
+        click.echo(f"{kind:<8}  {gate:<58}  {weights}")
 
 
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--attention", envvar="ECA_ATTENTION", show_envvar=True, help=ATTENTION_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def inspect(checkpoint: Path, as_json: bool) -> None:
+def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
     """Says what CHECKPOINT holds: architecture, attention, kernel sizes, classes, parameters, FLOPs."""
     from eca_build.checkpoint import load
     from eca_build.detect import describe
 
-    found = describe(load(checkpoint))
+    found = describe(load(checkpoint, attention=_kind(attention)))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -76,9 +91,31 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
         click.echo(f"{key.replace('_', ' '):<14} {text}")
 
 
+@main.command("init", epilog=INIT_EXAMPLE)
+@click.argument("arch")
+@click.option("--attention", default="none", envvar="ECA_ATTENTION", show_envvar=True, help="One of `archs`.")
+@click.option("--classes", type=click.IntRange(1, 100_000), help="Default: the architecture's, 1000 or 10.")
+@click.option("--width", type=click.FloatRange(0.05, 4), default=1.0, help="Times the channels, where the network can.")
+@click.option("--seed", type=int, default=0)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors file.")
+def init(arch: str, attention: str, classes: int | None, width: float, seed: int, output: Path) -> None:
+    """Writes a checkpoint of ARCH with random weights: to measure latency, which needs no trained ones.
+
+    The file, the contract of a model built from it, and all its labels say that the weights are random.
+    """
+    from eca_build.initial import write
+
+    classes = classes or (10 if arch.endswith("_cifar") else 1000)
+    spec = write(output, arch, _kind(attention) or "none", classes, width, seed)
+    click.echo(
+        f"{output}: {spec.arch}, attention {spec.attention}, {classes} classes, random weights, for latency only"
+    )
+
+
 @main.command("compile", epilog=EXAMPLES)
 @click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--arch", envvar="ECA_ARCH", show_envvar=True, help="Expect this architecture; default: found.")
+@click.option("--attention", envvar="ECA_ATTENTION", show_envvar=True, help=ATTENTION_HELP)
 @click.option("--name", envvar="ECA_NAME", show_envvar=True, help="Model name; default: the file's name.")
 @click.option("--labels", type=click.Path(path_type=Path), envvar="ECA_LABELS", show_envvar=True, help="One a line.")
 @click.option(
@@ -128,6 +165,7 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 def compile_(
     checkpoints: tuple[Path, ...],
     arch: str | None,
+    attention: str | None,
     name: str | None,
     labels: Path | None,
     images: Path | None,
@@ -153,9 +191,17 @@ def compile_(
     size = (resize, crop) if resize and crop else None
     wish = Wish(target, precision, attention_graph, max_batch)
     for checkpoint in checkpoints:
-        options = build.Options(checkpoint, repository, size, name, arch, labels, images, wish)
+        options = build.Options(checkpoint, repository, size, name, arch, labels, images, _kind(attention), wish)
         with tqdm(total=len(build.STEPS), desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
             click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, build.STEPS))))
+
+
+def _kind(given: str | None) -> Kind | None:
+    from eca_build.networks.attention import KINDS
+
+    if given is not None and given not in KINDS:
+        raise BuildError(f"there is no attention {given}; there are {', '.join(KINDS)}")
+    return next((kind for kind in KINDS if kind == given), None)
 
 
 def _show(bar: tqdm[NoReturn], steps: tuple[str, ...], what: str) -> None:
@@ -167,8 +213,9 @@ def _sentence(built: Built) -> str:
     if not built.changed:
         return f"{built.folder}: nothing changed since it was built"
     verdict = built.contract.verification
+    note = "; random weights, for latency only" if built.contract.weights == "random" else ""
     return (
-        f"{built.folder}: {built.contract.architecture}, attention {built.contract.attention}; top-1 agreement "
+        f"{built.folder}: {built.contract.architecture}, attention {built.contract.attention}{note}; top-1 agreement "
         f"{verdict.top1_agreement:.0%}, largest difference {verdict.largest_difference:.1e} on {verdict.images} images"
     )
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from eca_build import checkpoint, cost, images, targets, verify
 from eca_build.errors import BuildError
 from eca_build.export import reference
+from eca_build.networks.attention import Kind
 from eca_build.publish import CONFIG_FILE, LABELS_FILE, publish, staging, versions
 from eca_build.targets import Wish
 from eca_build.triton_config import config
@@ -48,6 +49,7 @@ class Options:
     arch: str | None = None
     labels: Path | None = None
     images: Path | None = None
+    attention: Kind | None = None
     wish: Wish = field(default_factory=Wish)
 
 
@@ -67,12 +69,12 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
     """
     step("read the checkpoint")
     targets.require(options.wish)
-    loaded = checkpoint.load(options.checkpoint, arch=options.arch)
+    loaded = checkpoint.load(options.checkpoint, options.arch, options.attention)
     recipe = default_recipe(loaded.spec.arch)
     if options.size:
         recipe = recipe.model_copy(update={"resize": options.size[0], "crop": options.size[1]})
     name = options.name or default_name(options.checkpoint)
-    labels = read_labels(options.labels, loaded.spec.classes)
+    labels = read_labels(options.labels, loaded.spec.classes, loaded.weights == "random")
     if options.images:
         sample, source = images.load(options.images, recipe), f"{options.images.name}/"
     else:
@@ -111,7 +113,8 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             version=version,
             architecture=loaded.spec.arch,
             attention=loaded.spec.attention,
-            kernel_sizes=loaded.spec.sizes if loaded.spec.attention == "eca" else (),
+            weights=loaded.weights,
+            kernel_sizes=loaded.spec.sizes if loaded.spec.attention in ("eca", "eca-ns") else (),
             classes=loaded.spec.classes,
             labels=labels,
             preprocessing=recipe,
@@ -156,8 +159,15 @@ def default_name(path: Path) -> str:
     return name
 
 
-def read_labels(path: Path | None, classes: int) -> tuple[str, ...]:
-    """One label a line, as many as there are classes, else BuildError; without a file, numbered ones."""
+def read_labels(path: Path | None, classes: int, random: bool = False) -> tuple[str, ...]:
+    """One label a line, as many as there are classes, else BuildError; without a file, numbered ones.
+
+    Those of a network with random weights say so, and real names for its classes are refused.
+    """
+    if random:
+        if path is not None:
+            raise BuildError(f"the weights are random, for latency only: they know none of {path}; leave --labels out")
+        return tuple(f"random weights, for latency only: {index}" for index in range(classes))
     if path is None:
         return tuple(f"class {index}" for index in range(classes))
     try:
@@ -188,6 +198,7 @@ def build_key(
         hashlib.sha256(sample.tobytes()).hexdigest(),
         tools,
         options.arch,
+        options.attention,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eca_build.networks import Network
+from eca_build.networks.attention import DiagonalGate, UnsharedECA
 
 
 def parameters(network: nn.Module) -> int:
@@ -31,11 +32,13 @@ def flops(network: Network, size: int) -> int:
             total += output.numel() * module.in_features
         elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
             total += output.numel() * module.weight[0].numel()
+        elif isinstance(module, (DiagonalGate, UnsharedECA)):  # one for each weight
+            total += parameters(module)
 
     hooks = [module.register_forward_hook(count) for module in network.modules()]
     training = network.training
     try:
-        network.eval()(torch.zeros(1, 3, size, size))
+        network.eval()(_image(network, size))
     finally:
         network.train(training)
         for hook in hooks:
@@ -63,7 +66,7 @@ class _PaperOperations(TorchDispatchMode):
             self.total += 4 * int(out[0].numel())
         elif name in {"relu", "hardtanh"}:
             self.total += int(out.numel())
-        elif name == "mean" and args[0].ndim == 4:
+        elif name == "mean" and args[0].ndim == 4 and list(args[1]) == [2, 3]:
             self.total += int(args[0].numel())
         return out
 
@@ -78,5 +81,10 @@ def paper_flops(network: Network, size: int) -> int:
     """
     operations = _PaperOperations()
     with operations:
-        network.eval()(torch.zeros(1, 3, size, size))
+        network.eval()(_image(network, size))
     return operations.total
+
+
+def _image(network: Network, size: int) -> Tensor:
+    """On the network's device: on "meta" nothing is computed, and the counts are the same."""
+    return torch.zeros(1, 3, size, size, device=network.head.weight.device)

@@ -11,15 +11,28 @@ from torch import Tensor
 from eca_build import cost
 from eca_build.errors import BuildError
 from eca_build.networks import CIFAR_RESNETS, RESNETS, NetworkSpec, site_channels
-from eca_build.networks.attention import Kind
+from eca_build.networks.attention import SIZED, Kind, paper_size
 from eca_build.networks.mobilenetv2 import round_channels
 from eca_build.networks.resnet import Bottleneck
 
 if TYPE_CHECKING:
     from eca_build.checkpoint import Checkpoint
 
+State = dict[str, Tensor]
+# The weight that tells an attention module by its name, how many axes it has, and which of them holds a site's size.
+# SE-Var1 has no weights, so its networks look like plain ones.
+MARKS: dict[str, tuple[Kind, int, int]] = {
+    "conv.weight": ("eca", 3, 2),
+    "taps": ("eca-ns", 2, 1),
+    "spatial.weight": ("cbam", 4, 0),
+    "fc1.weight": ("se", 2, 0),
+    "weight": ("se-var2", 1, 0),
+    "fc.weight": ("se-var3", 2, 0),
+    "grouped.weight": ("se-gc1", 3, 1),
+}
 
-def detect(state: dict[str, Tensor], path: Path) -> NetworkSpec:
+
+def detect(state: State, path: Path) -> NetworkSpec:
     """The specification of the network in `state`, whose keys are ours; BuildError where it is none of ours."""
     heads = [state[key] for key in ("classifier.1.weight", "fc.weight") if key in state]
     if any(head.ndim != 2 for head in heads):
@@ -37,7 +50,7 @@ def detect(state: dict[str, Tensor], path: Path) -> NetworkSpec:
     return NetworkSpec(arch, kind, classes, sizes, width, bias)
 
 
-def _resnet(state: dict[str, Tensor], path: Path) -> tuple[str, float]:
+def _resnet(state: State, path: Path) -> tuple[str, float]:
     depths: dict[int, int] = {}
     for key in state:
         if found := re.match(r"layer(\d+)\.(\d+)\.", key):
@@ -57,7 +70,7 @@ def _resnet(state: dict[str, Tensor], path: Path) -> tuple[str, float]:
     )
 
 
-def _mobilenet(state: dict[str, Tensor], path: Path) -> tuple[str, float, int]:
+def _mobilenet(state: State, path: Path) -> tuple[str, float, int]:
     classes, head = state["classifier.1.weight"].shape
     stages = {1: 16, 2: 24, 4: 32, 7: 64, 11: 96, 14: 160, 17: 320}
     found = {}
@@ -75,28 +88,36 @@ def _mobilenet(state: dict[str, Tensor], path: Path) -> tuple[str, float, int]:
     raise BuildError(f"{path} is a MobileNetV2 with stages of {list(found.values())} channels, which no width gives")
 
 
-def _attention(state: dict[str, Tensor], blocks: list[str], path: Path) -> tuple[Kind, tuple[int, ...], bool]:
-    eca = [state.get(f"{block}.attention.conv.weight") for block in blocks]
-    se = [state.get(f"{block}.attention.fc1.weight") for block in blocks]
-    for kind, weights, axis in (("eca", eca, 2), ("se", se, 0)):
-        present = [weight for weight in weights if weight is not None]
-        if not present:
+def _attention(state: State, blocks: list[str], path: Path) -> tuple[Kind, tuple[int, ...], bool]:
+    for mark, (kind, axes, axis) in MARKS.items():
+        found = {block: weight for block in blocks if (weight := state.get(f"{block}.attention.{mark}")) is not None}
+        if not found:
             continue
-        if len(present) != len(blocks):
-            raise BuildError(
-                f"{path} has {kind.upper()} in {len(present)} of {len(blocks)} blocks; all or none is served"
-            )
-        if any(weight.ndim <= axis for weight in present):
-            raise BuildError(
-                f"{path}: {blocks[0]}.attention has weights of {present[0].ndim} axes; it is no {kind.upper()}"
-            )
-        sizes = tuple(weight.shape[axis] for weight in present)
-        if kind == "eca":
-            if even := [size for size in sizes if size % 2 == 0]:
-                raise BuildError(f"{path} has an ECA kernel of {even[0]} weights; kernel sizes are odd")
-            return "eca", sizes, False
-        return "se", sizes, f"{blocks[0]}.attention.fc1.bias" in state
+        name = kind.upper().rstrip("1") if kind == "se-gc1" else kind.upper()
+        if len(found) != len(blocks):
+            raise BuildError(f"{path} has {name} in {len(found)} of {len(blocks)} blocks; all or none is served")
+        if odd := [(block, weight.ndim) for block, weight in found.items() if weight.ndim != axes]:
+            raise BuildError(f"{path}: {odd[0][0]}.attention has weights of {odd[0][1]} axes; it is no {name}")
+        sizes = tuple(weight.shape[axis] for weight in found.values())
+        if kind in ("eca", "eca-ns") and (even := [size for size in sizes if size % 2 == 0]):
+            raise BuildError(f"{path} has an {name} kernel of {even[0]} weights; kernel sizes are odd")
+        if kind == "se-gc1":
+            return _grouped([len(weight) for weight in found.values()], sizes, path), sizes, False
+        first = f"{blocks[0]}.attention.fc1"
+        if kind == "cbam":
+            sizes = tuple(len(state.get(f"{block}.attention.fc1.weight", ())) for block in blocks)
+            if 0 in sizes:
+                raise BuildError(f"{path} has CBAM for positions alone; it is served with that for channels")
+        return kind, sizes if kind in SIZED else (), kind in ("se", "cbam") and f"{first}.bias" in state
     return "none", (), False
+
+
+def _grouped(channels: list[int], sizes: tuple[int, ...], path: Path) -> Kind:
+    kinds: tuple[Kind, ...] = ("se-gc1", "se-gc2", "se-gc3")
+    for kind in kinds:
+        if sizes == tuple(paper_size(kind, count, 1) for count in channels):
+            return kind
+    raise BuildError(f"{path} has SE-GC with groups of {sizes[0]} of {channels[0]} channels, which no variant has")
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, object]:
@@ -110,8 +131,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, object]:
         "layout": checkpoint.origin,
         "architecture": spec.arch,
         "attention": spec.attention,
-        "kernel_sizes": list(spec.sizes) if spec.attention == "eca" else [],
-        "se_hidden": list(spec.sizes) if spec.attention == "se" else [],
+        "weights": checkpoint.weights,
+        "kernel_sizes": list(spec.sizes) if spec.attention in ("eca", "eca-ns") else [],
+        "hidden": list(spec.sizes) if spec.attention in ("se", "cbam") else [],
+        "group": list(spec.sizes) if spec.attention.startswith("se-gc") else [],
         "sites": len(site_channels(spec.arch, spec.width)),
         "classes": spec.classes,
         "width": spec.width,

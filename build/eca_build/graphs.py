@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eca_build import custom_nodes
 from eca_build.errors import BuildError
-from eca_build.networks.attention import ECA, ChannelAttention
+from eca_build.networks.attention import ECA, Attention, ChannelAttention
 from eca_build.networks.mobilenetv2 import InvertedResidual
 from eca_build.networks.resnet import BasicBlock, Bottleneck
 
@@ -28,15 +28,20 @@ class Site:
 
     body: nn.Module
     last: nn.Conv2d
-    attention: ChannelAttention
+    attention: Attention
     shortcut: nn.Module | None
     relu: bool
 
     @property
     def hoistable(self) -> bool:
-        """Whether pooling commutes with the last convolution: it is 1x1, of stride 1, in one group."""
+        """Whether the gate can come from the last convolution's input.
+
+        It must be a gate of the pooled map alone, and pooling must commute with the convolution: that is 1x1, of
+        stride 1, in one group.
+        """
         conv = self.last
-        return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
+        gated = isinstance(self.attention, ChannelAttention)
+        return gated and conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
 
 
 class RewrittenBlock(nn.Module):
@@ -65,7 +70,7 @@ class RewrittenBlock(nn.Module):
             return custom_nodes.fused_eca(self.last(h), taps, residual, self.relu)
         weight, bias = self.last.weight.flatten(1), self.last.bias
         assert bias is not None  # the folded batch norm's
-        gate = self.attention.gate(nn.functional.linear(h.mean((2, 3)), weight, bias))
+        gate = cast(ChannelAttention, self.attention).gate(nn.functional.linear(h.mean((2, 3)), weight, bias))
         if self.graph == "epilogue":
             return custom_nodes.gated_conv1x1(h, weight, bias, gate, residual, self.relu)
         y: Tensor = self.last(h)
@@ -86,7 +91,7 @@ def rewrite(network: nn.Module, graph: AttentionGraph) -> int:
     sites = list(_sites(network))
     fits = [site for *_, site in sites if _fits(site, graph)]
     if not sites or len(fits) < len(sites):
-        needs = "ECA" if graph == "fused" else "attention behind a 1x1 convolution"
+        needs = "ECA" if graph == "fused" else "a gate of the pooled map behind a 1x1 convolution"
         raise BuildError(
             f"--attention-graph {graph} rewrites {needs}, which {len(fits)} of this network's {len(sites)} attention "
             "sites are; use --attention-graph plain"
@@ -105,7 +110,7 @@ def _sites(network: nn.Module) -> Iterator[tuple[nn.Module, str, Site]]:
     for parent in network.modules():
         for name, block in parent.named_children():
             attention = getattr(block, "attention", None)
-            if not isinstance(attention, ChannelAttention):
+            if not isinstance(attention, Attention):
                 continue
             if isinstance(block, Bottleneck):
                 body = nn.Sequential(block.conv1, nn.ReLU(), block.conv2, nn.ReLU())

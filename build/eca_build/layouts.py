@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import Tensor
 
 from eca_build.errors import BuildError
 from eca_build.networks.mobilenetv2 import STAGES
 
 State = dict[str, Tensor]
+# CBAM's parts in its authors' code (github.com/Jongchan/attention-module), in timm, and in ports named `ca` and `sa`.
+CBAM = (
+    (r"\.cbam\.ChannelGate\.mlp\.1\.", ".attention.fc1."),
+    (r"\.cbam\.ChannelGate\.mlp\.3\.", ".attention.fc2."),
+    (r"\.cbam\.SpatialGate\.spatial\.(conv|bn)\.", r".attention.spatial.\1."),
+    (r"\.se\.channel\.", ".attention."),
+    (r"\.se\.spatial\.conv\.(conv|bn)\.", r".attention.spatial.\1."),
+    (r"\.ca\.fc\.0\.", ".attention.fc1."),
+    (r"\.ca\.fc\.2\.", ".attention.fc2."),
+    (r"\.ca\.(fc[12])\.", r".attention.\1."),
+    (r"\.sa\.conv1\.", ".attention.spatial.conv."),
+)
 
 
 def canonical(state: State) -> tuple[State, str]:
@@ -20,6 +33,9 @@ def canonical(state: State) -> tuple[State, str]:
         return _attention(_timm_mobilenet(state)), "timm"
     if "features.1.conv.3.weight" in state:
         return _old_mobilenet(state), "authors"
+    for part, origin in ((".cbam.", "authors"), (".se.channel.", "timm"), (".sa.conv1.", "port")):
+        if any(part in key for key in state):
+            return _cbam(state, swapped=part == ".cbam."), origin
     if any(".eca." in key for key in state):
         return _attention(state), "authors"
     if any(re.search(r"\.se\.(conv|fc1)\.", key) for key in state):
@@ -37,6 +53,26 @@ def _attention(state: State) -> State:
             value = value.flatten(1)
         renamed[name] = value
     return renamed
+
+
+def _cbam(state: State, swapped: bool) -> State:
+    """CBAM, the batch norm of its 7x7 convolution folded into that; `swapped`: the maximum comes before the mean."""
+    renamed: State = {}
+    for key, value in state.items():
+        for pattern, ours in CBAM:
+            key = re.sub(pattern, ours, key)
+        renamed[key] = value
+    for key in [key for key in renamed if key.endswith(".attention.spatial.conv.weight")]:
+        site = key.removesuffix(".conv.weight")
+        weight, bias = renamed.pop(key), torch.zeros(1)
+        norm = [renamed.pop(f"{site}.bn.{part}", None) for part in ("weight", "bias", "running_mean", "running_var")]
+        gain, offset, mean, variance = norm
+        if gain is not None and offset is not None and mean is not None and variance is not None:
+            scale = gain / (variance + 1e-5).sqrt()
+            weight, bias = weight * scale.view(-1, 1, 1, 1), offset - mean * scale
+        renamed[f"{site}.weight"] = weight.flip(1) if swapped else weight
+        renamed[f"{site}.bias"] = bias
+    return _attention(renamed)
 
 
 def _old_mobilenet(state: State) -> State:

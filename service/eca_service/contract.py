@@ -95,6 +95,7 @@ class Contract(_Frozen):
     version: int = Field(ge=1)
     architecture: str
     attention: str
+    weights: Literal["trained", "random"] = "trained"  # random ones are for latency only
     kernel_sizes: tuple[int, ...]
     classes: int = Field(ge=1)
     labels: tuple[str, ...]

@@ -78,8 +78,8 @@ def obstacle(contract: Contract, machine: Machine | None) -> str | None:
         return "Triton has no backend for TensorRT-RTX engines; build it with --target onnx or --target tensorrt"
     difference = _difference(contract, machine) if machine else None
     again = (
-        f"eca-build compile CHECKPOINT --name {contract.name} --target {contract.engine} "
-        f"--precision {contract.precision} --attention-graph {contract.attention_graph}"
+        f"eca-build compile CHECKPOINT --name {contract.name} --target {contract.engine} --precision "
+        f"{contract.precision} --attention {contract.attention} --attention-graph {contract.attention_graph}"
     )
     return f"{difference}; build it again here: `{again}`" if difference else None
 

@@ -13,6 +13,7 @@ import torch
 from eca_build.checkpoint import load
 from eca_build.errors import BuildError
 from eca_build.networks import NetworkSpec, create, with_formula
+from eca_build.networks.attention import Kind
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,7 +24,8 @@ ECA_MOBILE = replace(with_formula("mobilenetv2", "eca", 5, width=0.5), sizes=(1,
 
 def state_of(spec: NetworkSpec) -> State:
     torch.manual_seed(1)
-    return create(spec).state_dict()
+    state = create(spec).state_dict()  # ports of CBAM have no bias behind its 7x7 convolution
+    return {k: torch.zeros_like(v) if k.endswith(".spatial.bias") else v for k, v in state.items()}
 
 
 def renamed(state: State, *pairs: tuple[str, str]) -> State:
@@ -86,6 +88,72 @@ def attention_as(name: str) -> tuple[str, str]:
     return (r"\.attention\.", f".{name}.")
 
 
+def with_norm(state: State, *names: tuple[str, str], swapped: bool) -> State:
+    """CBAM under another code base's names: with the batch norm that was folded, and its planes perhaps swapped."""
+    out: State = {}
+    for key, value in renamed(state, *names).items():
+        if key.endswith(".bias") and f"{key[:-5]}.running_var" not in out and ".spatial." in key:
+            site = key.removesuffix(".conv.bias")
+            scale = torch.tensor([4.0]) / (torch.tensor([0.25]) + 1e-5).sqrt()
+            weight = out[f"{site}.conv.weight"]
+            out[f"{site}.conv.weight"] = (weight.flip(1) if swapped else weight) / scale
+            out |= {f"{site}.bn.weight": torch.tensor([4.0]), f"{site}.bn.running_var": torch.tensor([0.25])}
+            out |= {f"{site}.bn.bias": value + 3 * scale, f"{site}.bn.running_mean": torch.tensor([3.0])}
+        else:
+            out[key] = value
+    return out
+
+
+def fc4(state: State) -> State:
+    """Linear layers of attention as 1x1 convolutions."""
+    return {k: v[..., None, None] if re.search(r"\.attention\.fc\d\.weight", k) else v for k, v in state.items()}
+
+
+CBAM18 = with_formula("resnet18", "cbam", 3)
+CBAM_CASES: list[tuple[str, NetworkSpec, str, object]] = [
+    (
+        "authors' CBAM",
+        replace(CBAM18, bias=True),
+        "m.pth",
+        lambda s: authors(
+            with_norm(
+                s,
+                (r"\.attention\.fc1", ".cbam.ChannelGate.mlp.1"),
+                (r"\.attention\.fc2", ".cbam.ChannelGate.mlp.3"),
+                (r"\.attention\.spatial\.", ".cbam.SpatialGate.spatial.conv."),
+                swapped=True,
+            )
+        ),
+    ),
+    (
+        "timm CBAM",
+        CBAM18,
+        "m.safetensors",
+        lambda s: with_norm(
+            fc4(s),
+            (r"\.attention\.fc", ".se.channel.fc"),
+            (r"\.attention\.spatial\.", ".se.spatial.conv.conv."),
+            swapped=False,
+        ),
+    ),
+    (
+        "CBAM port",
+        CBAM18,
+        "m.pth",
+        lambda s: {
+            k: v
+            for k, v in renamed(
+                fc4(s),
+                (r"\.attention\.fc1\.", ".ca.fc.0."),
+                (r"\.attention\.fc2\.", ".ca.fc.2."),
+                (r"\.attention\.spatial\.", ".sa.conv1."),
+            ).items()
+            if not k.endswith(".sa.conv1.bias")
+        },
+    ),
+]
+VARIANTS: tuple[Kind, ...] = ("se-var2", "se-var3", "se-gc1", "se-gc2", "se-gc3", "eca-ns", "cbam")
+
 CASES: list[tuple[str, NetworkSpec, str, object]] = [
     ("ours", ECA18, "m.pth", lambda s: s),
     ("ours in safetensors", ECA_MOBILE, "m.safetensors", lambda s: s),
@@ -114,6 +182,8 @@ CASES: list[tuple[str, NetworkSpec, str, object]] = [
     ),
     ("bottlenecks", with_formula("resnet50", "eca", 4), "m.pth", lambda s: s),
     ("cifar", with_formula("resnet32_cifar", "eca", 10), "m.pth", lambda s: s),
+    *((kind, with_formula("resnet20_cifar", kind, 10), "m.safetensors", lambda s: s) for kind in VARIANTS),
+    *CBAM_CASES,
 ]
 
 
@@ -132,13 +202,34 @@ def test_every_origin(tmp_path: Path, spec: NetworkSpec, file: str, convert: obj
     expected.load_state_dict(state)
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(found.network(x), expected(x))
+        tolerance = 1e-5 if spec.attention == "cbam" else 0.0  # whose batch norm was folded
+        torch.testing.assert_close(found.network(x), expected(x), rtol=0, atol=tolerance)
 
 
 def test_timm_mobilenet_with_attention_elsewhere_is_refused(tmp_path: Path) -> None:
     save_file({k: v.contiguous() for k, v in timm_mobilenet(state_of(ECA_MOBILE)).items()}, tmp_path / "m.safetensors")
     with pytest.raises(BuildError, match="behind the depthwise convolution"):
         load(tmp_path / "m.safetensors")
+
+
+def test_se_var1_must_be_said(tmp_path: Path) -> None:
+    spec = with_formula("resnet20_cifar", "se-var1", 10)
+    torch.save(state_of(spec), tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth").spec.attention == "none"
+    assert load(tmp_path / "m.pth", attention="se-var1").spec == spec
+    with pytest.raises(BuildError, match="with attention none, not eca; leave --attention out"):
+        load(tmp_path / "m.pth", attention="eca")
+    torch.save(state_of(ECA18), tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth", attention="eca").spec == ECA18
+    with pytest.raises(BuildError, match="with attention eca, not se-var1"):
+        load(tmp_path / "m.pth", attention="se-var1")
+
+
+def test_other_groups_than_the_paper_s(tmp_path: Path) -> None:
+    spec = replace(with_formula("resnet20_cifar", "se-gc2", 10), sizes=(4,) * 9)
+    torch.save(state_of(spec), tmp_path / "m.pth")
+    with pytest.raises(BuildError, match="SE-GC with groups of 4 of 16 channels"):
+        load(tmp_path / "m.pth")
 
 
 class Evil:

@@ -12,7 +12,7 @@ from eca_build import images, verify
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
 from eca_build.networks import ARCHS, Network, create, with_formula
-from eca_build.networks.attention import Kind
+from eca_build.networks.attention import KINDS, Kind
 from eca_service.contract import Preprocessing
 
 SMALL = Preprocessing(resize=32, crop=32)
@@ -47,6 +47,15 @@ def test_exported_file_agrees(tmp_path: Path, arch: str, attention: Kind) -> Non
     assert np.ptp(expected, axis=0).max() > 1e-3, "the images must not all get the same answer"
     operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     assert "BatchNormalization" not in operators
+
+
+@pytest.mark.parametrize("attention", [kind for kind in KINDS if kind not in ("none", "se", "eca")])
+def test_every_kind_of_attention_is_exported(tmp_path: Path, attention: Kind) -> None:
+    net = network("resnet14_cifar", attention)
+    export(net, SMALL, tmp_path / "model.onnx")
+    sample = images.synthetic(SMALL.crop, 8)
+    expected = reference(net, SMALL, torch.from_numpy(sample)).numpy()
+    verify.compare(expected, verify.answers(tmp_path / "model.onnx", sample), 1e-5, 1.0, "test")
 
 
 def test_disagreement_is_refused_with_the_figures() -> None:

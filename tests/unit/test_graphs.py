@@ -69,6 +69,19 @@ def test_graphs_without_an_export_agree(arch: str, graph: AttentionGraph) -> Non
     torch.testing.assert_close(probabilities, reference(net, SMALL, sample), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["se-var1", "se-var2", "se-var3", "se-gc1", "se-gc2", "se-gc3", "eca-ns"])
+def test_every_gate_of_the_pooled_map_is_hoisted(attention: Kind) -> None:
+    net = calm("mobilenetv2_cifar", attention)
+    sample = torch.from_numpy(images.synthetic(SMALL.crop, 4))
+    with torch.inference_mode():
+        expected = reference(net, SMALL, sample)
+        for graph in ATTENTION_GRAPHS[1:]:
+            if graph != "fused":
+                served = Served(net, SMALL, graph)
+                assert served.sites_rewritten == 17
+                torch.testing.assert_close(served(sample)[0], expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("taps", [1, 3, 5, 7, 9])
 def test_every_kernel_size_is_lowered(tmp_path: Path, taps: int) -> None:
     spec = with_formula("resnet20_cifar", "eca", 10)
@@ -100,6 +113,7 @@ def test_every_site_is_rewritten(arch: str, sites: int) -> None:
         ("resnet18", "eca", "epilogue", "0 of this network's 8"),
         ("resnet50", "none", "fused", "0 of this network's 0"),
         ("resnet50", "se", "fused", "0 of this network's 16"),
+        ("resnet50", "cbam", "hoisted", "0 of this network's 16"),
     ],
 )
 def test_what_cannot_be_rewritten_is_a_sentence(

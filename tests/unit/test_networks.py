@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from eca_build import cost
 from eca_build.networks import create, site_channels, with_formula
-from eca_build.networks.attention import ECA, SE, Kind, adaptive_kernel_size
+from eca_build.networks.attention import (
+    CBAM,
+    ECA,
+    KINDS,
+    SE,
+    BareGate,
+    DiagonalGate,
+    FullGate,
+    GroupedGate,
+    Kind,
+    UnsharedECA,
+    adaptive_kernel_size,
+)
 
-# ECA-Net, table 3 and the text; in units of 2**20, as the paper counts.
-PUBLISHED = [
-    ("resnet18", "eca", 11.15),
-    ("resnet34", "eca", 20.79),
-    ("resnet50", "none", 24.37),
-    ("resnet50", "se", 26.77),
-    ("resnet50", "eca", 24.37),
-    ("resnet101", "none", 42.49),
-    ("resnet101", "se", 47.01),
-    ("resnet101", "eca", 42.49),
-    ("resnet152", "none", 57.40),
-    ("resnet152", "se", 63.68),
-    ("resnet152", "eca", 57.40),
-    ("mobilenetv2", "none", 3.34),
-    ("mobilenetv2", "se", 3.40),
-    ("mobilenetv2", "eca", 3.34),
-]
+from tests.load.paper import TABLE_2, TABLE_3, Published, flops_unit
 
 
-@pytest.mark.parametrize(("arch", "attention", "published"), PUBLISHED)
-def test_parameters_are_the_published_ones(arch: str, attention: Kind, published: float) -> None:
+@pytest.mark.parametrize("row", TABLE_3, ids=lambda row: f"{row.arch}-{row.attention}")
+def test_parameters_are_the_published_ones(row: Published) -> None:
     with torch.device("meta"):
-        network = create(with_formula(arch, attention, 1000))
-    assert round(cost.parameters(network) / 2**20, 2) == published
+        network = create(with_formula(row.arch, row.attention, 1000))
+    assert round(cost.parameters(network) / 2**20, 2) == row.parameters
+
+
+@pytest.mark.parametrize("kind", TABLE_2)
+def test_table_2_s_parameters(kind: Kind) -> None:
+    spec = with_formula("resnet50", kind, 1000)
+    if kind == "eca":
+        spec = replace(spec, sizes=(3,) * 16)
+    with torch.device("meta"):
+        added = cost.parameters(create(spec)) - 25_557_032
+    weights, _ = TABLE_2[kind]
+    assert added == sum(weights(channels) for channels in site_channels("resnet50"))
 
 
 def test_eca_adds_its_kernels_alone() -> None:
@@ -44,7 +53,9 @@ def test_eca_adds_its_kernels_alone() -> None:
 
 @pytest.mark.parametrize(("arch", "giga"), [("resnet18", 1.81), ("resnet50", 4.09), ("mobilenetv2", 0.30)])
 def test_flops_are_multiply_adds(arch: str, giga: float) -> None:
-    assert round(cost.flops(create(with_formula(arch, "none", 1000)), 224) / 1e9, 2) == giga
+    with torch.device("meta"):
+        network = create(with_formula(arch, "none", 1000))
+    assert round(cost.flops(network, 224) / 1e9, 2) == giga
 
 
 @pytest.mark.parametrize(("channels", "size"), [(16, 3), (64, 3), (128, 5), (256, 5), (512, 5), (1024, 5), (2048, 7)])
@@ -75,41 +86,70 @@ def test_even_kernel_is_refused() -> None:
         ECA(4)
 
 
-# ECA-Net, table 3 and the text: units of 2**30, for MobileNetV2 of 2**20.
-PUBLISHED_FLOPS = [
-    ("resnet18", "eca", 1.70),
-    ("resnet34", "eca", 3.43),
-    ("resnet50", "none", 3.86),
-    ("resnet50", "se", 3.87),
-    ("resnet50", "eca", 3.86),
-    ("resnet101", "none", 7.34),
-    ("resnet101", "se", 7.35),
-    ("resnet101", "eca", 7.35),
-    ("resnet152", "none", 10.82),
-    ("resnet152", "se", 10.85),
-    ("mobilenetv2", "none", 319.4),
-    ("mobilenetv2", "eca", 319.9),
-]
+# Why our count is not the published one, cut off, and by how many units of its last digit at most.
+DIFFERENT = {
+    ("resnet152", "eca"): 1.2,  # 10.841 for 10.83; why is not known
+    ("mobilenetv2", "se"): 1.2,  # 320.07 for 320.1; why is not known: perhaps rounded, where the others are cut off
+    # 7.369 for 7.35, which is SE's figure; CBAM has SE's layers on a second pooled map besides, and its 7x7 convolution
+    ("resnet101", "cbam"): 2.0,
+}
 
 
-@pytest.mark.parametrize(("arch", "attention", "published"), PUBLISHED_FLOPS)
-def test_flops_are_the_published_ones(arch: str, attention: Kind, published: float) -> None:
-    unit, digits = (2**20, 10) if arch == "mobilenetv2" else (2**30, 100)
-    flops = cost.paper_flops(create(with_formula(arch, attention, 1000)), 224)
-    assert int(digits * flops / unit) == round(digits * published)  # the tables cut off
+@pytest.mark.parametrize("row", TABLE_3, ids=lambda row: f"{row.arch}-{row.attention}")
+def test_flops_are_the_published_ones(row: Published) -> None:
+    digits = 10 if row.arch == "mobilenetv2" else 100
+    with torch.device("meta"):
+        net = create(with_formula(row.arch, row.attention, 1000))
+    flops = cost.paper_flops(net, 224) / flops_unit(row.arch)
+    most = DIFFERENT.get((row.arch, row.attention))
+    same = int(digits * flops) == round(digits * row.flops)  # the tables cut off
+    assert same == (most is None)
+    assert most is None or abs(flops - row.flops) < most / digits
 
 
-@pytest.mark.parametrize(
-    ("arch", "attention", "published", "unit", "digit"),
-    [
-        # 10.841; why is not known.
-        ("resnet152", "eca", 10.83, 2**30, 0.01),
-        # 320.07; why is not known: perhaps rounded, where the other rows are cut off.
-        ("mobilenetv2", "se", 320.1, 2**20, 0.1),
-    ],
-)
-def test_flops_that_differ_in_the_last_digit(
-    arch: str, attention: Kind, published: float, unit: int, digit: float
-) -> None:
-    flops = cost.paper_flops(create(with_formula(arch, attention, 1000)), 224) / unit
-    assert 0 < abs(flops - published) < 1.2 * digit
+def test_grouped_gate_mixes_within_its_groups_alone() -> None:
+    gate, full = GroupedGate(6, 3), FullGate(6)
+    with torch.no_grad():
+        full.fc.weight.zero_()
+        full.fc.weight[:3, :3] = gate.grouped.weight[:3, :, 0]
+        full.fc.weight[3:, 3:] = gate.grouped.weight[3:, :, 0]
+    pooled = torch.randn(2, 6)
+    torch.testing.assert_close(gate.gate(pooled), full.gate(pooled))
+    torch.testing.assert_close(full.gate(pooled), (pooled @ full.fc.weight.T).sigmoid())
+
+
+def test_gates_without_layers() -> None:
+    pooled = torch.randn(2, 4)
+    torch.testing.assert_close(BareGate().gate(pooled), pooled.sigmoid())
+    diagonal = DiagonalGate(4)
+    with torch.no_grad():
+        diagonal.weight.copy_(torch.tensor([1.0, -2, 3, 0]))
+    torch.testing.assert_close(diagonal.gate(pooled), (pooled * torch.tensor([1.0, -2, 3, 0])).sigmoid())
+
+
+def test_unshared_eca_is_eca_where_its_rows_are_equal() -> None:
+    shared, own = ECA(5), UnsharedECA(7, 5)
+    with torch.no_grad():
+        own.taps.copy_(shared.conv.weight[0].expand(7, 5))
+        pooled = torch.randn(3, 7)
+        torch.testing.assert_close(own.gate(pooled), shared.gate(pooled))
+        own.taps[2] = torch.tensor([0.0, 0, 2, 0, 0])
+        torch.testing.assert_close(own.gate(pooled)[:, 2], (2 * pooled[:, 2]).sigmoid())
+
+
+def test_cbam_gates_channels_and_then_positions() -> None:
+    cbam, x = CBAM(8, 2), torch.randn(2, 8, 5, 5)
+    mean, highest = x.mean((2, 3)), x.flatten(2).max(2).values
+    mlp = [torch.relu(pooled @ cbam.fc1.weight.T) @ cbam.fc2.weight.T for pooled in (mean, highest)]
+    y = x * (mlp[0] + mlp[1]).sigmoid()[:, :, None, None]
+    planes = torch.stack([y.mean(1), y.max(1).values], 1)
+    where = torch.nn.functional.conv2d(planes, cbam.spatial.weight, cbam.spatial.bias, padding=3).sigmoid()
+    torch.testing.assert_close(cbam(x), y * where)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arch", ["mobilenetv2_cifar", "resnet14_cifar", "resnet18"])
+def test_every_kind_fits_every_network(arch: str, kind: Kind) -> None:
+    with torch.device("meta"):
+        net = create(with_formula(arch, kind, 10))
+        assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 10)

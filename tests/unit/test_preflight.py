@@ -52,7 +52,8 @@ def test_a_difference_is_named_with_the_command(contract: Contract, machine: Mac
     with pytest.raises(ValueError, match=sentence):
         raise ValueError(reason)
     assert (
-        "`eca-build compile CHECKPOINT --name m --target tensorrt --precision fp16 --attention-graph fused`" in reason
+        "`eca-build compile CHECKPOINT --name m --target tensorrt --precision fp16 --attention eca "
+        "--attention-graph fused`" in reason
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eca_build.networks.attention import AttentionSites, Kind, adaptive_kernel_size
+from eca_build.networks.attention import SIZED, AttentionSites, Kind, paper_size
 from eca_build.networks.mobilenetv2 import STAGES, MobileNetV2, round_channels
 from eca_build.networks.resnet import BasicBlock, Block, Bottleneck, CifarResNet, ResNet
 
@@ -38,9 +37,10 @@ ARCHS = (*RESNETS, *CIFAR_RESNETS, *MOBILENETS)
 class NetworkSpec:
     """All that decides a network's shape.
 
-    `sizes` holds one number per attention site, in the order of the blocks: ECA's kernel size, SE's hidden width;
-    it is empty for none. `width` multiplies the channels of MobileNetV2 and, as a whole number, of the
-    CIFAR ResNets; it is 1 elsewhere.
+    `sizes` holds one number per attention site, in the order of the blocks: the kernel size of ECA and ECA-NS, the
+    hidden width of SE and CBAM, the channels in a group of SE-GC; it is empty for the other kinds. `bias` is that of
+    SE's and CBAM's linear layers. `width` multiplies the channels of MobileNetV2 and, as a whole number, of the CIFAR
+    ResNets; it is 1 elsewhere.
     """
 
     arch: str
@@ -64,14 +64,9 @@ def site_channels(arch: str, width: float = 1.0) -> tuple[int, ...]:
 
 
 def with_formula(arch: str, attention: Kind, classes: int, width: float = 1.0) -> NetworkSpec:
-    """The specification for training: ECA's kernels by the paper's formula, SE's reduction the published one."""
-    channels = site_channels(arch, width)
+    """The specification for training: ECA's kernels by the paper's formula, the others' sizes as it has them."""
     reduction = 8 if arch in MOBILENETS else 16
-    sizes: Sequence[int] = ()
-    if attention == "eca":
-        sizes = [adaptive_kernel_size(c) for c in channels]
-    elif attention == "se":
-        sizes = [max(1, c // reduction) for c in channels]
+    sizes = [paper_size(attention, c, reduction) for c in site_channels(arch, width)] if attention in SIZED else []
     return NetworkSpec(arch, attention, classes, tuple(sizes), width)
 
 

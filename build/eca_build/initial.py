@@ -1,0 +1,53 @@
+"""Checkpoints with random weights: for latency, which needs no trained ones, and for nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from eca_build import images
+from eca_build.checkpoint import save
+from eca_build.compile import default_recipe
+from eca_build.errors import BuildError
+from eca_build.networks import ARCHS, Network, NetworkSpec, create, with_formula
+from eca_build.networks.attention import Kind
+
+SAMPLE = 16  # images that the batch norms are set by
+SIDE_PX = 64  # of those images; the statistics hardly depend on it, the time does
+
+
+def write(path: Path, arch: str, attention: Kind, classes: int, width: float = 1.0, seed: int = 0) -> NetworkSpec:
+    """Writes a network with random weights, noted as such in the file, to `path`, which ends in .safetensors.
+
+    Its sizes follow the paper's formulas. Raises BuildError for an unknown `arch`, a width that it has not, another
+    suffix, and where the file cannot be written.
+    """
+    if arch not in ARCHS:
+        raise BuildError(f"there is no architecture {arch}; `eca-build archs` lists those that are")
+    if width != 1 and not arch.startswith("mobilenetv2") and not (arch.endswith("_cifar") and width == int(width)):
+        raise BuildError(f"{arch} has no width of {width:g}; MobileNetV2 takes any, the CIFAR ResNets whole ones")
+    if path.suffix != ".safetensors":
+        raise BuildError(f"{path} must end in .safetensors: the file says there that its weights are random")
+    spec = with_formula(arch, attention, classes, width)
+    torch.manual_seed(seed)
+    network = create(spec)
+    settle(network, default_recipe(arch).crop, seed)
+    save(path, network, {"weights": "random", "architecture": arch, "attention": attention})
+    return spec
+
+
+@torch.no_grad()
+def settle(network: Network, crop: int, seed: int) -> None:
+    """Sets the batch norms by synthetic images, in place: a deep random network would overflow without."""
+    sample = images.synthetic(min(crop, SIDE_PX), SAMPLE, seed)
+    x = torch.from_numpy(sample).permute(0, 3, 1, 2).float() / 64 - 2
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # a plain mean over the passes, so that one suffices
+    network.train()(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()

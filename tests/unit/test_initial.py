@@ -1,0 +1,64 @@
+"""Random weights are written for latency alone, and everything made of them says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from eca_build.checkpoint import load
+from eca_build.cli import main
+from eca_build.compile import Options, compile_checkpoint
+from eca_build.errors import BuildError
+from eca_build.initial import write
+from eca_service.contract import read
+
+
+@pytest.mark.parametrize("attention", ["none", "se-var1", "cbam"])
+def test_what_was_written_is_read(tmp_path: Path, attention: str) -> None:
+    path = tmp_path / "m.safetensors"
+    done = main(
+        ["init", "resnet14_cifar", "--attention", attention, "--width", "2", "-o", str(path)], standalone_mode=False
+    )
+    assert not done
+    found = load(path)
+    assert (found.weights, found.spec.attention, found.spec.classes, found.spec.width) == ("random", attention, 10, 2)
+    with torch.inference_mode():
+        answers = found.network(torch.randn(8, 3, 32, 32)).softmax(1)
+    assert torch.isfinite(answers).all()
+    assert answers.max() < 0.99, "answers must not be saturated, or an engine's differences would not show"
+
+
+def test_contract_and_labels_say_random(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    write(path, "resnet14_cifar", "eca-ns", 3)
+    built = compile_checkpoint(Options(path, tmp_path / "repository"), lambda step: None)
+    contract = read(built.folder)
+    assert contract.weights == "random"
+    assert contract.verification.top1_agreement == 1
+    assert contract.kernel_sizes == (3,) * 6
+    assert contract.labels[1] == "random weights, for latency only: 1"
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\nfrog\n")
+    with pytest.raises(BuildError, match=r"weights are random.*leave --labels out"):
+        compile_checkpoint(Options(path, tmp_path / "repository", labels=labels), lambda step: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("nonet", "none", 3), "no architecture nonet"),
+        (("resnet18", "none", 3, 2.0), "resnet18 has no width of 2"),
+        (("resnet20_cifar", "none", 3, 1.5), "resnet20_cifar has no width"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path: Path, arguments: tuple[str, str, int], sentence: str) -> None:
+    with pytest.raises(BuildError, match=sentence):
+        write(tmp_path / "m.safetensors", *arguments)  # type: ignore[arg-type]
+    with pytest.raises(BuildError, match=r"must end in \.safetensors"):
+        write(tmp_path / "m.pth", "resnet18", "none", 3)
+
+
+def test_unknown_attention_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["init", "resnet18", "--attention", "magic", "-o", str(tmp_path / "m.safetensors")], standalone_mode=False)
+    assert "there is no attention magic; there are none, se, se-var1" in capsys.readouterr().err
