@@ -79,6 +79,7 @@ USER 10001:10001
 EXPOSE 8080 8081
 # Ready, not merely alive: every model gave its golden answers through Triton.
 HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=3 CMD ["python", "-IS", "-c", \
-"import urllib.request as r; r.urlopen('http://127.0.0.1:8080/readyz', timeout=3)"]
+"import os, ssl, urllib.request as r; tls = 'ECA_TLS_CERT' in os.environ; \
+r.urlopen(('http', 'https')[tls] + '://127.0.0.1:8080/readyz', timeout=3, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["eca-serve"]
 CMD ["gateway"]

@@ -208,7 +208,7 @@ class Triton:
             self._region = region
 
     async def _unregister(self, name: str) -> None:
-        for client in self._clients.values():
+        for client in list(self._clients.values()):
             with contextlib.suppress(InferenceServerException, grpc.RpcError):
                 await client.unregister_system_shared_memory(name, client_timeout=CONTROL_S)
 

@@ -10,7 +10,13 @@ import socket
 import sys
 from pathlib import Path
 
-OTHER_WAY = "run NVIDIA's own server instead and give its address as ECA_TRITON_URL"
+CONTAINERS = "docker compose -f docker-compose.yml -f deploy/compose.cpu.yml up"
+# The container's Triton is this one, on a newer glibc; NVIDIA's image is there for ARM too.
+OLD_GLIBC = f"in a clone `{CONTAINERS}` runs it in containers; or give the address of NVIDIA's own as ECA_TRITON_URL"
+OTHER_MACHINE = (
+    "NVIDIA's own image runs on ARM too: give its address as ECA_TRITON_URL; or, in a clone and slowly, "
+    f"`{CONTAINERS}` where Docker emulates x86-64"
+)
 MINIMAL_GLIBC = (2, 35)
 # Ends with its parent, even where that is killed: sets PR_SET_PDEATHSIG to SIGKILL, then becomes the server.
 LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
@@ -25,12 +31,12 @@ def installation() -> Path:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise TritonUnavailable(
             f"the embedded Triton runs on Linux x86-64 only, this is {platform.system()} {platform.machine()}; "
-            f"{OTHER_WAY}"
+            f"{OTHER_MACHINE}"
         )
     name, version = platform.libc_ver()
     if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < MINIMAL_GLIBC:
         raise TritonUnavailable(
-            f"the embedded Triton needs glibc 2.35 or newer, this is {name or 'another libc'} {version}; {OTHER_WAY}"
+            f"the embedded Triton needs glibc 2.35 or newer, this is {name or 'another libc'} {version}; {OLD_GLIBC}"
         )
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
