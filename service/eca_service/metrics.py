@@ -46,6 +46,9 @@ model_ready = Gauge(
     registry=registry,
     multiprocess_mode="livemin",
 )
+engine_mismatch = Gauge(
+    "eca_engine_mismatch", "1 for a version whose engine cannot run here.", ["model", "version"], registry=registry
+)
 build_info = Info("eca_build", "What is running.", registry=registry)
 build_info.info({"version": version("eca-serve")})
 shown = registry

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from eca_service import metrics
 from eca_service.contract import Contract, ContractError, read
 from eca_service.errors import ServiceError
 from eca_service.preflight import Obstacle
@@ -40,6 +41,7 @@ class Registry:
         self._chosen_default = default
         self._leases: Counter[Path] = Counter()
         self._unreadable: dict[Path, str] = {}
+        self._mismatched: dict[Path, Contract] = {}
         for folders in wanted(repository).values():
             model = next(filter(None, map(self.read, folders)), None)
             if model:
@@ -66,9 +68,12 @@ class Registry:
 
     def read(self, folder: Path) -> Model | None:
         """The version in `folder`; None, and one line in the log, where it cannot be read or cannot run here."""
+        self._clear_mismatches(folder)
         try:
             model = Model(read(folder), folder)
             if reason := self._obstacle(model.contract):
+                self._mismatched[folder] = model.contract
+                metrics.engine_mismatch.labels(*_labels(model.contract)).set(1)
                 raise ContractError(reason)
         except ContractError as error:
             if self._unreadable.get(folder) != str(error):
@@ -77,6 +82,11 @@ class Registry:
             return None
         self._unreadable.pop(folder, None)
         return model
+
+    def _clear_mismatches(self, folder: Path) -> None:
+        """Ends the series of this folder, which is looked at again, and of those that are gone."""
+        for one in [one for one in self._mismatched if one == folder or not one.exists()]:
+            metrics.engine_mismatch.remove(*_labels(self._mismatched.pop(one)))
 
     @contextlib.contextmanager
     def lease(self, model: Model) -> Iterator[None]:
@@ -90,6 +100,10 @@ class Registry:
     def in_use(self, model: Model) -> bool:
         """A request holds it."""
         return self._leases[model.folder] > 0
+
+
+def _labels(contract: Contract) -> tuple[str, str]:
+    return contract.name, str(contract.version)
 
 
 def versions(repository: Path, name: str) -> list[int]:

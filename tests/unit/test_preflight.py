@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from eca_service import metrics
 from eca_service.cli import main
 from eca_service.contract import Contract, Passport
 from eca_service.preflight import Gpu, Machine, look, obstacle, obstacle_of
@@ -93,6 +95,22 @@ def test_what_cannot_run_here_is_not_offered_to_triton(tmp_path: Path, caplog: p
     assert {name: model.contract.version for name, model in registry.models.items()} == {"m": 1}
     assert caplog.text.count("no NVIDIA GPU") == 2
     assert set(Registry(tmp_path, None, obstacle_of("triton.example:8001")).models) == {"gpu", "m"}
+
+
+def test_a_mismatch_is_shown_until_it_is_mended(tmp_path: Path) -> None:
+    def shown() -> set[tuple[str, str]]:
+        found = metrics.parse(metrics.exposition().decode())
+        return {(s.labels["model"], s.labels["version"]) for s in found if s.name == "eca_engine_mismatch"}
+
+    publish(tmp_path, plan(name="a"))
+    publish(tmp_path, plan(name="b"))
+    machines = [Machine()]
+    registry = Registry(tmp_path, None, lambda contract: obstacle(contract, machines[-1]))
+    assert {("a", "1"), ("b", "1")} <= shown()
+    machines.append(MACHINE)
+    shutil.rmtree(tmp_path / "b")
+    assert registry.read(tmp_path / "a" / "1")
+    assert not {("a", "1"), ("b", "1")} & shown()
 
 
 def test_doctor_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
