@@ -28,6 +28,8 @@ from eca_service.resolver import Resolver, target
 logger = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 512 << 20
 CONTROL_S = 3.0  # for an answer that needs no work
+PROBE_S = 0.5
+HOPELESS_S = 30.0
 LOAD_S = 600.0
 LONGEST_CALL_S = 600.0
 # gRPC's own load balancing and retries: a call that a dying server did not answer goes to another. Its health checks
@@ -77,6 +79,9 @@ class Triton:
         self._clients: dict[str, triton.InferenceServerClient] = {}
         self._loaded: dict[str, set[str]] = {}  # names of the models that each address has
         self._failures: dict[str, str] = {}
+        self._again: dict[
+            str, float
+        ] = {}  # when one that cannot have a model is worth another try, by the loop's clock
         self._serving: frozenset[str] = frozenset()
         self._channel: grpc.aio.Channel | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -95,16 +100,20 @@ class Triton:
         await asyncio.gather(*(client.close() for client in self._clients.values()))
 
     async def look(self) -> bool:
-        """Asks which servers there are now; True where one of them is new. Those that have left get nothing more."""
+        """Asks which servers there are now; True where one that gets no images yet answers, and so can be loaded.
+
+        Those that have left get nothing more.
+        """
         addresses = await self._resolver.addresses()
-        new = addresses - self._clients.keys()
-        for address in new:
+        for address in addresses - self._clients.keys():
             self._clients[address] = triton.InferenceServerClient(address, channel_args=OPTIONS[:-1])
         for address in self._clients.keys() - addresses:
             self._loaded.pop(address, None)
             self._end(self._clients.pop(address).close())
         self._connect()
-        return bool(new)
+        now = asyncio.get_running_loop().time()
+        idle = [a for a in self._clients.keys() - self._serving if now >= self._again.get(a, 0)]
+        return any(await asyncio.gather(*map(self._answers, idle)))
 
     async def load(self, contract: Contract, home: Path, versions: Collection[int]) -> int:
         """Has `versions`, the contract's among them, loaded in every server that lacks one; `home` has config.pbtxt.
@@ -126,6 +135,7 @@ class Triton:
             if self._failures.get(address) != str(error):
                 logger.warning("the Triton at %s gets no images: %s", address, error)
             self._failures[address] = str(error)
+            self._again[address] = 0 if _passes(error) else asyncio.get_running_loop().time() + HOPELESS_S
         for address in slots:
             self._loaded.setdefault(address, set()).add(contract.name)
         self._connect()
@@ -213,9 +223,17 @@ class Triton:
                 await client.unregister_system_shared_memory(name, client_timeout=CONTROL_S)
 
     async def _known(self) -> dict[str, triton.InferenceServerClient]:
-        if not self._clients and not await self.look():
+        if not self._clients:
+            await self.look()
+        if not self._clients:
             raise ServiceError("backend_unavailable", f"no address is known for {', '.join(self._resolver.urls)}")
         return dict(self._clients)
+
+    async def _answers(self, address: str) -> bool:
+        try:
+            return bool(await self._clients[address].is_server_live(client_timeout=PROBE_S))
+        except (InferenceServerException, grpc.RpcError):
+            return False
 
     def _connect(self) -> None:
         """Makes the channel anew where other servers are to serve; where none would be left, it stays as it is."""

@@ -83,6 +83,13 @@ def test_the_overlay_needs_neither_gpu_nor_nvidia(version: str) -> None:
     assert all("nvcr.io" not in str(service) for service in cpu.values())
 
 
+def test_no_two_services_share_two_networks() -> None:
+    """Else Docker's DNS gives two addresses of one container, and Prometheus counts it twice."""
+    networks = {name: set(service.get("networks", [])) for name, service in services("v2", GPU).items()}
+    shared = {(a, b) for a in networks for b in networks if a < b and len(networks[a] & networks[b]) > 1}
+    assert shared <= {("gateway", "gateway-b")}, "they do not know each other"
+
+
 def test_each_waits_for_what_it_needs() -> None:
     found = services("v2", GPU)
     waits = {
