@@ -47,7 +47,11 @@ model_ready = Gauge(
     multiprocess_mode="livemin",
 )
 engine_mismatch = Gauge(
-    "eca_engine_mismatch", "1 for a version whose engine cannot run here.", ["model", "version"], registry=registry
+    "eca_engine_mismatch",
+    "1 for a version whose engine cannot run here.",
+    ["model", "version"],
+    registry=registry,
+    multiprocess_mode="livemax",
 )
 build_info = Info("eca_build", "What is running.", registry=registry)
 build_info.info({"version": version("eca-serve")})
@@ -68,12 +72,12 @@ def ended(folder: Path, worker: int) -> None:
     multiprocess.mark_process_dead(worker, str(folder))
 
 
-def forget_version(model: str, version: int) -> None:
-    """Ends the series of a version that is no longer loaded."""
+def forget(gauge: Gauge, model: str, version: int) -> None:
+    """Ends the series of a version in `model_ready` or `engine_mismatch`."""
     if SHARED:  # where prometheus_client cannot remove any
-        model_ready.labels(model, str(version)).set(float("nan"))
+        gauge.labels(model, str(version)).set(float("nan"))
     else:
-        model_ready.remove(model, str(version))
+        gauge.remove(model, str(version))
 
 
 def exposition() -> bytes:

@@ -73,7 +73,7 @@ class Registry:
             model = Model(read(folder), folder)
             if reason := self._obstacle(model.contract):
                 self._mismatched[folder] = model.contract
-                metrics.engine_mismatch.labels(*_labels(model.contract)).set(1)
+                metrics.engine_mismatch.labels(model.contract.name, str(model.contract.version)).set(1)
                 raise ContractError(reason)
         except ContractError as error:
             if self._unreadable.get(folder) != str(error):
@@ -86,7 +86,8 @@ class Registry:
     def _clear_mismatches(self, folder: Path) -> None:
         """Ends the series of this folder, which is looked at again, and of those that are gone."""
         for one in [one for one in self._mismatched if one == folder or not one.exists()]:
-            metrics.engine_mismatch.remove(*_labels(self._mismatched.pop(one)))
+            contract = self._mismatched.pop(one)
+            metrics.forget(metrics.engine_mismatch, contract.name, contract.version)
 
     @contextlib.contextmanager
     def lease(self, model: Model) -> Iterator[None]:
@@ -100,10 +101,6 @@ class Registry:
     def in_use(self, model: Model) -> bool:
         """A request holds it."""
         return self._leases[model.folder] > 0
-
-
-def _labels(contract: Contract) -> tuple[str, str]:
-    return contract.name, str(contract.version)
 
 
 def versions(repository: Path, name: str) -> list[int]:

@@ -115,7 +115,7 @@ class Rollout:
             return  # it is current again
         retiring.remove(model)
         self._engines.drop(model.contract)
-        metrics.forget_version(name, model.contract.version)
+        metrics.forget(metrics.model_ready, name, model.contract.version)
         left = {one.contract.version for one in _present(self._registry.models.get(name), *retiring)}
         await self._triton.keep(home, left)
         logger.info("%s version %d is unloaded", name, model.contract.version)
