@@ -110,3 +110,24 @@ def test_servers_die_and_return(pair: tuple[Service, list[Service]], repository:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_one_that_cannot_have_the_models_gets_no_images(repository: Path, tmp_path: Path) -> None:
+    """A Triton of another repository, say: those that can, serve, and the log names it and the reason."""
+    empty = tmp_path / "empty"
+    for folder in (empty, tmp_path / "able", tmp_path / "unable"):
+        folder.mkdir()
+    able = start(repository, tmp_path / "able", "triton")
+    unable = start(empty, tmp_path / "unable", "triton")
+    urls = f"127.0.0.1:{able.triton_port},127.0.0.1:{unable.triton_port}"
+    gateway = start(repository, tmp_path, "gateway", triton_url=urls)
+    try:
+        gateway.await_ready()
+        image = golden_png(repository, MODEL)
+        assert {call("grpc", gateway, MODEL, [image]).code for _ in range(30)} == {"ok"}
+        until(lambda: f"the Triton at 127.0.0.1:{unable.triton_port} gets no images" in gateway.log.read_text(), "told")
+    finally:
+        for server in (gateway, able, unable):
+            server.process.send_signal(signal.SIGTERM)
+        for server in (gateway, able, unable):
+            server.process.wait(30)
