@@ -101,7 +101,7 @@ async def answer_to(request: Request, name: str | None, version: int | None, rea
     with core.registry.lease(model):
         images, top_k = await in_time(received(), min(deadline, received_by))
         work = core.classify(model, images, top_k, deadline, exchange.permit)
-        answer = await in_time(work, deadline, partial(_gone, exchange.receive))
+        answer = await in_time(work, deadline, partial(gone, exchange.receive))
     if len(answer.results) == 1 and answer.results[0].error is not None:
         raise answer.results[0].error
     return answer
@@ -121,7 +121,8 @@ def deadline_ms(request: Request, core: Core) -> float:
     return value
 
 
-async def _gone(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
+async def gone(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
+    """Returns once the caller has left; the body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
