@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
+import torch
 from eca_service.contract import GateSite
 from torch import Tensor, nn
 
-from eca_build.errors import BuildError
+from eca_build.networks import Network
 from eca_build.networks.attention import ChannelAttention
 
 
-class Tap(ChannelAttention):
-    """Another attention module, whose gate is also added to `taken` whenever it is computed."""
+def tap(network: nn.Module, taken: dict[str, Tensor]) -> None:
+    """Has each attention module of `network` put its gate, float [N, C], into `taken`, in the order in which they run.
 
-    def __init__(self, inner: ChannelAttention, taken: list[Tensor]) -> None:
-        super().__init__()
-        self.inner = inner
-        self._taken = taken
-
-    def gate(self, pooled: Tensor) -> Tensor:
-        found = self.inner.gate(pooled)
-        self._taken.append(found)
-        return found
-
-
-def tap(network: nn.Module, taken: list[Tensor]) -> tuple[str, ...]:
-    """Has every attention module of `network` add its gate, float [N, C], to `taken` in the order in which they run.
-
-    Returns the names of their blocks, in the order of registration, which is that of the run.
+    The keys are the names of the blocks, such as "layer1.0". A tapped network must not be copied.
     """
-    found = [
-        (parent, name, module, f"{path}.{name}".rpartition(".")[0])
-        for path, parent in network.named_modules()
-        for name, module in parent.named_children()
-        if isinstance(module, ChannelAttention)
-    ]
-    for parent, name, module, _ in found:
-        setattr(parent, name, Tap(module, taken))
-    return tuple(block for *_, block in found)
+    for path, module in network.named_modules():
+        if isinstance(module, ChannelAttention):
+            block = path.rpartition(".")[0]
+            module.gate = _recorded(module.gate, block, taken)  # type: ignore[assignment,method-assign]
 
 
-def sites(network: nn.Module, blocks: tuple[str, ...], taken: list[Tensor]) -> tuple[GateSite, ...]:
-    """The sites that `taken` holds after one run. Raises BuildError where a site computed no gate of its own."""
-    if len(taken) != len(blocks):
-        raise BuildError(
-            f"--expose-gates finds {len(taken)} gates in {len(blocks)} attention sites: this graph computes them inside "
-            "of other operators; use --attention-graph plain"
-        )
-    return tuple(GateSite(block=block, channels=gate.shape[1]) for block, gate in zip(blocks, taken, strict=True))
+def _recorded(gate: Callable[[Tensor], Tensor], block: str, taken: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def recorded(pooled: Tensor) -> Tensor:
+        taken[block] = gate(pooled)
+        return taken[block]
+
+    return recorded
+
+
+@torch.inference_mode()
+def gate_sites(network: Network, crop: int) -> tuple[GateSite, ...]:
+    """The gates that `network` computes for an image of `crop` x `crop` pixels, in their order.
+
+    There are none without attention.
+    """
+    taken: dict[str, Tensor] = {}
+    tapped = copy.deepcopy(network).eval()
+    tap(tapped, taken)
+    tapped(torch.zeros(1, 3, crop, crop))
+    return tuple(GateSite(block=block, channels=gate.shape[1]) for block, gate in taken.items())
