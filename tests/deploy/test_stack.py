@@ -10,7 +10,7 @@ from collections import Counter
 import httpx
 import numpy as np
 import tritonclient.grpc as triton
-from eca_service.client import Failure, classify_file
+from eca_service.client import Client, ClientError
 from tritonclient.utils import InferenceServerException
 
 from tests.deploy.stack import ROOT, Stack, docker, versions
@@ -36,10 +36,9 @@ def await_health(container: str, health: str, timeout_s: float) -> None:
 
 
 def test_classifies_a_photograph_over_http(stack: Stack) -> None:
-    answer = classify_file(stack.url, DOG)
-    assert not isinstance(answer, Failure), answer
-    assert answer["model"] == MODEL
-    assert answer["results"][0]["predictions"][0]["label"] == "dog"
+    with Client(stack.url) as client:
+        answer = client.classify(DOG)
+    assert (answer.model, answer.best.label) == (MODEL, "dog")
 
 
 def test_classifies_a_photograph_over_grpc(stack: Stack) -> None:
@@ -56,7 +55,8 @@ def test_only_the_gateway_is_open(stack: Stack) -> None:
 
 
 def test_prometheus_finds_the_request(stack: Stack) -> None:
-    assert not isinstance(classify_file(stack.url, DOG), Failure)
+    with Client(stack.url) as client:
+        client.classify(DOG)
     end = time.monotonic() + 30
     while time.monotonic() < end:
         found = stack.query(f'sum(eca_requests_total{{protocol="http",model="{MODEL}",code="ok"}})')
@@ -86,7 +86,8 @@ def test_survives_the_death_of_triton(stack: Stack) -> None:
     await_status(stack.url + "/readyz", 503, 10)
     docker("start", stack.container("triton"))
     print(f"ready {stack.await_ready():.1f} s after Triton's container was started again")
-    assert not isinstance(classify_file(stack.url, DOG), Failure)
+    with Client(stack.url) as client:
+        client.classify(DOG)
 
 
 def test_a_second_triton_is_found(stack: Stack) -> None:
