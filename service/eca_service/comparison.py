@@ -72,8 +72,8 @@ async def compare(
 ) -> Comparison:
     """Each model's answer. Raises what decoding raises; and where every model fails, the first one's error."""
     started = time.perf_counter()
-    top_k = min(top_k, *(model.contract.classes for model in models)) if top_k > 0 else top_k
-    core.require_top_k(models[0].contract, top_k)
+    for model in models:
+        core.require_top_k(model.contract, top_k)
     permit.grow(images=len(models) - 1)
     seen: dict[str, tuple[Decoded, float]] = {}
     for model in models:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from eca_service.core import Answer, Core, Prediction, Result
 from eca_service.errors import ServiceError
 from eca_service.geometry import Box, crop_box
 from eca_service.imaging import Decoded
+from eca_service.labels import class_index
 from eca_service.registry import Model
 
 
@@ -55,7 +55,7 @@ async def explain(
     deadline: float,
     permit: Permit,
     *,
-    top_k: int = 5,
+    top_k: int = 1,
     gates: bool = False,
     preview_px: int = 0,
 ) -> Explanation:
@@ -65,8 +65,7 @@ async def explain(
     """
     started = time.perf_counter()
     contract = model.contract
-    index = None if wanted is None else class_index(contract, wanted)
-    top_k = min(top_k, contract.classes)
+    index = None if wanted is None else class_index(contract.labels, wanted, contract.name)
     core.require_top_k(contract, top_k)
     if gates and not contract.gates:
         raise ServiceError(
@@ -90,30 +89,6 @@ async def explain(
         crop_box(decoded.size, contract.preprocessing),
         decoded,
         _by_block(contract, row.further[GATES]) if gates else (),
-    )
-
-
-def class_index(contract: Contract, wanted: str) -> int:
-    """The class that a caller names by its index or its label, or by one of the names that a label lists.
-
-    Raises bad_parameter where there is none or more than one; the nearest labels are offered.
-    """
-    if wanted.isdecimal() and int(wanted) < contract.classes:
-        return int(wanted)
-    sought = wanted.strip().casefold()
-    labels = [label.casefold() for label in contract.labels]
-    found = [index for index, label in enumerate(labels) if label == sought]
-    if not found:
-        found = [i for i, label in enumerate(labels) if sought in (name.strip() for name in label.split(","))]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ServiceError("bad_parameter", f"class {wanted!r} is the label of {found}; give one of these numbers")
-    near = difflib.get_close_matches(sought, labels, 3)
-    offered = ", ".join(repr(contract.labels[labels.index(label)]) for label in near) or repr(contract.labels[0])
-    raise ServiceError(
-        "bad_parameter",
-        f"{contract.name} has no class {wanted!r}; give a label such as {offered}, or 0 to {contract.classes - 1}",
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
@@ -17,9 +17,10 @@ from eca_service.core import Prediction, in_time
 from eca_service.errors import ServiceError
 from eca_service.explanation import Explanation, explain
 from eca_service.geometry import Box, Size, as_stored
+from eca_service.oip import require_top_k
 from eca_service.overlay import overlay_png
 from eca_service.registry import Model
-from eca_service.routes import TopK, core_of, deadline_ms, gone
+from eca_service.routes import TopK, core_of, deadlines, gone
 
 router = APIRouter()
 T = TypeVar("T")
@@ -31,7 +32,7 @@ async def explain_route(
     request: Request,
     model: str,
     wanted: Annotated[str | None, Query(alias="class", description="index or label; default: the best class")] = None,
-    top_k: TopK = 5,
+    top_k: TopK = None,
     gates: Annotated[bool, Query(description="JSON: the attention's gates too, where the model exposes them")] = False,
     opacity: Annotated[float, Query(ge=0, le=1, description="PNG: of the map where it is largest")] = 0.6,
     side: Annotated[int, Query(ge=32, le=4096, description="PNG: longer side at most, in pixels")] = 1024,
@@ -44,7 +45,7 @@ async def explain_route(
     async def work(image: bytes, deadline: float) -> tuple[Explanation, bytes]:
         found = await explain(
             *(core, chosen, image, wanted, deadline, request.scope["eca"].permit),
-            top_k=top_k,
+            top_k=require_top_k(top_k, chosen.contract),
             gates=gates,
             preview_px=0 if as_json else side,
         )
@@ -76,7 +77,7 @@ async def explain_route(
 async def compare_route(
     request: Request,
     models: Annotated[str | None, Query(description="names, separated by commas; default: the family")] = None,
-    top_k: TopK = 5,
+    top_k: TopK = None,
 ) -> Response:
     """Each model's predictions for one image.
 
@@ -90,9 +91,10 @@ async def compare_route(
         if not names:
             raise ServiceError("bad_parameter", "models names no model; separate names by commas")
         chosen = [core.registry.get(name) for name in names]
+    most = min(require_top_k(top_k, model.contract) for model in chosen)
 
     async def work(image: bytes, deadline: float) -> Any:
-        return await compare(core, chosen, image, top_k, deadline, request.scope["eca"].permit)
+        return await compare(core, chosen, image, most, deadline, request.scope["eca"].permit)
 
     found = await _one_image(request, chosen, lambda deadline: require_any(core, chosen, deadline), work)
     body = {
@@ -130,19 +132,21 @@ async def _one_image(
 ) -> T:
     """What `work` makes of the request's one image, in time, for as long as the caller is there."""
     core, exchange = core_of(request), request.scope["eca"]
-    deadline = asyncio.get_running_loop().time() + deadline_ms(request, core) / 1000
+    deadline, received_by = deadlines(request, core)
     exchange.entry.model = models[0].contract.name
     require(deadline)
     limits = core.settings
     with ExitStack() as held:
         for model in models:
             held.enter_context(core.registry.lease(model))
-        images = await in_time(read_images(request, limits.max_body_bytes, limits.max_images), deadline)
+        images = await in_time(
+            read_images(request, limits.max_body_bytes, limits.max_images), min(deadline, received_by)
+        )
         if len(images) != 1:
             raise ServiceError("bad_request", f"the request holds {len(images)} images; this route takes one")
         if isinstance(images[0], ServiceError):
             raise images[0]
-        return await in_time(work(images[0], deadline), deadline, gone(exchange.receive))
+        return await in_time(work(images[0], deadline), deadline, partial(gone, exchange.receive))
 
 
 def _explained(found: Explanation, request_id: str) -> dict[str, Any]:

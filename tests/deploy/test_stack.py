@@ -10,7 +10,7 @@ from collections import Counter
 import httpx
 import numpy as np
 import tritonclient.grpc as triton
-from eca_service.client import Client, ClientError
+from eca_service.client import Client, Retry
 from tritonclient.utils import InferenceServerException
 
 from tests.deploy.stack import ROOT, Stack, docker, versions
@@ -35,6 +35,12 @@ def await_health(container: str, health: str, timeout_s: float) -> None:
         time.sleep(0.5)
 
 
+def classify(stack: Stack) -> None:
+    """Fails where the photograph of a dog gets no answer at once."""
+    with Client(stack.url, retry=Retry(attempts=1)) as client:
+        assert client.classify(DOG).predictions
+
+
 def test_classifies_a_photograph_over_http(stack: Stack) -> None:
     with Client(stack.url) as client:
         answer = client.classify(DOG)
@@ -55,8 +61,7 @@ def test_only_the_gateway_is_open(stack: Stack) -> None:
 
 
 def test_prometheus_finds_the_request(stack: Stack) -> None:
-    with Client(stack.url) as client:
-        client.classify(DOG)
+    classify(stack)
     end = time.monotonic() + 30
     while time.monotonic() < end:
         found = stack.query(f'sum(eca_requests_total{{protocol="http",model="{MODEL}",code="ok"}})')
@@ -86,8 +91,7 @@ def test_survives_the_death_of_triton(stack: Stack) -> None:
     await_status(stack.url + "/readyz", 503, 10)
     docker("start", stack.container("triton"))
     print(f"ready {stack.await_ready():.1f} s after Triton's container was started again")
-    with Client(stack.url) as client:
-        client.classify(DOG)
+    classify(stack)
 
 
 def test_a_second_triton_is_found(stack: Stack) -> None:
@@ -100,10 +104,10 @@ def test_a_second_triton_is_found(stack: Stack) -> None:
     began = time.monotonic()
     while f"{address}:8001" not in docker("logs", gateway).rpartition("images go to the Tritons at")[2]:
         assert time.monotonic() < began + 5, "the gateway did not find it"
-        assert not isinstance(classify_file(stack.url, DOG), Failure)
+        classify(stack)
     docker("stop", first)
     for _ in range(20):
-        assert not isinstance(classify_file(stack.url, DOG), Failure), "the second serves alone"
+        classify(stack)  # the second serves alone
     docker("start", first)
     docker("rm", "-f", second)
     stack.await_ready()

@@ -1,4 +1,4 @@
-"""Class activation maps: which class is meant, what is drawn, and in which form it is answered."""
+"""Class activation maps: what they add up to, what is drawn, and in which form it is answered."""
 
 from __future__ import annotations
 
@@ -9,33 +9,12 @@ import numpy as np
 import pytest
 from eca_service.class_map import LinearHead, class_map, head_of
 from eca_service.errors import ServiceError
-from eca_service.explanation import class_index
 from eca_service.geometry import Box
 from eca_service.insight_routes import prefers_json
 from eca_service.overlay import overlay_png
 from PIL import Image, ImageOps
 
 from tests.unit.test_contract import CONTRACT, write
-
-LABELS = ("tench, Tinca tinca", "crane", "hammer", "crane", "7")
-SERVED = CONTRACT.model_copy(update={"labels": LABELS, "classes": len(LABELS)})
-
-
-@pytest.mark.parametrize(
-    ("wanted", "index"), [("0", 0), ("Tench, tinca tinca", 0), ("tinca tinca", 0), (" HAMMER ", 2), ("7", 4)]
-)
-def test_a_class_is_named_by_index_or_label(wanted: str, index: int) -> None:
-    assert class_index(SERVED, wanted) == index
-
-
-@pytest.mark.parametrize(
-    ("wanted", "sentence"),
-    [("crane", r"label of \[1, 3\]"), ("hamer", "such as 'hammer'"), ("99", "or 0 to 4"), ("-1", "no class '-1'")],
-)
-def test_an_unknown_class_is_told_with_the_nearest(wanted: str, sentence: str) -> None:
-    with pytest.raises(ServiceError, match=sentence) as told:
-        class_index(SERVED, wanted)
-    assert told.value.code == "bad_parameter"
 
 
 def test_the_map_adds_up_to_the_logit() -> None:

@@ -16,7 +16,7 @@ from eca_service.client import calls
 from eca_service.client.answers import Classification, Explanation, Model, Overlay
 from eca_service.client.calls import DEFAULT_URL, Call, Image
 from eca_service.client.failures import ClientError, Retry
-from eca_service.client.files import BATCH, CONCURRENCY, FileResult, batches, joined
+from eca_service.client.files import BATCH, CONCURRENCY, FileResult, as_names, batches, joined
 from eca_service.client.over_http import Http
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ class Client:
         model: str | None = None,
         *,
         version: int | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
         timeout_s: float | None = None,
     ) -> Classification:
-        """The `top_k` best classes of one image; without `model` by the service's default one."""
+        """One image's `top_k` best classes (without: 5, or all of fewer), by `model` or the service's default one."""
         return calls.only(self._ask(calls.classify([calls.content(image)], model, version, top_k), timeout_s))
 
     def classify_batch(
@@ -82,7 +82,7 @@ class Client:
         model: str | None = None,
         *,
         version: int | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
         timeout_s: float | None = None,
     ) -> list[Classification | ClientError]:
         """Several images in one request: for each its answer, or the error that it alone met."""
@@ -95,28 +95,36 @@ class Client:
     def classify_files(
         self,
         paths: Iterable[str | os.PathLike[str]],
-        model: str | None = None,
+        model: str | Sequence[str] | None = None,
         *,
-        top_k: int = 5,
+        top_k: int | None = None,
         concurrency: int = CONCURRENCY,
         batch: int = BATCH,
         timeout_s: float | None = None,
     ) -> Iterator[FileResult]:
         """Each file's answer, in their order, as they come: `batch` files a request, `concurrency` requests at once.
 
+        By several models each file is decoded once, and has one result for each.
+
         An error is the file's own and ends nothing; `paths` is read no further than needed.
         """
 
+        models = as_names(model)
+
         def ask(group: list[Path]) -> list[FileResult]:
             try:
-                return joined(group, self.classify_batch(group, model, top_k=top_k, timeout_s=timeout_s))
+                if len(models) > 1:
+                    compared = self.compare(group[0], models, top_k=top_k, timeout_s=timeout_s)
+                    return joined(group, models, [compared[name] for name in models])
+                name = models[0] if models else None
+                return joined(group, models, self.classify_batch(group, name, top_k=top_k, timeout_s=timeout_s))
             except ClientError as error:
-                return joined(group, error)
+                return joined(group, models, error)
 
         pool = ThreadPoolExecutor(concurrency, "eca-client")
         running: deque[Future[list[FileResult]]] = deque()
         try:
-            for group in batches(paths, batch):
+            for group in batches(paths, 1 if len(models) > 1 else batch):
                 running.append(pool.submit(ask, group))
                 if len(running) >= 2 * concurrency:
                     yield from running.popleft().result()
@@ -131,7 +139,7 @@ class Client:
         model: str,
         wanted: str | int | None = None,
         *,
-        top_k: int = 5,
+        top_k: int | None = None,
         gates: bool = False,
         timeout_s: float | None = None,
     ) -> Explanation:
@@ -156,7 +164,7 @@ class Client:
         image: Image,
         models: Sequence[str] | None = None,
         *,
-        top_k: int = 5,
+        top_k: int | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, Classification | ClientError]:
         """Several models' answers by name; without `models` the default one's family: plain, SE, ECA."""
@@ -165,6 +173,14 @@ class Client:
     def models(self, timeout_s: float | None = None) -> list[Model]:
         """All models served."""
         return self._ask(calls.models(), timeout_s)
+
+    def metrics(self, timeout_s: float | None = None) -> str:
+        """The service's metrics as OpenMetrics text."""
+        return self._ask(calls.metrics(), timeout_s)
+
+    def default_model(self, timeout_s: float | None = None) -> str:
+        """The name of the model that answers where none is named."""
+        return self._ask(calls.default_model(), timeout_s)
 
     def unready(self, timeout_s: float = 10.0) -> str | None:
         """None where the service is ready, else a sentence that says why it is not."""

@@ -16,7 +16,7 @@ from eca_service.client.failures import ClientError
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8080"
 Image = bytes | str | os.PathLike[str]  # encoded bytes, or the path of a file that holds them
-Route = Literal["classify", "explain", "overlay", "compare", "models", "ready", "pin", "unpin"]
+Route = Literal["classify", "explain", "overlay", "compare", "metrics", "models", "ready", "pin", "unpin"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def only(found: list[Classification | ClientError]) -> Classification:
 
 
 def classify(
-    images: Sequence[bytes], model: str | None, version: int | None, top_k: int
+    images: Sequence[bytes], model: str | None, version: int | None, top_k: int | None
 ) -> Call[list[Classification | ClientError]]:
     """For each image its Classification, or the ClientError that it alone met."""
 
@@ -82,12 +82,12 @@ def classify(
             for row in body["results"]
         ]
 
-    return Call("classify", read, tuple(images), model, version, {"top_k": str(top_k)})
+    return Call("classify", read, tuple(images), model, version, _top(top_k))
 
 
-def explain(image: bytes, model: str, wanted: str | int | None, top_k: int, gates: bool) -> Call[Explanation]:
+def explain(image: bytes, model: str, wanted: str | int | None, top_k: int | None, gates: bool) -> Call[Explanation]:
     """The map as numbers."""
-    parameters = {"top_k": str(top_k), **_wanted(wanted), **({"gates": "true"} if gates else {})}
+    parameters = {**_top(top_k), **_wanted(wanted), **({"gates": "true"} if gates else {})}
     return Call("explain", answers.explanation, (image,), model, None, parameters)
 
 
@@ -103,7 +103,9 @@ def overlay(image: bytes, model: str, wanted: str | int | None, opacity: float, 
     return Call("overlay", read, (image,), model, None, parameters)
 
 
-def compare(image: bytes, models: Sequence[str] | None, top_k: int) -> Call[dict[str, Classification | ClientError]]:
+def compare(
+    image: bytes, models: Sequence[str] | None, top_k: int | None
+) -> Call[dict[str, Classification | ClientError]]:
     """Several models' answers by name; one that failed alone has its error there."""
 
     def read(body: Any) -> dict[str, Classification | ClientError]:
@@ -115,13 +117,29 @@ def compare(image: bytes, models: Sequence[str] | None, top_k: int) -> Call[dict
             for row in body["results"]
         }
 
-    parameters = {"top_k": str(top_k), **({} if models is None else {"models": ",".join(models)})}
+    parameters = {**_top(top_k), **({} if models is None else {"models": ",".join(models)})}
     return Call("compare", read, (image,), parameters=parameters)
 
 
 def models() -> Call[list[Model]]:
     """All models served."""
     return Call("models", lambda body: [answers.model(contract) for contract in body["models"]])
+
+
+def metrics() -> Call[str]:
+    """The service's metrics as OpenMetrics text."""
+    return Call("metrics", str)
+
+
+def default_model() -> Call[str]:
+    """The model of calls that name none."""
+
+    def read(body: Any) -> str:
+        if body["default"] is None:
+            raise ClientError("model_not_found", "the service serves no model")
+        return str(body["default"])
+
+    return Call("models", read)
 
 
 def ready() -> Call[dict[str, str]]:
@@ -143,6 +161,10 @@ def unpin(model: str) -> Call[int | None]:
 def _pinned(body: Any) -> int | None:
     version: int | None = body["pinned"]
     return version
+
+
+def _top(top_k: int | None) -> dict[str, str]:
+    return {} if top_k is None else {"top_k": str(top_k)}
 
 
 def _wanted(wanted: str | int | None) -> dict[str, str]:

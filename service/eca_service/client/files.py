@@ -1,9 +1,9 @@
-"""Many files: how they are spread over requests, and what becomes of each."""
+"""Many files, by one model or several: how they are spread over requests, and what becomes of each."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,10 @@ BATCH_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
-    """One file's answer, or the error that it alone met."""
+    """One model's answer for one file, or the error that it met; `model` is None for the service's default one."""
 
     path: Path
+    model: str | None
     answer: Classification | None = None
     error: ClientError | None = None
 
@@ -47,11 +48,21 @@ def batches(paths: Iterable[str | os.PathLike[str]], size: int) -> Iterator[list
         yield batch
 
 
-def joined(paths: list[Path], outcome: list[Classification | ClientError] | ClientError) -> list[FileResult]:
-    """What a request for these files came to, file by file; an error of the request is every file's."""
-    if isinstance(outcome, ClientError):
-        return [FileResult(path, error=outcome) for path in paths]
+def joined(
+    paths: Sequence[Path], models: Sequence[str], outcome: Sequence[Classification | ClientError] | ClientError
+) -> list[FileResult]:
+    """What a request came to, file by file, and model by model where there are several.
+
+    `outcome` has an entry for each file, or for each model of the one file; an error of the request is all entries'.
+    """
+    pairs = [(path, model) for path in paths for model in models or (None,)]
+    rows = [outcome] * len(pairs) if isinstance(outcome, ClientError) else outcome
     return [
-        FileResult(path, error=one) if isinstance(one, ClientError) else FileResult(path, one)
-        for path, one in zip(paths, outcome, strict=True)
+        FileResult(path, model, error=one) if isinstance(one, ClientError) else FileResult(path, one.model, one)
+        for (path, model), one in zip(pairs, rows, strict=True)
     ]
+
+
+def as_names(model: str | Sequence[str] | None) -> list[str]:
+    """The models that are meant: none for the default one, each once."""
+    return [model] if isinstance(model, str) else list(dict.fromkeys(model or ()))

@@ -16,7 +16,7 @@ from eca_service.client import calls
 from eca_service.client.answers import Classification, Explanation, Model, Overlay
 from eca_service.client.calls import DEFAULT_URL, Call, Image
 from eca_service.client.failures import ClientError, Retry
-from eca_service.client.files import BATCH, CONCURRENCY, FileResult, batches, joined
+from eca_service.client.files import BATCH, CONCURRENCY, FileResult, as_names, batches, joined
 from eca_service.client.over_http import AsyncHttp
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ class AsyncClient:
         model: str | None = None,
         *,
         version: int | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
         timeout_s: float | None = None,
     ) -> Classification:
-        """The `top_k` best classes of one image; without `model` by the service's default one."""
+        """One image's `top_k` best classes (without: 5, or all of fewer), by `model` or the service's default one."""
         return calls.only(await self._ask(calls.classify([calls.content(image)], model, version, top_k), timeout_s))
 
     async def classify_batch(
@@ -79,7 +79,7 @@ class AsyncClient:
         model: str | None = None,
         *,
         version: int | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
         timeout_s: float | None = None,
     ) -> list[Classification | ClientError]:
         """Several images in one request: for each its answer, or the error that it alone met."""
@@ -92,29 +92,37 @@ class AsyncClient:
     async def classify_files(
         self,
         paths: Iterable[str | os.PathLike[str]],
-        model: str | None = None,
+        model: str | Sequence[str] | None = None,
         *,
-        top_k: int = 5,
+        top_k: int | None = None,
         concurrency: int = CONCURRENCY,
         batch: int = BATCH,
         timeout_s: float | None = None,
     ) -> AsyncIterator[FileResult]:
         """Each file's answer, in their order, as they come: `batch` files a request, `concurrency` requests at once.
 
+        By several models each file is decoded once, and has one result for each.
+
         An error is the file's own and ends nothing; `paths` is read no further than needed.
         """
         turns = asyncio.Semaphore(concurrency)
+        models = as_names(model)
 
         async def ask(group: list[Path]) -> list[FileResult]:
             async with turns:
                 try:
-                    return joined(group, await self.classify_batch(group, model, top_k=top_k, timeout_s=timeout_s))
+                    if len(models) > 1:
+                        compared = await self.compare(group[0], models, top_k=top_k, timeout_s=timeout_s)
+                        return joined(group, models, [compared[name] for name in models])
+                    name = models[0] if models else None
+                    found = await self.classify_batch(group, name, top_k=top_k, timeout_s=timeout_s)
+                    return joined(group, models, found)
                 except ClientError as error:
-                    return joined(group, error)
+                    return joined(group, models, error)
 
         running: deque[asyncio.Task[list[FileResult]]] = deque()
         try:
-            for group in batches(paths, batch):
+            for group in batches(paths, 1 if len(models) > 1 else batch):
                 running.append(asyncio.create_task(ask(group)))
                 if len(running) >= 2 * concurrency:
                     for result in await running.popleft():
@@ -133,7 +141,7 @@ class AsyncClient:
         model: str,
         wanted: str | int | None = None,
         *,
-        top_k: int = 5,
+        top_k: int | None = None,
         gates: bool = False,
         timeout_s: float | None = None,
     ) -> Explanation:
@@ -158,7 +166,7 @@ class AsyncClient:
         image: Image,
         models: Sequence[str] | None = None,
         *,
-        top_k: int = 5,
+        top_k: int | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, Classification | ClientError]:
         """Several models' answers by name; without `models` the default one's family: plain, SE, ECA."""
@@ -167,6 +175,14 @@ class AsyncClient:
     async def models(self, timeout_s: float | None = None) -> list[Model]:
         """All models served."""
         return await self._ask(calls.models(), timeout_s)
+
+    async def metrics(self, timeout_s: float | None = None) -> str:
+        """The service's metrics as OpenMetrics text."""
+        return await self._ask(calls.metrics(), timeout_s)
+
+    async def default_model(self, timeout_s: float | None = None) -> str:
+        """The name of the model that answers where none is named."""
+        return await self._ask(calls.default_model(), timeout_s)
 
     async def unready(self, timeout_s: float = 10.0) -> str | None:
         """None where the service is ready, else a sentence that says why it is not."""

@@ -88,7 +88,8 @@ def _request(call: Call[Any]) -> tuple[str, Any]:
         raise ClientError("unsupported", f"gRPC has no call {call.route!r}; use the service's HTTP address")
     request = service_pb2.ModelInferRequest(model_name=call.model or "", model_version=str(call.version or ""))
     request.inputs.add(name="image", datatype="BYTES", shape=[len(call.images)])
-    request.parameters["top_k"].int64_param = int(call.parameters["top_k"])
+    for name, value in call.parameters.items():
+        request.parameters[name].int64_param = int(value)
     request.raw_input_contents.append(b"".join(struct.pack("<I", len(image)) + image for image in call.images))
     return "ModelInfer", request
 

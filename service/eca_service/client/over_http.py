@@ -15,6 +15,7 @@ from eca_service.client.failures import ClientError
 
 SLACK_S = 1.0  # the service's own `deadline_exceeded` says more than a connection that was given up
 CONNECT_S = 5.0
+ACCEPTED = {"overlay": "image/png", "metrics": "*/*"}
 
 
 class Http:
@@ -98,6 +99,7 @@ def _request(call: Call[Any], left_s: float) -> dict[str, Any]:
         "explain": ("POST", f"{of_model}/explain"),
         "overlay": ("POST", f"{of_model}/explain"),
         "compare": ("POST", "/v1/compare"),
+        "metrics": ("GET", "/metrics"),
         "models": ("GET", "/v1/models"),
         "ready": ("GET", "/readyz"),
         "pin": ("PUT", f"{of_model}/pin"),
@@ -109,7 +111,7 @@ def _request(call: Call[Any], left_s: float) -> dict[str, Any]:
         "url": path,
         "headers": {
             "x-request-timeout-ms": f"{max(1.0, 1000 * left_s):.0f}",
-            "accept": "image/png" if call.route == "overlay" else "application/json",
+            "accept": ACCEPTED.get(call.route, "application/json"),
         },
         "timeout": httpx.Timeout(left_s + SLACK_S, connect=min(CONNECT_S, left_s + SLACK_S)),
     }
@@ -128,6 +130,8 @@ def _body(url: str, call: Call[Any], response: httpx.Response) -> Any:
     if response.is_success and call.route == "overlay":
         headers: Mapping[str, str] = response.headers
         return response.content, headers
+    if response.is_success and call.route == "metrics":
+        return response.text
     try:
         body = response.json()
     except ValueError:

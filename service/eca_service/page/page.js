@@ -16,7 +16,7 @@ const NOTES = {
 const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 
 const at = (id) => document.getElementById(id);
-const state = { contracts: new Map(), file: null, picture: null, cards: [], wanted: null, running: null };
+const state = { contracts: new Map(), file: null, picture: null, cards: [], wanted: null, running: null, first: null };
 
 class Problem extends Error {
   constructor({ code, title, detail, advice = "", again = false }) {
@@ -177,7 +177,8 @@ async function look(file) {
 }
 
 async function learnModels(signal) {
-  const { models } = await (await ask("v1/models", { signal })).json();
+  const { models, default: first } = await (await ask("v1/models", { signal })).json();
+  state.first = first;
   state.contracts = new Map(models.map((contract) => [contract.name, contract]));
 }
 
@@ -203,7 +204,7 @@ async function drawnByService(found, signal) {
 
 function present(found) {
   const answered = found.results.filter((row) => !row.error);
-  const chosen = answered.find((row) => row.attention === "eca") ?? answered[0];
+  const chosen = answered.find((row) => row.model === state.first) ?? answered[0];
   state.wanted = chosen.predictions[0].index;
   at("verdict").textContent = verdict(answered);
   const notes = found.warnings.map((note) => NOTES[note] ?? `${note.replaceAll("_", " ")}.`);
