@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 models: $(READY) ## Build the demo networks into model_repository/
-	@$(BIN)/eca-build compile $(DEMO) --labels build/demo/labels.txt --images build/demo/images
+	@$(BIN)/eca-build compile $(DEMO) --labels build/demo/labels.txt --images build/demo/images --expose-gates
 
 serve: models ## Build the demo networks, start Triton and the gateway
 	@exec $(BIN)/eca-serve up

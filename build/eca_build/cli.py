@@ -152,6 +152,13 @@ def init(arch: str, attention: str, classes: int | None, width: float, seed: int
     "to the ReLU; hoisted-fused, epilogue: the hoisted gate, joined to the map by one operator behind the convolution "
     "or with it. A CPU runs the fused operators as plain ones.",
 )
+@click.option(
+    "--expose-gates",
+    is_flag=True,
+    envvar="ECA_EXPOSE_GATES",
+    show_envvar=True,
+    help="The attention's gates as one more output, for explanations; it costs nothing while nobody asks for them.",
+)
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=32, envvar="ECA_MAX_BATCH", show_envvar=True)
 @click.option("--resize", type=click.IntRange(1, 4096), help="Shorter side in pixels; default: the network's.")
 @click.option("--crop", type=click.IntRange(1, 4096), help="Centre crop in pixels; default: the network's.")
@@ -172,6 +179,7 @@ def compile_(
     target: TargetName,
     precision: Precision,
     attention_graph: AttentionGraph,
+    expose_gates: bool,
     max_batch: int,
     resize: int | None,
     crop: int | None,
@@ -189,7 +197,7 @@ def compile_(
     if (resize or crop) and (not (resize and crop) or crop > resize):
         raise click.UsageError("--resize and --crop go together, and the crop is not larger than the resize")
     size = (resize, crop) if resize and crop else None
-    wish = Wish(target, precision, attention_graph, max_batch)
+    wish = Wish(target, precision, attention_graph, max_batch, expose_gates)
     for checkpoint in checkpoints:
         options = build.Options(checkpoint, repository, size, name, arch, labels, images, _kind(attention), wish)
         with tqdm(total=len(build.STEPS), desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:

@@ -15,7 +15,10 @@ import onnxruntime
 import torch
 from eca_service.contract import (
     CONTRACT_FILE,
+    FEATURES,
+    GATES,
     GOLDEN_FILE,
+    PROBABILITIES,
     Contract,
     ContractError,
     Golden,
@@ -29,6 +32,7 @@ from numpy.typing import NDArray
 from eca_build import checkpoint, cost, images, targets, verify
 from eca_build.errors import BuildError
 from eca_build.export import reference
+from eca_build.gate_taps import gate_sites
 from eca_build.networks.attention import Kind
 from eca_build.publish import CONFIG_FILE, LABELS_FILE, publish, staging, versions
 from eca_build.targets import Wish
@@ -108,6 +112,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         np.save(home / GOLDEN_FILE, sample[:GOLDEN_IMAGES])
         with torch.inference_mode():
             features = loaded.network.feature_map(torch.zeros(1, 3, recipe.crop, recipe.crop)).shape[1:]
+        gates = gate_sites(loaded.network, recipe.crop) if options.wish.expose_gates else ()
         contract = Contract(
             name=name,
             version=version,
@@ -119,7 +124,9 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             labels=labels,
             preprocessing=recipe,
             preprocessing_fingerprint=recipe.fingerprint,
+            outputs=(PROBABILITIES, FEATURES, GATES) if gates else (PROBABILITIES, FEATURES),
             features_shape=(features[0], features[1], features[2]),
+            gates=gates,
             precision=options.wish.precision,
             engine=options.wish.target,
             attention_graph=options.wish.attention_graph,

@@ -8,10 +8,11 @@ import warnings
 from pathlib import Path
 
 import torch
-from eca_service.contract import FEATURES, INPUT, PROBABILITIES, Preprocessing
+from eca_service.contract import FEATURES, GATES, INPUT, PROBABILITIES, Preprocessing
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from eca_build.gate_taps import gate_sites, tap
 from eca_build.graphs import AttentionGraph, rewrite
 from eca_build.networks import Network
 
@@ -26,6 +27,8 @@ class Served(nn.Module):
     the normalised image means the mean there, so it cannot become the convolution's bias. In another `dtype` the
     network runs in that type from the first convolution to the last map; the scale stays out of the weights, where it
     would make small ones subnormal, and pooling, classifier and softmax of a few thousand values stay in float32.
+
+    With `expose_gates` a third output holds all gates of the attention, float [N, sum of channels]: see `gate_sites`.
     """
 
     def __init__(
@@ -34,12 +37,16 @@ class Served(nn.Module):
         recipe: Preprocessing,
         graph: AttentionGraph = "plain",
         dtype: torch.dtype = torch.float32,
+        expose_gates: bool = False,
     ) -> None:
         super().__init__()
+        self._gates: dict[str, Tensor] = {}
         self.network = copy.deepcopy(network).eval()
         self.dtype = dtype
         fold_batch_norms(self.network)
         self.sites_rewritten = rewrite(self.network, graph)
+        if expose_gates:
+            tap(self.network, self._gates)
         std = 255 * torch.tensor(recipe.std).view(1, 3, 1, 1)
         if dtype == torch.float32:
             first = next(m for m in self.network.modules() if isinstance(m, nn.Conv2d))
@@ -50,13 +57,19 @@ class Served(nn.Module):
             self.register_buffer("std", std)
         self.register_buffer("mean", 255 * torch.tensor(recipe.mean).view(1, 3, 1, 1))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        self._gates.clear()
         x = image.to(torch.float32).permute(0, 3, 1, 2) - self.get_buffer("mean")  # TensorRT moves no uint8 about
         if self.dtype != torch.float32:
             x = (x / self.get_buffer("std")).to(self.dtype)
         features = self.network.feature_map(x).float()
         logits = self.network.head(features.mean((2, 3)))
-        return logits.softmax(1), features
+        outputs = (logits.softmax(1), features)
+        if not self._gates:
+            return outputs
+        gates = torch.cat([gate.float() for gate in self._gates.values()], 1)
+        self._gates.clear()  # an export must leave no tensor of its own behind
+        return *outputs, gates
 
 
 def fold_batch_norms(module: nn.Module) -> None:
@@ -85,13 +98,17 @@ def export(
     path: Path,
     graph: AttentionGraph = "plain",
     dtype: torch.dtype = torch.float32,
+    expose_gates: bool = False,
 ) -> int:
     """Writes the served network as ONNX with a dynamic batch to `path`; the number of attention sites rewritten.
 
     The types in the file are those that run, see `Served`; the fused graphs hold custom nodes, see `custom_nodes`.
     Raises BuildError where the network has no such graph.
     """
-    served = Served(network, recipe, graph, dtype)
+    served = Served(network, recipe, graph, dtype, expose_gates)
+    outputs = [PROBABILITIES, FEATURES]
+    if expose_gates and gate_sites(network, recipe.crop):
+        outputs.append(GATES)
     example = torch.zeros(2, recipe.crop, recipe.crop, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
@@ -100,7 +117,7 @@ def export(
             (example,),
             path,
             input_names=[INPUT],
-            output_names=[PROBABILITIES, FEATURES],
+            output_names=outputs,
             dynamic_shapes={"image": {0: torch.export.Dim("N", min=1, max=4096)}},
             opset_version=OPSET,
             external_data=False,

@@ -37,12 +37,13 @@ PRECISIONS: dict[TargetName, tuple[Precision, ...]] = {
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be built: the target, its types, its graph, batches of 1 to `max_batch`."""
+    """What is to be built: the target, its types, its graph, batches of 1 to `max_batch`, the gates as an output."""
 
     target: TargetName = "onnx"
     precision: Precision = "fp32"
     attention_graph: AttentionGraph = "plain"
     max_batch: int = 32
+    expose_gates: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Engine:
 
 
 def require(wish: Wish) -> None:
-    """Raises BuildError where the target has no such precision or its builder is not installed."""
+    """Raises BuildError where the target has no such precision or graph, or its builder is not installed."""
+    if wish.expose_gates and wish.attention_graph == "fused":
+        raise BuildError("--attention-graph fused computes its gates inside of one operator; without --expose-gates")
     if wish.precision not in PRECISIONS[wish.target]:
         offered = ", ".join(PRECISIONS[wish.target])
         raise BuildError(f"--target {wish.target} has no --precision {wish.precision}; it has {offered}")
@@ -87,7 +90,7 @@ def build(
     with tempfile.TemporaryDirectory(prefix="eca-build-") as folder:
         model = Path(folder, "model.onnx")
         step("export to ONNX")
-        sites = export(network, recipe, model, wish.attention_graph, DTYPES[wish.precision])
+        sites = export(network, recipe, model, wish.attention_graph, DTYPES[wish.precision], wish.expose_gates)
         if wish.target == "onnx":
             return _onnx(model, home / "model.onnx", sites, sample, step)
         step("build the engine")

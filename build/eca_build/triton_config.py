@@ -11,12 +11,15 @@ max_batch_size: {max_batch}
 input [ {{ name: "image" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }} ]
 output [
   {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "labels.txt" }},
-  {{ name: "features" data_type: TYPE_FP32 dims: [ {features} ] }}
+  {{ name: "features" data_type: TYPE_FP32 dims: [ {features} ] }}{gates}
 ]
 instance_group [ {{ count: 1 kind: {kind} }} ]
 dynamic_batching {{ }}
 version_policy {{ latest {{ num_versions: 2 }} }}
 """
+
+GATES = """,
+  {{ name: "gates" data_type: TYPE_FP32 dims: [ {channels} ] }}"""
 
 
 ENGINES = {
@@ -38,4 +41,5 @@ def config(contract: Contract) -> str:
         size=contract.preprocessing.crop,
         classes=contract.classes,
         features=", ".join(map(str, contract.features_shape)),
+        gates=GATES.format(channels=sum(site.channels for site in contract.gates)) if contract.gates else "",
     )

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from eca_service import oip_http, routes
+from eca_service import insight_routes, oip_http, page, routes
 from eca_service.admission import Permit
 from eca_service.core import Core
 from eca_service.errors import ServiceError, problem
@@ -128,6 +128,8 @@ def create_app(settings: Settings, peers: Peers | None = None, patience_s: float
     app = FastAPI(title="ECA Serve", version=version("eca-serve"), lifespan=lifespan, redoc_url=None)
     app.state.core = core
     app.include_router(routes.router)
+    app.include_router(insight_routes.router)
+    app.include_router(page.router)
     app.include_router(oip_http.router)
 
     async def handled(request: Request, error: ServiceError) -> JSONResponse:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from eca_service.contract import INPUT, PROBABILITIES, Contract
+from eca_service.contract import FEATURES, GATES, INPUT, PROBABILITIES, Contract
 from eca_service.errors import ServiceError
 from eca_service.region import Region, abandoned, remove_abandoned
 from eca_service.resolver import Resolver, target
@@ -156,33 +156,42 @@ class Triton:
                 names.discard(home.name)
 
     async def infer(
-        self, images: Sequence[NDArray[np.uint8]], contract: Contract, deadline: float
-    ) -> NDArray[np.float32]:
-        """Probabilities float32 [N, K] for N images uint8 [H, W, 3]; `deadline` is of the event loop's clock.
+        self, images: Sequence[NDArray[np.uint8]], contract: Contract, deadline: float, further: tuple[str, ...] = ()
+    ) -> dict[str, NDArray[np.float32]]:
+        """`probabilities` [N, K] for N images uint8 [H, W, 3], and the outputs named in `further`; all float32.
 
-        Raises deadline_exceeded, backend_unavailable, model_not_ready, internal.
+        `deadline` is of the event loop's clock. Raises deadline_exceeded, backend_unavailable, model_not_ready,
+        internal.
         """
         if self._channel is None:
             raise ServiceError("backend_unavailable", "no Triton Inference Server has the models yet")
+        outputs = (PROBABILITIES, *further)
         try:
-            answer = await self._infer_shared(images, contract, deadline)
+            answer = await self._infer_shared(images, contract, outputs, deadline)
             if answer is None:
-                answer = await self._infer(_encoded(images, contract), timeout=_left_s(deadline))
+                answer = await self._infer(_encoded(images, contract, outputs), timeout=_left_s(deadline))
         except grpc.RpcError as error:
             raise _translated(error, contract.name) from None
-        # numpy's own array: the message's memory goes with the message
-        probabilities = np.frombuffer(answer.raw_output_contents[0], "<f4").copy()
-        if probabilities.size != len(images) * contract.classes:
-            raise ServiceError("internal", f"Triton answered {probabilities.size} scores for {len(images)} images")
-        return probabilities.reshape(len(images), contract.classes)
+        shapes = _shapes(contract)
+        tensors = {}
+        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+            # numpy's own array: the message's memory goes with the message
+            values = np.frombuffer(raw, "<f4").copy()
+            shape = (len(images), *shapes[output.name])
+            if values.size != math.prod(shape):
+                raise ServiceError("internal", f"Triton answered {values.size} {output.name} for {len(images)} images")
+            tensors[output.name] = values.reshape(shape)
+        return tensors
 
-    async def _infer_shared(self, images: Sequence[NDArray[np.uint8]], contract: Contract, deadline: float) -> Any:
+    async def _infer_shared(
+        self, images: Sequence[NDArray[np.uint8]], contract: Contract, outputs: tuple[str, ...], deadline: float
+    ) -> Any:
         """The answer to images that travel in shared memory; None where they have to travel in the message."""
         if (region := self._region) is None or (offset := region.lay(images)) is None:
             return None
         place = (region.name, offset, len(images) * images[0].size)
         try:
-            request = _head(contract.name, contract.version, (len(images), *images[0].shape), place)
+            request = _head(contract.name, contract.version, outputs, (len(images), *images[0].shape), place)
             return await self._infer(request, timeout=_left_s(deadline))
         except grpc.RpcError as error:
             if region.name not in (error.details() or ""):
@@ -272,7 +281,8 @@ class Triton:
             raise _translated(error, name) from None
         crop = contract.preprocessing.crop
         found = {t.name: (t.datatype, list(t.shape)[1:]) for t in (*metadata.inputs, *metadata.outputs)}
-        wanted = {INPUT: ("UINT8", [crop, crop, 3]), PROBABILITIES: ("FP32", [contract.classes])}
+        outputs = {tensor: ("FP32", list(shape)) for tensor, shape in _shapes(contract).items()}
+        wanted = {INPUT: ("UINT8", [crop, crop, 3]), **outputs}
         for tensor, kind in wanted.items():
             if found.get(tensor) != kind:
                 raise ServiceError(
@@ -285,15 +295,22 @@ def _left_s(deadline: float) -> float:
     return max(0.001, deadline - asyncio.get_running_loop().time())
 
 
-def _encoded(images: Sequence[NDArray[np.uint8]], contract: Contract) -> bytes:
+def _encoded(images: Sequence[NDArray[np.uint8]], contract: Contract, outputs: tuple[str, ...]) -> bytes:
     """A ModelInferRequest. protobuf would copy the pixels three times more: written by hand they are joined, once."""
     shape = images[0].shape
-    head, size = _head(contract.name, contract.version, (len(images), *shape)), len(images) * math.prod(shape)
+    head = _head(contract.name, contract.version, outputs, (len(images), *shape))
+    size = len(images) * math.prod(shape)
     return b"".join([head, _RAW_INPUT, _varint(size), *(image.data for image in images)])
 
 
 @functools.lru_cache(4096)
-def _head(name: str, version: int, shape: tuple[int, ...], place: tuple[str, int, int] | None = None) -> bytes:
+def _head(
+    name: str,
+    version: int,
+    outputs: tuple[str, ...],
+    shape: tuple[int, ...],
+    place: tuple[str, int, int] | None = None,
+) -> bytes:
     """All of the request but its pixels; or all of it, where they lie in a `place`: region, offset, bytes."""
     request = service_pb2.ModelInferRequest(model_name=name, model_version=str(version))
     tensor = request.inputs.add(name=INPUT, datatype="UINT8", shape=shape)
@@ -301,7 +318,8 @@ def _head(name: str, version: int, shape: tuple[int, ...], place: tuple[str, int
         tensor.parameters["shared_memory_region"].string_param = place[0]
         tensor.parameters["shared_memory_offset"].int64_param = place[1]
         tensor.parameters["shared_memory_byte_size"].int64_param = place[2]
-    request.outputs.add(name=PROBABILITIES)
+    for output in outputs:
+        request.outputs.add(name=output)
     head: bytes = request.SerializeToString()
     return head
 
@@ -314,6 +332,16 @@ def _varint(number: int) -> bytes:
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+def _shapes(contract: Contract) -> dict[str, tuple[int, ...]]:
+    """Of the outputs, without the batch."""
+    shapes: dict[str, tuple[int, ...]] = {
+        PROBABILITIES: (contract.classes,),
+        FEATURES: contract.features_shape,
+        GATES: (sum(site.channels for site in contract.gates),),
+    }
+    return {name: shapes[name] for name in contract.outputs}
 
 
 def _config(home: Path, versions: Collection[int]) -> str:

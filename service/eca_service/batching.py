@@ -5,27 +5,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eca_service import metrics
+from eca_service.contract import PROBABILITIES
 from eca_service.errors import ServiceError
 
 Pixels = NDArray[np.uint8]
-Run = Callable[[Sequence[Pixels], float], Awaitable[NDArray[np.float32]]]
+Tensors = Mapping[str, NDArray[np.float32]]  # by name, each with one row an image
+Run = Callable[[Sequence[Pixels], float, tuple[str, ...]], Awaitable[Tensors]]
+MOST_WITH_FURTHER = 8  # images in a batch that wants further outputs: feature maps are large
 LATE = "the request's deadline passed before its images were classified"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image's answer: probabilities float32 [K], and the seconds it waited and the engine took."""
+    """One image's answer: probabilities float32 [K], and the seconds it waited and the engine took.
+
+    `further` holds the other outputs that were asked for, by name.
+    """
 
     probabilities: NDArray[np.float32]
     queue_s: float
     infer_s: float
+    further: Tensors = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -34,6 +41,7 @@ class _Entry:
     deadline: float
     arrived: float
     future: asyncio.Future[Row]
+    further: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -72,7 +80,8 @@ class Costs:
 class Batcher:
     """The queue in front of one engine. Requests take turns, so that a large one does not starve the others.
 
-    `run` answers a batch: float32 [n, K] for n images uint8 [H, W, 3] and a deadline of the event loop's clock.
+    `run` answers a batch: n images uint8 [H, W, 3], a deadline of the event loop's clock, the names of the outputs
+    wanted beside the probabilities. Images that want the same outputs share a batch; the others wait their turn.
     `slots` batches, each of at most `max_batch` images, are with the engine at once.
     """
 
@@ -88,13 +97,15 @@ class Batcher:
         self._depth = metrics.queue_depth.labels(name)
         self._batch_size = metrics.batch_size.labels(name)
 
-    async def submit(self, caller: object, pixels: Pixels, deadline: float) -> Row:
+    async def submit(self, caller: object, pixels: Pixels, deadline: float, further: tuple[str, ...] = ()) -> Row:
         """The answer for one image of `caller`'s; cancelling it takes the image out of the queue.
+
+        `further` names outputs wanted beside the probabilities, the same for all images of one caller.
 
         Raises deadline_exceeded, or what the engine's batch raised.
         """
         loop = asyncio.get_running_loop()
-        entry = _Entry(pixels, deadline, loop.time(), loop.create_future())
+        entry = _Entry(pixels, deadline, loop.time(), loop.create_future(), further)
         self._queues.setdefault(caller, deque()).append(entry)
         self._count(1)
         self._dispatch()
@@ -131,8 +142,13 @@ class Batcher:
         """Up to `max_batch` entries, one of each request in turn; without those that nobody awaits any more."""
         now = asyncio.get_running_loop().time()
         batch: list[_Entry] = []
-        while self._queues and len(batch) < self.max_batch:
+        others: list[tuple[object, deque[_Entry]]] = []  # want other outputs than the first: theirs is the next batch
+        most = self.max_batch
+        while self._queues and len(batch) < most:
             caller, queue = self._queues.popitem(last=False)
+            if batch and queue[0].further != batch[0].further:
+                others.append((caller, queue))
+                continue
             entry = queue.popleft()
             self._count(-1)
             if queue:
@@ -143,6 +159,11 @@ class Batcher:
                 entry.future.set_exception(ServiceError("deadline_exceeded", LATE))
                 continue
             batch.append(entry)
+            if entry.further:
+                most = min(self.max_batch, MOST_WITH_FURTHER)
+        for caller, queue in reversed(others):
+            self._queues[caller] = queue
+            self._queues.move_to_end(caller, last=False)
         return batch
 
     async def _answer(self, batch: list[_Entry]) -> None:
@@ -162,10 +183,13 @@ class Batcher:
         began, started = loop.time(), time.perf_counter()
         self._batch_size.observe(len(batch))
         try:
-            rows = await self._run([entry.pixels for entry in batch], max(entry.deadline for entry in batch))
+            latest = max(entry.deadline for entry in batch)
+            answer = dict(await self._run([entry.pixels for entry in batch], latest, batch[0].further))
             spent = time.perf_counter() - started
-            if len(rows) != len(batch):
-                raise ServiceError("internal", f"the engine gave {len(rows)} answers for {len(batch)} images")
+            for tensor in answer.values():
+                if len(tensor) != len(batch):
+                    raise ServiceError("internal", f"the engine gave {len(tensor)} answers for {len(batch)} images")
+            rows = answer.pop(PROBABILITIES)
         except asyncio.CancelledError:
             for entry in batch:
                 entry.future.cancel()
@@ -182,6 +206,7 @@ class Batcher:
         self.totals.infer_s += spent * len(batch)
         self.totals.queue_s += sum(began - entry.arrived for entry in batch)
         self.totals.last_s = time.time()
-        for entry, row in zip(batch, rows, strict=True):
+        for index, entry in enumerate(batch):
             if not entry.future.done():
-                entry.future.set_result(Row(row, began - entry.arrived, spent))
+                further = {name: tensor[index] for name, tensor in answer.items()}
+                entry.future.set_result(Row(rows[index], began - entry.arrived, spent, further))

@@ -17,6 +17,7 @@ GOLDEN_FILE = "golden.npy"
 INPUT = "image"
 PROBABILITIES = "probabilities"
 FEATURES = "features"
+GATES = "gates"
 
 
 class ContractError(Exception):
@@ -73,6 +74,13 @@ class Head(_Frozen):
     bias: str
 
 
+class GateSite(_Frozen):
+    """One attention site: the block it is in, by its name in the network, and how many channels it scales."""
+
+    block: str
+    channels: int = Field(ge=1)
+
+
 class Passport(_Frozen):
     """What a GPU engine was built with and for: it runs where these are the same, and nowhere else.
 
@@ -89,7 +97,11 @@ class Passport(_Frozen):
 
 
 class Contract(_Frozen):
-    """One model version; see the module's first lines."""
+    """One model version; see the module's first lines.
+
+    `gates` is empty unless the build was asked to expose them: then the output `gates`, float32 [N, sum of channels],
+    holds every site's gate in this order, each value in (0, 1).
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     version: int = Field(ge=1)
@@ -102,8 +114,9 @@ class Contract(_Frozen):
     preprocessing: Preprocessing
     preprocessing_fingerprint: str
     input: str = INPUT
-    outputs: tuple[str, ...] = (PROBABILITIES, FEATURES)
+    outputs: tuple[Literal["probabilities", "features", "gates"], ...] = ("probabilities", "features")
     features_shape: tuple[int, int, int]
+    gates: tuple[GateSite, ...] = ()
     precision: Literal["fp32", "bf16", "fp16", "int8"]
     engine: Literal["onnx", "tensorrt", "tensorrt-rtx", "inductor"]
     attention_graph: str = "plain"

@@ -8,9 +8,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -141,7 +142,7 @@ class Core:
         That is: model_not_ready, deadline_exceeded, or overloaded where the answer would come too late.
         """
         self.readiness.require(model)
-        self._require_time(model.contract, 1, deadline)
+        self.require_time(model.contract, 1, deadline)
 
     async def classify(
         self, model: Model, images: Sequence[bytes | ServiceError], top_k: int, deadline: float, permit: Permit
@@ -153,8 +154,7 @@ class Core:
         """
         started = time.perf_counter()
         contract = model.contract
-        if not 1 <= top_k <= contract.classes:
-            raise ServiceError("bad_parameter", f"top_k is {top_k}, {contract.name} has {contract.classes} classes")
+        self.require_top_k(contract, top_k)
         most = min(self.settings.max_images, self.settings.max_inflight_images)
         if not images:
             raise ServiceError("bad_request", "the request holds no image; send its bytes as the body, or in a form")
@@ -162,7 +162,7 @@ class Core:
             raise ServiceError("bad_request", f"the request holds {len(images)} images, at most {most} are taken")
         if len(images) > 1:
             permit.grow(images=len(images) - 1)
-            self._require_time(contract, len(images), deadline)
+            self.require_time(contract, len(images), deadline)
         batcher = self.engines.of(contract)
         # a large request leaves the decoders to others too
         turns = asyncio.Semaphore(self.settings.decode_threads) if len(images) > 1 else contextlib.nullcontext()
@@ -172,21 +172,33 @@ class Core:
                 return Result(error=image)
             try:
                 async with turns:
-                    decoded, decode_s = await self._decode(image, contract)
+                    decoded, decode_s = await self.decode(image, contract)
             except ServiceError as error:
                 return Result(error=error)
             row = await batcher.submit(permit, decoded.pixels, deadline)
-            return self._named(contract, row, top_k, decoded, decode_s)
+            return self.named(contract, row, top_k, decoded, decode_s)
 
+        with self.suspicious():
+            results = [await one(images[0])] if len(images) == 1 else await all_of(one(image) for image in images)
+        return Answer(contract, results, time.perf_counter() - started)
+
+    @contextlib.contextmanager
+    def suspicious(self) -> Iterator[None]:
+        """Has the golden answers asked for at once where the service fails in it."""
         try:
-            results = [await one(images[0])] if len(images) == 1 else await _all(one(image) for image in images)
+            yield
         except ServiceError as error:
             if error.kind.http >= 500:
                 self.readiness.suspect()
             raise
-        return Answer(contract, results, time.perf_counter() - started)
 
-    def _require_time(self, contract: Contract, images: int, deadline: float) -> None:
+    def require_top_k(self, contract: Contract, top_k: int) -> None:
+        """Raises bad_parameter for a `top_k` that is not 1 to the number of classes."""
+        if not 1 <= top_k <= contract.classes:
+            raise ServiceError("bad_parameter", f"top_k is {top_k}, {contract.name} has {contract.classes} classes")
+
+    def require_time(self, contract: Contract, images: int, deadline: float) -> None:
+        """Raises deadline_exceeded, or overloaded where the answers to `images` more would come too late."""
         left_s = deadline - asyncio.get_running_loop().time()
         if left_s <= 0:
             raise ServiceError("deadline_exceeded", "the request's deadline passed before it was taken up")
@@ -201,13 +213,17 @@ class Core:
                 "overloaded", f"an answer would take about {wait_s:.2f} s, the request's deadline is in {left_s:.2f} s"
             )
 
-    async def _decode(self, image: bytes, contract: Contract) -> tuple[Decoded, float]:
+    async def decode(self, image: bytes, contract: Contract, preview_px: int = 0) -> tuple[Decoded, float]:
+        """The image as the contract's recipe wants it, and the seconds that took; `preview_px` as for `imaging.decode`.
+
+        Raises what `imaging.decode` raises.
+        """
         started = time.perf_counter()
         self._decoding += 1
         try:
             loop = asyncio.get_running_loop()
             recipe, most = contract.preprocessing, self.settings.max_pixels
-            decoded, busy_s = await loop.run_in_executor(self._decoders, _timed_decode, image, recipe, most)
+            decoded, busy_s = await loop.run_in_executor(self._decoders, _timed_decode, image, recipe, most, preview_px)
         finally:
             self._decoding -= 1
         self._decode_s += 0.1 * (busy_s - self._decode_s)
@@ -215,7 +231,12 @@ class Core:
         metrics.stage_seconds.labels("decode", contract.name).observe(spent)
         return decoded, spent
 
-    def _named(self, contract: Contract, row: Row, top_k: int, decoded: Decoded, decode_s: float) -> Result:
+    async def aside(self, work: Callable[..., T], *arguments: object) -> T:
+        """The result of `work`, which runs among the decoders, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, partial(work, *arguments))
+
+    def named(self, contract: Contract, row: Row, top_k: int, decoded: Decoded, decode_s: float) -> Result:
+        """The engine's answer for one image with the labels of its `top_k` best classes; it is counted."""
         started = time.perf_counter()
         best = np.argsort(-row.probabilities, kind="stable")[:top_k].tolist()
         predictions = tuple(Prediction(i, contract.labels[i], float(row.probabilities[i])) for i in best)
@@ -233,12 +254,12 @@ def _yielding() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
-def _timed_decode(image: bytes, recipe: Any, max_pixels: int) -> tuple[Decoded, float]:
+def _timed_decode(image: bytes, recipe: Any, max_pixels: int, preview_px: int) -> tuple[Decoded, float]:
     started = time.perf_counter()
-    return decode(image, recipe, max_pixels), time.perf_counter() - started
+    return decode(image, recipe, max_pixels, preview_px), time.perf_counter() - started
 
 
-async def _all(work: Any) -> list[Any]:
+async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all; the first that fails ends the others."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:

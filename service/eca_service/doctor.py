@@ -6,9 +6,9 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
 
-from eca_service import client, metrics
+from eca_service import metrics
+from eca_service.client import Client, ClientError, Retry
 from eca_service.diagnosis import Finding, Window, diagnose
 from eca_service.preflight import obstacle_of
 from eca_service.registry import Registry, pinned, versions
@@ -63,21 +63,22 @@ def repository(settings: Settings, registry: Registry) -> Iterator[Finding]:
 
 def service(url: str, seconds: float, registry: Registry | None = None) -> Iterator[Finding]:
     """What the service at `url` says of itself, and what it does in `seconds`; held against `registry` where given."""
-    verdict = client.ready(url)
-    yield Finding(verdict, wrong=True) if verdict else Finding(f"The service at {url} is ready.")
-    try:
-        before, began = metrics.parse(client.fetch(url, "/metrics").text), time.monotonic()
-        contracts: list[dict[str, Any]] = client.fetch(url, "/v1/models").json()["models"]
-        time.sleep(seconds)
-        after = metrics.parse(client.fetch(url, "/metrics").text)
-    except client.Unreachable as error:
-        if verdict is None:
-            yield Finding(str(error), wrong=True)
-        return
+    with Client(url, retry=Retry(attempts=1)) as client:
+        verdict = client.unready()
+        yield Finding(verdict, wrong=True) if verdict else Finding(f"The service at {url} is ready.")
+        try:
+            before, began = metrics.parse(client.metrics()), time.monotonic()
+            models = client.models()
+            time.sleep(seconds)
+            after = metrics.parse(client.metrics())
+        except ClientError as error:
+            if verdict is None:
+                yield Finding(error.detail, wrong=True)
+            return
     if registry:
-        yield from _stale({contract["name"]: contract["version"] for contract in contracts}, registry)
+        yield from _stale({model.name: model.version for model in models}, registry)
     window = Window(before, after, time.monotonic() - began)
-    yield from diagnose(window, {contract["name"]: contract["max_batch"] for contract in contracts})
+    yield from diagnose(window, {model.name: model.contract["max_batch"] for model in models})
 
 
 def _stale(served: dict[str, int], registry: Registry) -> Iterator[Finding]:

@@ -8,10 +8,9 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eca_service.backend import Triton
-from eca_service.batching import Batcher
+from eca_service.batching import Batcher, Pixels, Tensors
 from eca_service.contract import GOLDEN_FILE, Contract
 from eca_service.errors import ServiceError
 from eca_service.registry import Model
@@ -31,8 +30,8 @@ class Engines:
         key = (contract.name, contract.version)
         if key not in self._batchers:
 
-            async def run(images: Sequence[NDArray[np.uint8]], deadline: float) -> NDArray[np.float32]:
-                return await self._triton.infer(images, contract, deadline)
+            async def run(images: Sequence[Pixels], deadline: float, further: tuple[str, ...]) -> Tensors:
+                return await self._triton.infer(images, contract, deadline, further)
 
             self._batchers[key] = Batcher(contract.name, run, contract.max_batch, slots=1)
         return self._batchers[key]

@@ -1,4 +1,4 @@
-"""The one table of errors: code to HTTP status, gRPC status and retry advice."""
+"""The one table of errors: code to HTTP status, gRPC status and advice."""
 
 from __future__ import annotations
 
@@ -7,33 +7,129 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """How an error code is answered; `retry_after_s` is sent where waiting helps."""
+    """How an error code is answered, and what its caller can do; `retry_after_s` is sent where waiting helps."""
 
     http: int
     grpc: str
     title: str
+    advice: str
     retry_after_s: int | None = None
 
 
 CODES: dict[str, Kind] = {
-    "bad_request": Kind(400, "INVALID_ARGUMENT", "The request cannot be understood"),
-    "bad_parameter": Kind(400, "INVALID_ARGUMENT", "A parameter is out of its range"),
-    "unauthorized": Kind(401, "UNAUTHENTICATED", "A valid key is needed"),
-    "model_not_found": Kind(404, "NOT_FOUND", "No such model"),
-    "version_not_found": Kind(404, "NOT_FOUND", "No such version of the model"),
-    "body_too_large": Kind(413, "RESOURCE_EXHAUSTED", "The body is too large"),
-    "image_too_many_pixels": Kind(413, "RESOURCE_EXHAUSTED", "The image has too many pixels"),
-    "unsupported_image_format": Kind(415, "INVALID_ARGUMENT", "The image's format is not supported"),
-    "image_undecodable": Kind(422, "INVALID_ARGUMENT", "The image cannot be decoded"),
-    "image_truncated": Kind(422, "INVALID_ARGUMENT", "The image is cut off"),
-    "rate_limited": Kind(429, "RESOURCE_EXHAUSTED", "Too many requests with this key", 1),
-    "overloaded": Kind(429, "RESOURCE_EXHAUSTED", "The service is at its capacity", 1),
-    "client_closed": Kind(499, "CANCELLED", "The client went away"),
-    "internal": Kind(500, "INTERNAL", "The service failed"),
-    "model_not_ready": Kind(503, "UNAVAILABLE", "The model is not ready", 1),
-    "backend_unavailable": Kind(503, "UNAVAILABLE", "The inference server is not reachable", 1),
-    "draining": Kind(503, "UNAVAILABLE", "The service is shutting down", 1),
-    "deadline_exceeded": Kind(504, "DEADLINE_EXCEEDED", "The deadline passed"),
+    "bad_request": Kind(
+        400,
+        "INVALID_ARGUMENT",
+        "The request cannot be understood",
+        "Compare the request with the examples in /docs.",
+    ),
+    "bad_parameter": Kind(
+        400,
+        "INVALID_ARGUMENT",
+        "A parameter is out of its range",
+        "Give the parameter a value that the sentence names.",
+    ),
+    "unauthorized": Kind(
+        401,
+        "UNAUTHENTICATED",
+        "A valid key is needed",
+        "Send a key: `Authorization: Bearer KEY`; whoever runs the service gives them out.",
+    ),
+    "model_not_found": Kind(
+        404,
+        "NOT_FOUND",
+        "No such model",
+        "Ask GET /v1/models for the names that are served.",
+    ),
+    "version_not_found": Kind(
+        404,
+        "NOT_FOUND",
+        "No such version of the model",
+        "Leave the version out to have the one that is served.",
+    ),
+    "body_too_large": Kind(
+        413,
+        "RESOURCE_EXHAUSTED",
+        "The body is too large",
+        "Send fewer images at once, or smaller files.",
+    ),
+    "image_too_many_pixels": Kind(
+        413,
+        "RESOURCE_EXHAUSTED",
+        "The image has too many pixels",
+        "Make the image smaller; the network sees a few hundred pixels of it anyway.",
+    ),
+    "unsupported_image_format": Kind(
+        415,
+        "INVALID_ARGUMENT",
+        "The image's format is not supported",
+        "Send a JPEG, PNG, WebP, GIF, BMP or TIFF.",
+    ),
+    "image_undecodable": Kind(
+        422,
+        "INVALID_ARGUMENT",
+        "The image cannot be decoded",
+        "Open the image in an image program and save it again.",
+    ),
+    "image_truncated": Kind(
+        422,
+        "INVALID_ARGUMENT",
+        "The image is cut off",
+        "Send the whole file; it may have been cut off on its way.",
+    ),
+    "rate_limited": Kind(
+        429,
+        "RESOURCE_EXHAUSTED",
+        "Too many requests with this key",
+        "Wait as long as Retry-After says, then send again, more slowly.",
+        1,
+    ),
+    "overloaded": Kind(
+        429,
+        "RESOURCE_EXHAUSTED",
+        "The service is at its capacity",
+        "Wait as long as Retry-After says, then send again.",
+        1,
+    ),
+    "client_closed": Kind(
+        499,
+        "CANCELLED",
+        "The client went away",
+        "Nothing: the caller left before the answer.",
+    ),
+    "internal": Kind(
+        500,
+        "INTERNAL",
+        "The service failed",
+        "Send again; if it stays, give the request's id to whoever runs the service.",
+    ),
+    "model_not_ready": Kind(
+        503,
+        "UNAVAILABLE",
+        "The model is not ready",
+        "Wait a moment; if it stays, `eca-serve doctor` says what is wrong.",
+        1,
+    ),
+    "backend_unavailable": Kind(
+        503,
+        "UNAVAILABLE",
+        "The inference server is not reachable",
+        "Wait a moment; if it stays, `eca-serve doctor` says what is wrong.",
+        1,
+    ),
+    "draining": Kind(
+        503,
+        "UNAVAILABLE",
+        "The service is shutting down",
+        "Send again: another instance, or the next one, answers.",
+        1,
+    ),
+    "deadline_exceeded": Kind(
+        504,
+        "DEADLINE_EXCEEDED",
+        "The deadline passed",
+        "Allow more time with X-Request-Timeout-Ms, or send a smaller image.",
+    ),
 }
 
 
@@ -58,6 +154,7 @@ def problem(error: ServiceError, request_id: str) -> dict[str, object]:
         "title": error.kind.title,
         "status": error.kind.http,
         "detail": error.detail,
+        "advice": error.kind.advice,
         "code": error.code,
         "request_id": request_id,
     }

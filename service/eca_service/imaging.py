@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eca_service.contract import Preprocessing
 from eca_service.errors import ServiceError
+from eca_service.geometry import Size, placement
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATION = 0x0112
@@ -24,14 +25,23 @@ Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is de
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels uint8 [crop, crop, 3], RGB, row-major, and what was done to the image that a caller may not expect."""
+    """Pixels uint8 [crop, crop, 3], RGB, row-major, and what was done to the image that a caller may not expect.
+
+    `size` is the upright image's (width, height), `orientation` EXIF's number that turned it so (1: not turned).
+    `preview` is the upright image as uint8 [h, w, 3], where one was asked for.
+    """
 
     pixels: NDArray[np.uint8]
     warnings: tuple[str, ...]
+    size: Size = (0, 0)
+    orientation: int = 1
+    preview: NDArray[np.uint8] | None = None
 
 
-def decode(data: bytes, recipe: Preprocessing, max_pixels: int) -> Decoded:
+def decode(data: bytes, recipe: Preprocessing, max_pixels: int, preview_px: int = 0) -> Decoded:
     """Decodes and follows the recipe: turned by EXIF, to RGB, shorter side resized, centre cropped.
+
+    With `preview_px` the whole image is kept too, its longer side at most so many pixels.
 
     Raises ServiceError: unsupported_image_format, image_too_many_pixels, image_truncated, image_undecodable.
     """
@@ -60,7 +70,9 @@ def decode(data: bytes, recipe: Preprocessing, max_pixels: int) -> Decoded:
                 opened.load()
                 orientation = opened.getexif().get(ORIENTATION, 1)
                 image = to_rgb(opened, notes)
-                if orientation in range(2, 9):
+                if orientation not in range(2, 9):
+                    orientation = 1
+                else:
                     notes.append("exif_rotated")
                     image.getexif()[ORIENTATION] = orientation
                     image = ImageOps.exif_transpose(image)
@@ -68,7 +80,13 @@ def decode(data: bytes, recipe: Preprocessing, max_pixels: int) -> Decoded:
                 cut = "truncated" in str(error) or isinstance(error, EOFError)
                 code = "image_truncated" if cut else "image_undecodable"
                 raise ServiceError(code, f"the {opened.format} image cannot be decoded: {error}") from None
-    return Decoded(np.asarray(fit(image, recipe)), tuple(notes))
+    return Decoded(
+        np.asarray(fit(image, recipe)),
+        tuple(notes),
+        image.size,
+        orientation,
+        np.asarray(_shrunk(image, preview_px)) if preview_px else None,
+    )
 
 
 def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -91,10 +109,13 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
 
 def fit(image: Image.Image, recipe: Preprocessing) -> Image.Image:
     """Shorter side to `resize` pixels by the recipe's antialiased filter, then the centre `crop` x `crop`."""
-    scale = recipe.resize / min(image.size)
-    width = max(recipe.crop, round(image.width * scale))
-    height = max(recipe.crop, round(image.height * scale))
-    left, top = (width - recipe.crop) // 2, (height - recipe.crop) // 2
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling[recipe.filter.upper()])
-    return image.crop((left, top, left + recipe.crop, top + recipe.crop))
+    placed = placement(image.size, recipe)
+    if (placed.width, placed.height) != image.size:
+        image = image.resize((placed.width, placed.height), Image.Resampling[recipe.filter.upper()])
+    return image.crop((placed.left, placed.top, placed.left + recipe.crop, placed.top + recipe.crop))
+
+
+def _shrunk(image: Image.Image, longest_px: int) -> Image.Image:
+    copy = image.copy()
+    copy.thumbnail((longest_px, longest_px))
+    return copy

@@ -15,9 +15,10 @@ from eca_service.bodies import Images, read_images
 from eca_service.contract import Contract
 from eca_service.core import Answer, Core, Result, in_time
 from eca_service.errors import ServiceError
+from eca_service.oip import require_top_k
 
 router = APIRouter()
-TopK = Annotated[int, Query(description="how many classes to answer, at most as many as there are")]
+TopK = Annotated[int | None, Query(description="how many classes to answer; default: 5, or all of fewer")]
 Reader = Callable[[Contract], Awaitable[tuple[Images, int]]]
 
 
@@ -28,28 +29,29 @@ def core_of(request: Request) -> Core:
 
 
 @router.post("/v1/classify")
-async def classify_default(request: Request, top_k: TopK = 5) -> Response:
+async def classify_default(request: Request, top_k: TopK = None) -> Response:
     """Classifies with the default model: raw image bytes, multipart files, or JSON with base64."""
     return await _classify(request, None, None, top_k)
 
 
 @router.post("/v1/models/{model}/classify")
-async def classify_model(request: Request, model: str, top_k: TopK = 5) -> Response:
+async def classify_model(request: Request, model: str, top_k: TopK = None) -> Response:
     """Classifies with one model."""
     return await _classify(request, model, None, top_k)
 
 
 @router.post("/v1/models/{model}/versions/{version}/classify")
-async def classify_version(request: Request, model: str, version: int, top_k: TopK = 5) -> Response:
+async def classify_version(request: Request, model: str, version: int, top_k: TopK = None) -> Response:
     """Classifies with one version of a model."""
     return await _classify(request, model, version, top_k)
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """All contracts, without the head's weights."""
-    found = core_of(request).registry.models.values()
-    return JSONResponse({"models": [model.contract.public() for model in found]})
+    """All contracts, without the head's weights, and the name of the model that answers where none is named."""
+    registry = core_of(request).registry
+    contracts = [model.contract.public() for model in registry.models.values()]
+    return JSONResponse({"models": contracts, "default": registry.default})
 
 
 @router.get("/v1/models/{model}")
@@ -89,8 +91,7 @@ async def metrics_route() -> Response:
 async def answer_to(request: Request, name: str | None, version: int | None, read: Reader) -> Answer:
     """The core's answer to the images and the top_k that `read` gives, in time, for as long as the caller is there."""
     core, exchange = core_of(request), request.scope["eca"]
-    now = asyncio.get_running_loop().time()
-    deadline, received_by = (now + ms / 1000 for ms in (deadline_ms(request, core), core.settings.body_timeout_ms))
+    deadline, received_by = deadlines(request, core)
     model = core.registry.get(name, version)
     exchange.entry.model = model.contract.name
     core.require(model, deadline)
@@ -101,10 +102,16 @@ async def answer_to(request: Request, name: str | None, version: int | None, rea
     with core.registry.lease(model):
         images, top_k = await in_time(received(), min(deadline, received_by))
         work = core.classify(model, images, top_k, deadline, exchange.permit)
-        answer = await in_time(work, deadline, partial(_gone, exchange.receive))
+        answer = await in_time(work, deadline, partial(gone, exchange.receive))
     if len(answer.results) == 1 and answer.results[0].error is not None:
         raise answer.results[0].error
     return answer
+
+
+def deadlines(request: Request, core: Core) -> tuple[float, float]:
+    """When the answer is due, and when its body must have come, by the event loop's clock. Raises bad_parameter."""
+    now = asyncio.get_running_loop().time()
+    return now + deadline_ms(request, core) / 1000, now + core.settings.body_timeout_ms / 1000
 
 
 def deadline_ms(request: Request, core: Core) -> float:
@@ -121,16 +128,17 @@ def deadline_ms(request: Request, core: Core) -> float:
     return value
 
 
-async def _gone(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
+async def gone(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
+    """Returns once the caller has left; the body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _classify(request: Request, name: str | None, version: int | None, top_k: int) -> Response:
+async def _classify(request: Request, name: str | None, version: int | None, top_k: int | None) -> Response:
     limits = core_of(request).settings
 
     async def read(contract: Contract) -> tuple[Images, int]:
-        return await read_images(request, limits.max_body_bytes, limits.max_images), top_k
+        return await read_images(request, limits.max_body_bytes, limits.max_images), require_top_k(top_k, contract)
 
     answer = await answer_to(request, name, version, read)
     body = {

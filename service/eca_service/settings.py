@@ -56,8 +56,8 @@ class Settings(BaseSettings):
 
 
 BUILD_STEP = {"ECA_ARCH", "ECA_NAME", "ECA_LABELS", "ECA_IMAGES", "ECA_TARGET", "ECA_PRECISION", "ECA_MAX_BATCH"}
-BUILD_STEP |= {"ECA_ATTENTION_GRAPH", "ECA_ATTENTION"}
-CLIENT = {"ECA_URL"}
+BUILD_STEP |= {"ECA_ATTENTION_GRAPH", "ECA_ATTENTION", "ECA_EXPOSE_GATES"}
+CLIENT = {"ECA_URL", "ECA_CA", "ECA_API_KEY_FILE"}
 
 
 def load(given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Settings:

@@ -161,7 +161,7 @@ def work() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with its supervisor, even where that is killed
     if os.getppid() != told["parent"]:
         return
-    from eca_service.cli import log
+    from eca_service.cli.options import log
     from eca_service.gateway import serve
 
     settings = Settings(**told["settings"])

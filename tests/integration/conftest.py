@@ -32,7 +32,7 @@ def build(repository: Path) -> subprocess.CompletedProcess[str]:
     demo = ROOT / "build" / "demo"
     return run(
         "eca_build", "compile", *DEMO, "--repository", repository, "--labels", demo / "labels.txt",
-        "--images", demo / "images",
+        "--images", demo / "images", "--expose-gates",
     )  # fmt: skip
 
 

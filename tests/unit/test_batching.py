@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from eca_service.batching import Batcher, Costs, Pixels, Row
+from eca_service.batching import MOST_WITH_FURTHER, Batcher, Costs, Pixels, Row, Tensors
+from eca_service.contract import PROBABILITIES
 from eca_service.errors import ServiceError
-from numpy.typing import NDArray
 
 
 class Engine:
@@ -22,7 +22,7 @@ class Engine:
         self.rows = 0  # answers more than asked for
         self.error: Exception | None = None
 
-    async def run(self, images: Sequence[Pixels], deadline: float) -> NDArray[np.float32]:
+    async def run(self, images: Sequence[Pixels], deadline: float, further: tuple[str, ...]) -> Tensors:
         self.batches.append([int(image[0]) for image in images])
         self.gates.append(asyncio.Event())
         try:
@@ -32,7 +32,8 @@ class Engine:
             raise
         if self.error:
             raise self.error
-        return np.array([[float(image[0])] for image in images] + [[0.0]] * self.rows, np.float32)
+        values = np.array([[float(image[0])] for image in images] + [[0.0]] * self.rows, np.float32)
+        return {PROBABILITIES: values, **dict.fromkeys(further, 2 * values)}
 
 
 def pixels(value: int) -> Pixels:
@@ -203,3 +204,25 @@ def test_costs_of_sizes_not_seen() -> None:
     for _ in range(100):
         costs.learn(1, 0.2)
     assert costs.seconds(1) == pytest.approx(0.2, rel=0.01)
+
+
+async def test_what_wants_more_shares_no_batch_with_what_does_not() -> None:
+    """Features asked for by a few must not travel for all; everybody's turn comes all the same."""
+    engine = Engine()
+    queue = batcher(engine, max_batch=16)
+    first = submit(queue, 0)
+    await settle()
+    plain = [submit(queue, value) for value in range(1, 4)]
+    caller = object()
+    wide = [
+        asyncio.create_task(queue.submit(caller, pixels(value), far(), ("features",)))
+        for value in range(10, 11 + MOST_WITH_FURTHER)
+    ]
+    plain += [submit(queue, 4)]
+    for _ in range(4):
+        await settle()
+        engine.gates[-1].set()
+    await asyncio.gather(first, *plain, *wide)
+    assert engine.batches == [[0], [1, 2, 3, 4], list(range(10, 10 + MOST_WITH_FURTHER)), [10 + MOST_WITH_FURTHER]]
+    assert [task.result().further for task in plain] == [{}] * 4
+    assert [float(task.result().further["features"][0]) for task in wide] == [2.0 * v for v in range(10, 19)]

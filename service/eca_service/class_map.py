@@ -1,0 +1,62 @@
+"""Exact class activation maps: what each place of the last feature map adds to a class's logit.
+
+With global average pooling and a linear head no gradient is needed (Zhou et al., arXiv 1512.04150; ECA-Net, figure 4):
+the logit of class c is bias[c] + mean over the places of sum_k weight[c, k] * features[k].
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eca_service.contract import ContractError, read
+from eca_service.errors import ServiceError
+
+HEADS_KEPT = 8  # a head of 1000 classes and 2048 channels takes 8 MiB
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A classifier: `weight` float32 [K, C], `bias` float32 [K]."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """`values` float64 [h, w]: what each place adds to the logit; their sum is `logit` - `bias`."""
+
+    values: NDArray[np.float64]
+    logit: float
+    bias: float
+
+
+@lru_cache(HEADS_KEPT)
+def head_of(folder: Path, engine_sha256: str) -> LinearHead:
+    """The head of the version in `folder`, read when it is first asked for; the hash tells versions apart.
+
+    Raises model_not_ready where the contract has none, or not the one that was asked for.
+    """
+    try:
+        contract = read(folder, head=True)
+    except ContractError as error:
+        raise ServiceError("model_not_ready", str(error)) from None
+    head = contract.head
+    if head is None or contract.engine_sha256 != engine_sha256:
+        raise ServiceError("model_not_ready", f"{contract.name} has no classifier in its contract; build it again")
+    weight, bias = (np.frombuffer(base64.b64decode(part), "<f4") for part in (head.weight, head.bias))
+    return LinearHead(weight.reshape(head.classes, head.channels), bias)
+
+
+def class_map(features: NDArray[np.float32], head: LinearHead, index: int) -> ClassMap:
+    """The map of class `index` from one image's features, [C, h, w]."""
+    channels, height, width = features.shape
+    shares = head.weight[index].astype(np.float64) @ features.reshape(channels, -1) / (height * width)
+    bias = float(head.bias[index])
+    return ClassMap(shares.reshape(height, width), float(shares.sum()) + bias, bias)

@@ -1,0 +1,39 @@
+"""The `eca-serve` command."""
+
+from __future__ import annotations
+
+import click
+
+from eca_service.cli.asking import classify, explain
+from eca_service.cli.evaluating import evaluate
+from eca_service.cli.serving import gateway, triton, up
+from eca_service.cli.upkeep import doctor, rollback
+from eca_service.client import ClientError
+from eca_service.settings import SettingsError
+from eca_service.triton.server import TritonUnavailable
+
+
+class _Commands(click.Group):
+    """Turns what a user can mend into its sentence and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (SettingsError, TritonUnavailable, ClientError) as error:
+            click.echo(f"eca-serve: {error.detail if isinstance(error, ClientError) else error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="eca-serve")
+def main() -> None:
+    """Serves attention-enhanced image classifiers, and asks a service that runs.
+
+    \b
+    Shell completion, for bash (zsh and fish likewise):
+      eval "$(_ECA_SERVE_COMPLETE=bash_source eca-serve)"
+    """
+
+
+for command in (up, gateway, triton, classify, explain, evaluate, rollback, doctor):
+    main.add_command(command)

@@ -1,0 +1,156 @@
+"""The commands that ask a running service about images: classify and explain."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from eca_service.cli.images import expand, watched
+from eca_service.cli.options import connect, with_service
+from eca_service.client import ClientError, FileResult
+from eca_service.client.files import CONCURRENCY
+
+COLUMNS = ("file", "model", "version", "rank", "index", "label", "score", "error", "detail")
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", "models", multiple=True, help="May be given several times. Default: the service's.")
+@click.option("--top-k", type=click.IntRange(1), help="Classes of each image; default: 5, or all of fewer.")
+@click.option("--json", "form", flag_value="json", help="One JSON object a line.")
+@click.option("--csv", "form", flag_value="csv", help="One row for each class of each image.")
+@click.option("--table", "form", flag_value="table", default="table", help="For people; the default.")
+@click.option(
+    "--concurrency", default=CONCURRENCY, show_default=True, type=click.IntRange(1, 256), help="Requests at once."
+)
+@with_service
+def classify(
+    images: tuple[Path, ...],
+    models: tuple[str, ...],
+    top_k: int | None,
+    form: str,
+    concurrency: int,
+    url: str,
+    ca: Path | None,
+    api_key_file: Path | None,
+) -> None:
+    """Classifies IMAGES, files, folders or quoted patterns, through a running service.
+
+    A file that fails has its error in its place, and the others their answers. Exit code 0: all were classified; 1:
+    some were not; 2: the service cannot be asked.
+
+    \b
+    Examples:
+      eca-serve classify cat.jpg dog.jpg --top-k 3
+      eca-serve classify photos/ --csv > answers.csv
+      eca-serve classify 'photos/**/*.png' --model resnet14-se --model resnet14-eca --json
+      eca-serve classify cat.jpg --url https://images.example.org --api-key-file key
+    """
+    paths = expand(images)
+    failed = 0
+    with connect(url, ca, api_key_file) as client:
+        results = client.classify_files(paths, models, top_k=top_k, concurrency=concurrency)
+        if form == "csv":
+            click.echo(",".join(COLUMNS))
+        width = min(60, max(len(str(path)) for path in paths))
+        total = len(paths) * max(1, len(set(models)))
+        for result in watched(results, total, "image"):
+            if result.error and result.error.fatal:
+                raise result.error
+            failed += result.error is not None
+            if form == "table":
+                click.echo(_line(result, width, len(models) > 1), err=result.error is not None)
+            else:
+                click.echo(_json(result) if form == "json" else _csv(result))
+    if failed:
+        click.echo(f"{failed} of {total} failed", err=True)
+    sys.exit(1 if failed else 0)
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("-o", "--output", default="map.png", show_default=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--model", help="Default: the service's.")
+@click.option("--class", "wanted", help="Label or index of the class to explain; default: the best one.")
+@click.option("--opacity", default=0.6, show_default=True, type=click.FloatRange(0, 1), help="Of the map.")
+@click.option("--side", default=1024, show_default=True, type=click.IntRange(32, 4096), help="Longer side, in pixels.")
+@click.option("--json", "as_json", is_flag=True, help="Print the map as numbers instead of writing a picture.")
+@with_service
+def explain(
+    image: Path,
+    output: Path,
+    model: str | None,
+    wanted: str | None,
+    opacity: float,
+    side: int,
+    as_json: bool,
+    url: str,
+    ca: Path | None,
+    api_key_file: Path | None,
+) -> None:
+    """Draws what in IMAGE speaks for a class (warm) and against it (cool), as the model sees it.
+
+    It is the exact class activation map: its values add up to the class's logit without the bias.
+
+    \b
+    Examples:
+      eca-serve explain dog.jpg -o map.png
+      eca-serve explain dog.jpg --class cat --model resnet14-se --json
+    """
+    try:
+        with connect(url, ca, api_key_file) as client:
+            chosen = model or client.default_model()
+            if as_json:
+                click.echo(json.dumps(asdict(client.explain(image, chosen, wanted))))
+                return
+            drawn = client.overlay(image, chosen, wanted, opacity=opacity, side=side)
+    except ClientError as error:
+        if error.fatal:
+            raise
+        raise click.ClickException(f"{image}: {error}") from None
+    try:
+        output.write_bytes(drawn.png)
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
+    explained = drawn.explained
+    click.echo(f"{output}: what speaks for {explained.label} ({explained.score:.1%}) in {image}, as {chosen} sees it")
+
+
+def _line(result: FileResult, width: int, several: bool) -> str:
+    start = f"{result.path!s:<{width}}  " + (f"{result.model or '':<20}  " if several else "")
+    if result.answer is None:
+        return f"{start}{result.error}"
+    return start + "  ".join(f"{one.label} {one.score:.1%}" for one in result.answer.predictions)
+
+
+def _json(result: FileResult) -> str:
+    found: dict[str, object] = {"file": str(result.path)}
+    if result.answer is None:
+        assert result.error is not None
+        found |= {"model": result.model} if result.model else {}
+        return json.dumps(found | {"error": {"code": result.error.code, "detail": result.error.detail}})
+    return json.dumps(found | asdict(result.answer))
+
+
+def _csv(result: FileResult) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(_rows(result))
+    return out.getvalue().rstrip("\n")
+
+
+def _rows(result: FileResult) -> Iterator[Iterable[object]]:
+    answer = result.answer
+    if answer is None:
+        assert result.error is not None
+        yield result.path, result.model, "", "", "", "", "", result.error.code, result.error.detail
+        return
+    for rank, one in enumerate(answer.predictions, 1):
+        score = f"{one.score:.6g}"
+        yield result.path, answer.model, answer.version, rank, one.index, one.label, score, "", ""

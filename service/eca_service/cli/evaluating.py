@@ -1,0 +1,154 @@
+"""The command that measures accuracy through a running service."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from eca_service.cli.images import below, watched
+from eca_service.cli.options import connect, with_service
+from eca_service.client import Client
+from eca_service.client.files import CONCURRENCY
+from eca_service.errors import ServiceError
+from eca_service.evaluation import Evaluation
+from eca_service.labels import class_index
+from eca_service.settings import SettingsError
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--model", "models", multiple=True, help="May be given several times. Default: the service's.")
+@click.option(
+    "--confusion",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the confusion matrices to this PNG, the models side by side.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@click.option(
+    "--concurrency", default=CONCURRENCY, show_default=True, type=click.IntRange(1, 256), help="Requests at once."
+)
+@with_service
+def evaluate(
+    folder: Path,
+    models: tuple[str, ...],
+    confusion: Path | None,
+    as_json: bool,
+    concurrency: int,
+    url: str,
+    ca: Path | None,
+    api_key_file: Path | None,
+) -> None:
+    """Classifies the images of FOLDER's sub-folders, each named by its class, and says how often the answer is right.
+
+    A sub-folder's name is a label, one of the names that a label lists, with _ for spaces if need be, or an index.
+    Images that fail are told and left out of the figures; exit code 1 where there were any.
+
+    \b
+    Examples:
+      eca-serve evaluate photos/
+      eca-serve evaluate photos/ --model resnet14-se --model resnet14-eca --confusion confusion.png
+    """
+    with connect(url, ca, api_key_file) as client:
+        names = list(dict.fromkeys(models)) or [client.default_model()]
+        evaluations = {name: Evaluation(name, _labels(client, name)) for name in names}
+        truths = _truths(folder, evaluations)
+        failed: set[Path] = set()
+        results = client.classify_files(truths, names, concurrency=concurrency)
+        for result in watched(results, len(truths) * len(names), "image"):
+            if result.answer is None:
+                assert result.error is not None
+                if result.error.fatal:
+                    raise result.error
+                if result.path not in failed:
+                    click.echo(f"{result.path}: {result.error}", err=True)
+                failed.add(result.path)
+                continue
+            found = evaluations[result.answer.model]
+            found.add(truths[result.path][found.model], [one.index for one in result.answer.predictions])
+    if confusion:
+        _draw(list(evaluations.values()), confusion)
+    click.echo(_json(evaluations, len(failed)) if as_json else _table(list(evaluations.values())))
+    if failed:
+        click.echo(f"{len(failed)} of {len(truths)} images failed and are not counted", err=True)
+    sys.exit(1 if failed else 0)
+
+
+def _labels(client: Client, name: str) -> tuple[str, ...]:
+    served = {model.name: model.labels for model in client.models()}
+    if name not in served:
+        raise SettingsError(f"there is no model {name!r}; there are: {', '.join(served) or 'none'}")
+    return served[name]
+
+
+def _truths(folder: Path, evaluations: dict[str, Evaluation]) -> dict[Path, dict[str, int]]:
+    """Each image below `folder`, with its class for every model. Raises SettingsError for what is none's class."""
+    truths: dict[Path, dict[str, int]] = {}
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        images = below(place)
+        if images:
+            index = {name: _truth(place.name, found) for name, found in evaluations.items()}
+            truths |= dict.fromkeys(images, index)
+    if not truths:
+        raise SettingsError(f"{folder} has no sub-folder with images; make one for each class, named by its label")
+    return truths
+
+
+def _truth(name: str, evaluation: Evaluation) -> int:
+    try:
+        return class_index(evaluation.labels, name, evaluation.model)
+    except ServiceError as error:
+        try:
+            return class_index(evaluation.labels, name.replace("_", " "), evaluation.model)
+        except ServiceError:
+            raise SettingsError(f"the folder {name!r} is named by no class: {error.detail}") from None
+
+
+def _table(evaluations: list[Evaluation]) -> str:
+    """Top-1 and top-5 of each model, then a line for each class that has images."""
+    width = max(12, *(len(found.model) for found in evaluations))
+    first, labels = evaluations[0], evaluations[0].labels
+    lines = [f"{'':<24}" + "".join(f"  {found.model:>{width}}" for found in evaluations)]
+    for name, share in (("top-1", "top1"), ("top-5", "top5")):
+        lines.append(f"{name:<24}" + "".join(f"  {getattr(found, share):>{width}.2%}" for found in evaluations))
+    lines.append(f"{'images':<24}" + "".join(f"  {found.images:>{width}}" for found in evaluations))
+    lines += ["", f"found of each class, and what {first.model} most often takes it for"]
+    for index, label in enumerate(labels):
+        if not any(len(found.labels) > index and found.confusion[index].any() for found in evaluations):
+            continue
+        cells = [f"  {found.recall(index):>{width}.1%}" for found in evaluations]
+        taken = first.mistaken_for(index)
+        lines.append(f"{label[:24]:<24}" + "".join(cells) + (f"  {labels[taken]}" if taken is not None else ""))
+    return "\n".join(lines)
+
+
+def _json(evaluations: dict[str, Evaluation], failed: int) -> str:
+    def figures(found: Evaluation) -> dict[str, object]:
+        classes = {
+            label: {
+                "images": int(found.confusion[index].sum()),
+                "recall": found.recall(index),
+                "precision": found.precision(index),
+            }
+            for index, label in enumerate(found.labels)
+        }
+        return {
+            "images": found.images,
+            "top1": found.top1,
+            "top5": found.top5,
+            "classes": classes,
+            "confusion": found.confusion.tolist(),
+        }
+
+    return json.dumps({"models": {name: figures(found) for name, found in evaluations.items()}, "failed": failed})
+
+
+def _draw(evaluations: list[Evaluation], target: Path) -> None:
+    from eca_service.confusion import confusion_png
+
+    try:
+        target.write_bytes(confusion_png(evaluations))
+    except OSError as error:
+        raise SettingsError(f"{target} cannot be written: {error.strerror}") from None

@@ -1,0 +1,45 @@
+"""The files that a person means, and how far the work on them is."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import click
+from tqdm import tqdm
+
+T = TypeVar("T")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+def expand(given: Iterable[Path]) -> list[Path]:
+    """Files as they are, folders by the images below them, patterns by what they match; each file once.
+
+    Raises UsageError where a folder or a pattern holds no image; a file that does not exist is told when it is read.
+    """
+    found: dict[Path, None] = {}
+    for path in given:
+        if path.is_dir():
+            matches = below(path)
+        elif not path.exists() and glob.has_magic(str(path)):
+            matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        else:
+            matches = [path]
+        if not matches:
+            raise click.UsageError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def below(folder: Path) -> list[Path]:
+    """The image files of a folder and its sub-folders, by name."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def watched(work: Iterable[T], total: int, unit: str) -> Iterator[T]:
+    """`work`, with a progress bar where a person looks and sees nothing else: errors on a terminal, output not."""
+    hidden = sys.stdout.isatty() or not sys.stderr.isatty()
+    yield from tqdm(work, total=total, unit=unit, disable=hidden, leave=False)

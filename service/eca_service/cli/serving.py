@@ -1,0 +1,102 @@
+"""The commands that serve: Triton and the gateway, together or each alone."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+
+import click
+
+from eca_service.cli.options import log, with_settings
+from eca_service.settings import Settings, SettingsError, load
+from eca_service.triton.server import require_free
+from eca_service.triton.supervisor import TritonServer
+
+
+@click.command()
+@with_settings
+def up(**given: str | None) -> None:
+    """Triton (embedded) and gateway; Ctrl-C drains and leaves no process.
+
+    \b
+    Example:
+      eca-serve up --http-port 8090 --repository model_repository
+    """
+    settings = load(given)
+    log(settings)
+    _require_models(settings)
+    require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
+    require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")
+    triton = _triton(settings)
+    triton.start()
+    try:
+        _gateway(settings.model_copy(update={"triton_url": triton.address, "triton_shared_memory": True}))
+    finally:
+        triton.stop()
+
+
+@click.command()
+@with_settings
+def gateway(**given: str | None) -> None:
+    """The gateway alone, in front of a Triton that runs elsewhere (--triton-url)."""
+    settings = load(given)
+    log(settings)
+    _require_models(settings)
+    require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
+    require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")
+    _gateway(settings)
+
+
+@click.command()
+@with_settings
+def triton(**given: str | None) -> None:
+    """The embedded Triton alone."""
+    settings = load(given)
+    log(settings)
+    server = _triton(settings)
+    server.start()
+    click.echo(f"Triton: {server.address} (gRPC), log in {settings.triton_log}")
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    try:
+        done.wait()
+    finally:
+        server.stop()
+
+
+def _triton(settings: Settings) -> TritonServer:
+    return TritonServer(
+        settings.repository,
+        settings.triton_grpc_port,
+        settings.triton_log,
+        settings.triton_threads,
+        settings.triton_host,
+    )
+
+
+def _require_models(settings: Settings) -> None:
+    from eca_service.preflight import obstacle_of
+    from eca_service.registry import Registry
+
+    registry = Registry(settings.repository, settings.default_model, obstacle_of(settings.triton_url))
+    if not registry.models:
+        raise SettingsError(
+            f"{settings.repository} holds no model that can be served here; `eca-build compile CHECKPOINT` makes one"
+        )
+    if settings.default_model and settings.default_model not in registry.models:
+        raise SettingsError(
+            f"ECA_DEFAULT_MODEL={settings.default_model} is not in {settings.repository}; "
+            f"there are: {', '.join(registry.models)}"
+        )
+
+
+def _gateway(settings: Settings) -> None:
+    if settings.workers > 1:
+        from eca_service.workers import supervise
+
+        sys.exit(supervise(settings))
+    from eca_service.gateway import serve
+
+    serve(settings)

@@ -1,0 +1,212 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from eca_service.client import calls
+from eca_service.client.answers import Classification, Explanation, Model, Overlay
+from eca_service.client.calls import DEFAULT_URL, Call, Image
+from eca_service.client.failures import ClientError, Retry
+from eca_service.client.files import BATCH, CONCURRENCY, FileResult, as_names, batches, joined
+from eca_service.client.over_http import Http
+
+if TYPE_CHECKING:
+    from eca_service.client.over_grpc import Grpc
+
+T = TypeVar("T")
+
+
+class Client:
+    """A service at `url`; several threads may share one client, which keeps its connections until it is closed.
+
+    `key` is an API key or a token, `ca` a file of the authorities (PEM) to trust instead of the system's, `pinned`
+    says that it is the service's own certificate, trusted whatever names it has. Every call may take `timeout_s`,
+    tries and pauses included, and raises ClientError.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        key: str | None = None,
+        ca: Path | None = None,
+        pinned: bool = False,
+        timeout_s: float = 30.0,
+        retry: Retry = Retry(),  # noqa: B008  it is frozen
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self.retry = retry
+        self._transport: Http | Grpc
+        if self.url.startswith(("grpc://", "grpcs://")):
+            from eca_service.client.over_grpc import Grpc
+
+            self._transport = Grpc(self.url, key, ca)
+        else:
+            self._transport = Http(self.url, key, ca, pinned)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._transport.close()
+
+    def classify(
+        self,
+        image: Image,
+        model: str | None = None,
+        *,
+        version: int | None = None,
+        top_k: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Classification:
+        """One image's `top_k` best classes (without: 5, or all of fewer), by `model` or the service's default one."""
+        return calls.only(self._ask(calls.classify([calls.content(image)], model, version, top_k), timeout_s))
+
+    def classify_batch(
+        self,
+        images: Sequence[Image],
+        model: str | None = None,
+        *,
+        version: int | None = None,
+        top_k: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Classification | ClientError]:
+        """Several images in one request: for each its answer, or the error that it alone met."""
+        contents, unread = calls.contents(images)
+        if not contents:
+            return [unread[place] for place in range(len(images))]
+        found = self._ask(calls.classify(contents, model, version, top_k), timeout_s)
+        return calls.in_places(found, unread)
+
+    def classify_files(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        model: str | Sequence[str] | None = None,
+        *,
+        top_k: int | None = None,
+        concurrency: int = CONCURRENCY,
+        batch: int = BATCH,
+        timeout_s: float | None = None,
+    ) -> Iterator[FileResult]:
+        """Each file's answer, in their order, as they come: `batch` files a request, `concurrency` requests at once.
+
+        By several models each file is decoded once, and has one result for each.
+
+        An error is the file's own and ends nothing; `paths` is read no further than needed.
+        """
+
+        models = as_names(model)
+
+        def ask(group: list[Path]) -> list[FileResult]:
+            try:
+                if len(models) > 1:
+                    compared = self.compare(group[0], models, top_k=top_k, timeout_s=timeout_s)
+                    return joined(group, models, [compared[name] for name in models])
+                name = models[0] if models else None
+                return joined(group, models, self.classify_batch(group, name, top_k=top_k, timeout_s=timeout_s))
+            except ClientError as error:
+                return joined(group, models, error)
+
+        pool = ThreadPoolExecutor(concurrency, "eca-client")
+        running: deque[Future[list[FileResult]]] = deque()
+        try:
+            for group in batches(paths, 1 if len(models) > 1 else batch):
+                running.append(pool.submit(ask, group))
+                if len(running) >= 2 * concurrency:
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def explain(
+        self,
+        image: Image,
+        model: str,
+        wanted: str | int | None = None,
+        *,
+        top_k: int | None = None,
+        gates: bool = False,
+        timeout_s: float | None = None,
+    ) -> Explanation:
+        """The class activation map of the class `wanted`, a label or an index; without one, of the best class."""
+        return self._ask(calls.explain(calls.content(image), model, wanted, top_k, gates), timeout_s)
+
+    def overlay(
+        self,
+        image: Image,
+        model: str,
+        wanted: str | int | None = None,
+        *,
+        opacity: float = 0.6,
+        side: int = 1024,
+        timeout_s: float | None = None,
+    ) -> Overlay:
+        """The same map drawn over the image, `side` pixels at the longer side at most; `opacity` is in [0, 1]."""
+        return self._ask(calls.overlay(calls.content(image), model, wanted, opacity, side), timeout_s)
+
+    def compare(
+        self,
+        image: Image,
+        models: Sequence[str] | None = None,
+        *,
+        top_k: int | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Classification | ClientError]:
+        """Several models' answers by name; without `models` the default one's family: plain, SE, ECA."""
+        return self._ask(calls.compare(calls.content(image), models, top_k), timeout_s)
+
+    def models(self, timeout_s: float | None = None) -> list[Model]:
+        """All models served."""
+        return self._ask(calls.models(), timeout_s)
+
+    def metrics(self, timeout_s: float | None = None) -> str:
+        """The service's metrics as OpenMetrics text."""
+        return self._ask(calls.metrics(), timeout_s)
+
+    def default_model(self, timeout_s: float | None = None) -> str:
+        """The name of the model that answers where none is named."""
+        return self._ask(calls.default_model(), timeout_s)
+
+    def unready(self, timeout_s: float = 10.0) -> str | None:
+        """None where the service is ready, else a sentence that says why it is not."""
+        try:
+            reasons = self._ask(calls.ready(), timeout_s)
+        except ClientError as error:
+            return error.detail
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        return f"the service at {self.url} is not ready: {told}" if reasons else None
+
+    def pin(self, model: str, version: int | None = None) -> int | None:
+        """Has the model served in `version`, or in the one before; `key` must be the management token."""
+        return self._ask(calls.pin(model, version), None)
+
+    def unpin(self, model: str) -> int | None:
+        """Has the model served in its newest version again; `key` must be the management token."""
+        return self._ask(calls.unpin(model), None)
+
+    def _ask(self, call: Call[T], timeout_s: float | None) -> T:
+        end = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        for attempt in count(1):
+            try:
+                return call.read(self._transport.ask(call, end - time.monotonic()))
+            except ClientError as error:
+                pause_s = self.retry.pause_s(error, attempt, end - time.monotonic()) if call.idempotent else None
+                if pause_s is None:
+                    raise
+            time.sleep(pause_s)
+        raise AssertionError("it counts for ever")

@@ -1,0 +1,171 @@
+"""What can be asked of the service, whatever protocol carries it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import unquote
+
+from eca_service.client import answers
+from eca_service.client.answers import Classification, Explanation, Model, Overlay, Prediction
+from eca_service.client.failures import ClientError
+
+T = TypeVar("T")
+DEFAULT_URL = "http://127.0.0.1:8080"
+Image = bytes | str | os.PathLike[str]  # encoded bytes, or the path of a file that holds them
+Route = Literal["classify", "explain", "overlay", "compare", "metrics", "models", "ready", "pin", "unpin"]
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request; `read` makes the answer's value from its body: JSON, or (bytes, headers) for an overlay.
+
+    What is not `idempotent` must not be made again where it may have been done.
+    """
+
+    route: Route
+    read: Callable[[Any], T]
+    images: tuple[bytes, ...] = ()
+    model: str | None = None
+    version: int | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    idempotent: bool = True
+
+
+def content(image: Image) -> bytes:
+    """The image's bytes. Raises ClientError, code `unreadable`, where the file cannot be read."""
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise ClientError("unreadable", f"{error.strerror or error}") from None
+
+
+def contents(images: Sequence[Image]) -> tuple[list[bytes], dict[int, ClientError]]:
+    """The bytes of those images that can be read, and by place the errors of the others."""
+    found, unread = [], {}
+    for place, image in enumerate(images):
+        try:
+            found.append(content(image))
+        except ClientError as error:
+            unread[place] = error
+    return found, unread
+
+
+def in_places(found: Sequence[T], unread: Mapping[int, ClientError]) -> list[T | ClientError]:
+    """The answers to what was read, and the errors of the rest in their places between."""
+    left = iter(found)
+    return [unread[place] if place in unread else next(left) for place in range(len(found) + len(unread))]
+
+
+def only(found: list[Classification | ClientError]) -> Classification:
+    """The answer to the one image of a request. Raises its error."""
+    if isinstance(found[0], ClientError):
+        raise found[0]
+    return found[0]
+
+
+def classify(
+    images: Sequence[bytes], model: str | None, version: int | None, top_k: int | None
+) -> Call[list[Classification | ClientError]]:
+    """For each image its Classification, or the ClientError that it alone met."""
+
+    def read(body: Any) -> list[Classification | ClientError]:
+        return [
+            ClientError(row["error"]["code"], row["error"]["detail"], request_id=body.get("request_id"))
+            if "error" in row
+            else answers.classification(body, row)
+            for row in body["results"]
+        ]
+
+    return Call("classify", read, tuple(images), model, version, _top(top_k))
+
+
+def explain(image: bytes, model: str, wanted: str | int | None, top_k: int | None, gates: bool) -> Call[Explanation]:
+    """The map as numbers."""
+    parameters = {**_top(top_k), **_wanted(wanted), **({"gates": "true"} if gates else {})}
+    return Call("explain", answers.explanation, (image,), model, None, parameters)
+
+
+def overlay(image: bytes, model: str, wanted: str | int | None, opacity: float, side: int) -> Call[Overlay]:
+    """The map as a picture."""
+
+    def read(body: tuple[bytes, Mapping[str, str]]) -> Overlay:
+        png, told = body
+        explained = Prediction(int(told["x-class-index"]), unquote(told["x-class-label"]), float(told["x-class-score"]))
+        return Overlay(png, explained, int(told["x-model-version"]))
+
+    parameters = {"opacity": str(opacity), "side": str(side), **_wanted(wanted)}
+    return Call("overlay", read, (image,), model, None, parameters)
+
+
+def compare(
+    image: bytes, models: Sequence[str] | None, top_k: int | None
+) -> Call[dict[str, Classification | ClientError]]:
+    """Several models' answers by name; one that failed alone has its error there."""
+
+    def read(body: Any) -> dict[str, Classification | ClientError]:
+        shared = {"request_id": body["request_id"]}
+        return {
+            row["model"]: ClientError(row["error"]["code"], row["error"]["detail"], request_id=body["request_id"])
+            if "error" in row
+            else answers.classification(row | shared, row | {"warnings": body["warnings"]})
+            for row in body["results"]
+        }
+
+    parameters = {**_top(top_k), **({} if models is None else {"models": ",".join(models)})}
+    return Call("compare", read, (image,), parameters=parameters)
+
+
+def models() -> Call[list[Model]]:
+    """All models served."""
+    return Call("models", lambda body: [answers.model(contract) for contract in body["models"]])
+
+
+def metrics() -> Call[str]:
+    """The service's metrics as OpenMetrics text."""
+    return Call("metrics", str)
+
+
+def default_model() -> Call[str]:
+    """The model of calls that name none."""
+
+    def read(body: Any) -> str:
+        if body["default"] is None:
+            raise ClientError("model_not_found", "the service serves no model")
+        return str(body["default"])
+
+    return Call("models", read)
+
+
+def ready() -> Call[dict[str, str]]:
+    """Why the service is not ready, by model; empty where it is."""
+    return Call("ready", lambda body: dict(body["reasons"]))
+
+
+def pin(model: str, version: int | None) -> Call[int | None]:
+    """The version that the model is pinned to afterwards; without `version` the one before."""
+    parameters = {} if version is None else {"version": str(version)}
+    return Call("pin", _pinned, model=model, parameters=parameters, idempotent=version is not None)
+
+
+def unpin(model: str) -> Call[int | None]:
+    """The model follows its newest version again."""
+    return Call("unpin", _pinned, model=model)
+
+
+def _pinned(body: Any) -> int | None:
+    version: int | None = body["pinned"]
+    return version
+
+
+def _top(top_k: int | None) -> dict[str, str]:
+    return {} if top_k is None else {"top_k": str(top_k)}
+
+
+def _wanted(wanted: str | int | None) -> dict[str, str]:
+    return {} if wanted is None else {"class": str(wanted)}

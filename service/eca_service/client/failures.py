@@ -1,0 +1,68 @@
+"""What can go wrong between a caller and the service, and what is worth another try."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from eca_service.errors import CODES
+
+OWN = {
+    "unreadable": "the file cannot be read",
+    "unreachable": "no service answers there",
+    "not_the_service": "what answers is not this service",
+    "unsupported": "this address or protocol has no such call",
+    "untrusted": "the service's certificate is not trusted",
+}
+FATAL = {*OWN, "unauthorized", "model_not_found", "version_not_found", "bad_parameter"} - {"unreadable"}
+
+
+class ClientError(Exception):
+    """A call without an answer: `code` is one of the service's, or of OWN; `detail` is a sentence.
+
+    `retry_after_s` is the service's own advice, None where it gave none.
+    """
+
+    def __init__(
+        self, code: str, detail: str, *, retry_after_s: float | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        self.request_id = request_id
+
+    @property
+    def fatal(self) -> bool:
+        """Whether every other call would fail likewise, whatever its image: nobody is there, or does not let in."""
+        return self.code in FATAL
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same call may succeed in a moment; every call is idempotent, so that it may be made again."""
+        kind = CODES.get(self.code)
+        return self.code == "unreachable" or (kind is not None and kind.retry_after_s is not None)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """At most `attempts` calls in all; between two of them what the service asks for, at least `first_s`, doubling.
+
+    Where nobody answers at all, it is tried `unreachable` times. A quarter more or less, at random, keeps callers who
+    were refused together from coming back together.
+    """
+
+    attempts: int = 5
+    first_s: float = 0.1
+    unreachable: int = 4
+
+    def pause_s(self, error: ClientError, attempt: int, left_s: float) -> float | None:
+        """How long to wait after the `attempt`th call (from 1) failed; None: do not try again.
+
+        `left_s` is the time until the caller's deadline: what would come later is not tried.
+        """
+        most = min(self.attempts, self.unreachable) if error.code == "unreachable" else self.attempts
+        if attempt >= most or not error.passing:
+            return None
+        pause_s = max(error.retry_after_s or 0.0, self.first_s * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
+        return pause_s if pause_s < left_s else None

@@ -1,0 +1,206 @@
+"""The client in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from eca_service.client import calls
+from eca_service.client.answers import Classification, Explanation, Model, Overlay
+from eca_service.client.calls import DEFAULT_URL, Call, Image
+from eca_service.client.failures import ClientError, Retry
+from eca_service.client.files import BATCH, CONCURRENCY, FileResult, as_names, batches, joined
+from eca_service.client.over_http import AsyncHttp
+
+if TYPE_CHECKING:
+    from eca_service.client.over_grpc import AsyncGrpc
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """As Client, for one event loop, in which it is made."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        key: str | None = None,
+        ca: Path | None = None,
+        pinned: bool = False,
+        timeout_s: float = 30.0,
+        retry: Retry = Retry(),  # noqa: B008  it is frozen
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self.retry = retry
+        self._transport: AsyncHttp | AsyncGrpc
+        if self.url.startswith(("grpc://", "grpcs://")):
+            from eca_service.client.over_grpc import AsyncGrpc
+
+            self._transport = AsyncGrpc(self.url, key, ca)
+        else:
+            self._transport = AsyncHttp(self.url, key, ca, pinned)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._transport.close()
+
+    async def classify(
+        self,
+        image: Image,
+        model: str | None = None,
+        *,
+        version: int | None = None,
+        top_k: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Classification:
+        """One image's `top_k` best classes (without: 5, or all of fewer), by `model` or the service's default one."""
+        return calls.only(await self._ask(calls.classify([calls.content(image)], model, version, top_k), timeout_s))
+
+    async def classify_batch(
+        self,
+        images: Sequence[Image],
+        model: str | None = None,
+        *,
+        version: int | None = None,
+        top_k: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Classification | ClientError]:
+        """Several images in one request: for each its answer, or the error that it alone met."""
+        contents, unread = calls.contents(images)
+        if not contents:
+            return [unread[place] for place in range(len(images))]
+        found = await self._ask(calls.classify(contents, model, version, top_k), timeout_s)
+        return calls.in_places(found, unread)
+
+    async def classify_files(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        model: str | Sequence[str] | None = None,
+        *,
+        top_k: int | None = None,
+        concurrency: int = CONCURRENCY,
+        batch: int = BATCH,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[FileResult]:
+        """Each file's answer, in their order, as they come: `batch` files a request, `concurrency` requests at once.
+
+        By several models each file is decoded once, and has one result for each.
+
+        An error is the file's own and ends nothing; `paths` is read no further than needed.
+        """
+        turns = asyncio.Semaphore(concurrency)
+        models = as_names(model)
+
+        async def ask(group: list[Path]) -> list[FileResult]:
+            async with turns:
+                try:
+                    if len(models) > 1:
+                        compared = await self.compare(group[0], models, top_k=top_k, timeout_s=timeout_s)
+                        return joined(group, models, [compared[name] for name in models])
+                    name = models[0] if models else None
+                    found = await self.classify_batch(group, name, top_k=top_k, timeout_s=timeout_s)
+                    return joined(group, models, found)
+                except ClientError as error:
+                    return joined(group, models, error)
+
+        running: deque[asyncio.Task[list[FileResult]]] = deque()
+        try:
+            for group in batches(paths, 1 if len(models) > 1 else batch):
+                running.append(asyncio.create_task(ask(group)))
+                if len(running) >= 2 * concurrency:
+                    for result in await running.popleft():
+                        yield result
+            while running:
+                for result in await running.popleft():
+                    yield result
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def explain(
+        self,
+        image: Image,
+        model: str,
+        wanted: str | int | None = None,
+        *,
+        top_k: int | None = None,
+        gates: bool = False,
+        timeout_s: float | None = None,
+    ) -> Explanation:
+        """The class activation map of the class `wanted`, a label or an index; without one, of the best class."""
+        return await self._ask(calls.explain(calls.content(image), model, wanted, top_k, gates), timeout_s)
+
+    async def overlay(
+        self,
+        image: Image,
+        model: str,
+        wanted: str | int | None = None,
+        *,
+        opacity: float = 0.6,
+        side: int = 1024,
+        timeout_s: float | None = None,
+    ) -> Overlay:
+        """The same map drawn over the image, `side` pixels at the longer side at most; `opacity` is in [0, 1]."""
+        return await self._ask(calls.overlay(calls.content(image), model, wanted, opacity, side), timeout_s)
+
+    async def compare(
+        self,
+        image: Image,
+        models: Sequence[str] | None = None,
+        *,
+        top_k: int | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Classification | ClientError]:
+        """Several models' answers by name; without `models` the default one's family: plain, SE, ECA."""
+        return await self._ask(calls.compare(calls.content(image), models, top_k), timeout_s)
+
+    async def models(self, timeout_s: float | None = None) -> list[Model]:
+        """All models served."""
+        return await self._ask(calls.models(), timeout_s)
+
+    async def metrics(self, timeout_s: float | None = None) -> str:
+        """The service's metrics as OpenMetrics text."""
+        return await self._ask(calls.metrics(), timeout_s)
+
+    async def default_model(self, timeout_s: float | None = None) -> str:
+        """The name of the model that answers where none is named."""
+        return await self._ask(calls.default_model(), timeout_s)
+
+    async def unready(self, timeout_s: float = 10.0) -> str | None:
+        """None where the service is ready, else a sentence that says why it is not."""
+        try:
+            reasons = await self._ask(calls.ready(), timeout_s)
+        except ClientError as error:
+            return error.detail
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        return f"the service at {self.url} is not ready: {told}" if reasons else None
+
+    async def _ask(self, call: Call[T], timeout_s: float | None) -> T:
+        end = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        for attempt in count(1):
+            try:
+                return call.read(await self._transport.ask(call, end - time.monotonic()))
+            except ClientError as error:
+                pause_s = self.retry.pause_s(error, attempt, end - time.monotonic()) if call.idempotent else None
+                if pause_s is None:
+                    raise
+            await asyncio.sleep(pause_s)
+        raise AssertionError("it counts for ever")

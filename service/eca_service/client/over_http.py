@@ -1,0 +1,147 @@
+"""Calls over HTTP."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from eca_service.client.calls import DEFAULT_URL, Call
+from eca_service.client.failures import ClientError
+
+SLACK_S = 1.0  # the service's own `deadline_exceeded` says more than a connection that was given up
+CONNECT_S = 5.0
+ACCEPTED = {"overlay": "image/png", "metrics": "*/*"}
+
+
+class Http:
+    """A pool of connections for one thread or many."""
+
+    def __init__(self, url: str, key: str | None, ca: Path | None, pinned: bool) -> None:
+        self._url = url
+        with _translated(url):
+            self._client = httpx.Client(**_options(url, key, ca, pinned))
+
+    def ask(self, call: Call[Any], left_s: float) -> Any:
+        """The answer's body. Raises ClientError."""
+        with _translated(self._url):
+            return _body(self._url, call, self._client.request(**_request(call, left_s)))
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()
+
+
+class AsyncHttp:
+    """The same in an event loop."""
+
+    def __init__(self, url: str, key: str | None, ca: Path | None, pinned: bool) -> None:
+        self._url = url
+        with _translated(url):
+            self._client = httpx.AsyncClient(**_options(url, key, ca, pinned))
+
+    async def ask(self, call: Call[Any], left_s: float) -> Any:
+        """The answer's body. Raises ClientError."""
+        with _translated(self._url):
+            return _body(self._url, call, await self._client.request(**_request(call, left_s)))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """httpx's errors as ours."""
+    try:
+        yield
+    except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout):
+        raise ClientError("deadline_exceeded", f"{url} did not answer in time") from None
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL):
+        raise ClientError("unsupported", f"{url} is no address such as {DEFAULT_URL}") from None
+    except (httpx.HTTPError, ssl.SSLError) as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise ClientError("untrusted", f"the certificate of {url} is not trusted ({error}); see --ca") from None
+        reason = str(error) or type(error).__name__
+        raise ClientError("unreachable", f"no service answers at {url} ({reason}); `eca-serve up` starts one") from None
+
+
+def _options(url: str, key: str | None, ca: Path | None, pinned: bool) -> dict[str, Any]:
+    return {
+        "base_url": url,
+        "headers": {"authorization": f"Bearer {key}"} if key else {},
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=256),
+        "verify": _trusted(ca, pinned) if url.startswith("https:") else False,
+    }
+
+
+def _trusted(ca: Path | None, pinned: bool) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ClientError("untrusted", f"{ca} holds no certificate in PEM ({error})") from None
+    if pinned:
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def _request(call: Call[Any], left_s: float) -> dict[str, Any]:
+    of_model = f"/v1/models/{call.model}" if call.model else "/v1"
+    if call.version is not None:
+        of_model += f"/versions/{call.version}"
+    routes = {
+        "classify": ("POST", f"{of_model}/classify"),
+        "explain": ("POST", f"{of_model}/explain"),
+        "overlay": ("POST", f"{of_model}/explain"),
+        "compare": ("POST", "/v1/compare"),
+        "metrics": ("GET", "/metrics"),
+        "models": ("GET", "/v1/models"),
+        "ready": ("GET", "/readyz"),
+        "pin": ("PUT", f"{of_model}/pin"),
+        "unpin": ("DELETE", f"{of_model}/pin"),
+    }
+    method, path = routes[call.route]
+    request: dict[str, Any] = {
+        "method": method,
+        "url": path,
+        "headers": {
+            "x-request-timeout-ms": f"{max(1.0, 1000 * left_s):.0f}",
+            "accept": ACCEPTED.get(call.route, "application/json"),
+        },
+        "timeout": httpx.Timeout(left_s + SLACK_S, connect=min(CONNECT_S, left_s + SLACK_S)),
+    }
+    if call.route == "pin":
+        request["json"] = {name: int(value) for name, value in call.parameters.items()} or None
+    else:
+        request["params"] = call.parameters
+    if len(call.images) == 1:
+        request["content"] = call.images[0]
+    elif call.images:
+        request["files"] = [("image", (str(number), image)) for number, image in enumerate(call.images)]
+    return request
+
+
+def _body(url: str, call: Call[Any], response: httpx.Response) -> Any:
+    if response.is_success and call.route == "overlay":
+        headers: Mapping[str, str] = response.headers
+        return response.content, headers
+    if response.is_success and call.route == "metrics":
+        return response.text
+    try:
+        body = response.json()
+    except ValueError:
+        raise ClientError("not_the_service", f"what answers at {url} is not this service") from None
+    if response.is_success or (call.route == "ready" and "reasons" in body):
+        return body
+    after = response.headers.get("retry-after", "")
+    raise ClientError(
+        str(body.get("code", response.status_code)),
+        str(body.get("detail", "no reason given")),
+        retry_after_s=float(after) if after.isdecimal() else None,
+        request_id=body.get("request_id"),
+    )

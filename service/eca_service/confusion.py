@@ -1,0 +1,72 @@
+"""Draws confusion matrices, several models side by side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from eca_service.evaluation import Evaluation
+
+SIDE_PX = 560  # of a matrix with few classes; of many each takes a pixel
+MOST_NAMED = 40
+FULL, EMPTY, INK, SOFT = (23, 107, 107), (247, 246, 242), (28, 32, 36), (91, 99, 107)
+TITLE_PX, MARGIN_PX = 76, 28
+
+
+def confusion_png(evaluations: Sequence[Evaluation]) -> bytes:
+    """A PNG with a matrix for each model: true classes downward, answers across, dark is the share of the row.
+
+    Counts are written where they fit, labels where there are at most 40.
+    """
+    panels = [_panel(evaluation) for evaluation in evaluations]
+    width = sum(panel.width for panel in panels) + MARGIN_PX * (len(panels) + 1)
+    picture = Image.new("RGB", (width, max(panel.height for panel in panels) + 2 * MARGIN_PX), "white")
+    left = MARGIN_PX
+    for panel in panels:
+        picture.paste(panel, (left, MARGIN_PX))
+        left += panel.width + MARGIN_PX
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def _panel(evaluation: Evaluation) -> Image.Image:
+    classes = len(evaluation.labels)
+    named = classes <= MOST_NAMED
+    cell = max(1, SIDE_PX // classes)
+    font = ImageFont.load_default(min(15, max(9, cell - 4)))
+    names = [label.partition(",")[0] for label in evaluation.labels] if named else []
+    gutter = max((round(font.getlength(name)) for name in names), default=0) + 10
+    size = cell * classes
+    panel = Image.new("RGB", (gutter + size, TITLE_PX + size + gutter), "white")
+    pen = ImageDraw.Draw(panel)
+    pen.text((0, 0), evaluation.model, INK, ImageFont.load_default(24))
+    told = f"top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%} of {evaluation.images} images; across: answered"
+    pen.text((0, 36), told, SOFT, ImageFont.load_default(15))
+    shares = evaluation.confusion / np.maximum(1, evaluation.confusion.sum(1, keepdims=True))
+    colours = np.array(EMPTY) + shares[..., None] ** 0.6 * (np.array(FULL) - np.array(EMPTY))
+    matrix = Image.fromarray(colours.round().astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
+    panel.paste(matrix, (gutter, TITLE_PX))
+    if cell >= 24:
+        for (row, column), count in np.ndenumerate(evaluation.confusion):
+            if count:
+                at = (gutter + (column + 0.5) * cell, TITLE_PX + (row + 0.5) * cell)
+                pen.text(at, str(count), "white" if shares[row, column] > 0.35 else INK, font, "mm")
+    for place, name in enumerate(names):
+        pen.text((gutter - 6, TITLE_PX + (place + 0.5) * cell), name, INK, font, "rm")
+        _upward(panel, name, font, (gutter + (place + 0.5) * cell, TITLE_PX + size + 6))
+    return panel
+
+
+def _upward(
+    panel: Image.Image, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, at: tuple[float, float]
+) -> None:
+    """Writes `text` from below, ending at `at`."""
+    length = round(font.getlength(text)) + 2
+    strip = Image.new("L", (length, 20), 0)
+    ImageDraw.Draw(strip).text((length, 10), text, 255, font, "rm")
+    turned = strip.rotate(90, expand=True)
+    panel.paste(INK, (round(at[0]) - 10, round(at[1])), turned)

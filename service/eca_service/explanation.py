@@ -1,0 +1,98 @@
+"""Why a model answers as it does: the class activation map of one image, and the attention's gates."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eca_service.admission import Permit
+from eca_service.class_map import ClassMap, class_map, head_of
+from eca_service.contract import FEATURES, GATES, Contract
+from eca_service.core import Answer, Core, Prediction, Result
+from eca_service.errors import ServiceError
+from eca_service.geometry import Box, crop_box
+from eca_service.imaging import Decoded
+from eca_service.labels import class_index
+from eca_service.registry import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """The gates of one block's attention, one for each channel: float32 [C], each in (0, 1)."""
+
+    block: str
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One image's map for `explained`, a class with its probability, beside the ordinary answer.
+
+    `crop` is what the network saw, in pixels of the upright image.
+    """
+
+    answer: Answer
+    explained: Prediction
+    map: ClassMap
+    crop: Box
+    decoded: Decoded
+    gates: tuple[Gates, ...] = ()
+
+    @property
+    def result(self) -> Result:
+        """The best classes, as a classification gives them."""
+        return self.answer.results[0]
+
+
+async def explain(
+    core: Core,
+    model: Model,
+    image: bytes,
+    wanted: str | None,
+    deadline: float,
+    permit: Permit,
+    *,
+    top_k: int = 1,
+    gates: bool = False,
+    preview_px: int = 0,
+) -> Explanation:
+    """The map of the class `wanted`, an index or a label; None is the best class.
+
+    Raises bad_parameter for a class or gates that the model has not, what decoding raises, and what inference raises.
+    """
+    started = time.perf_counter()
+    contract = model.contract
+    index = None if wanted is None else class_index(contract.labels, wanted, contract.name)
+    core.require_top_k(contract, top_k)
+    if gates and not contract.gates:
+        raise ServiceError(
+            "bad_parameter",
+            f"{contract.name} does not expose its gates; build it with --expose-gates"
+            if contract.attention != "none"
+            else f"{contract.name} has no attention, and so no gates",
+        )
+    with core.suspicious():
+        head = await core.aside(head_of, model.folder, contract.engine_sha256)
+        decoded, decode_s = await core.decode(image, contract, preview_px)
+        further = (FEATURES, GATES) if gates else (FEATURES,)
+        row = await core.engines.of(contract).submit(permit, decoded.pixels, deadline, further)
+    result = core.named(contract, row, top_k, decoded, decode_s)
+    if index is None:
+        index = result.predictions[0].index
+    return Explanation(
+        Answer(contract, [result], time.perf_counter() - started),
+        Prediction(index, contract.labels[index], float(row.probabilities[index])),
+        class_map(row.further[FEATURES], head, index),
+        crop_box(decoded.size, contract.preprocessing),
+        decoded,
+        _by_block(contract, row.further[GATES]) if gates else (),
+    )
+
+
+def _by_block(contract: Contract, gates: NDArray[np.float32]) -> tuple[Gates, ...]:
+    """From the engine's one row, [sum of channels], to each site's own."""
+    ends = np.cumsum([site.channels for site in contract.gates])[:-1]
+    return tuple(Gates(site.block, part) for site, part in zip(contract.gates, np.split(gates, ends), strict=True))

@@ -1,0 +1,72 @@
+"""Draws a class activation map over the picture that it explains."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+
+from eca_service.geometry import Box
+
+FOR, AGAINST = (255, 90, 0), (0, 90, 255)  # what speaks for the class is warm, what speaks against it cool
+ORIENTATION = 0x0112
+# From an upright image back to the file's own pixels, by the orientation that turned it upright.
+BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def overlay_png(
+    picture: NDArray[np.uint8],
+    values: NDArray[np.float64],
+    crop: Box,
+    opacity: float,
+    orientation: int = 1,
+    caption: str = "",
+) -> bytes:
+    """A PNG of `picture`, uint8 [h, w, 3] and upright, with the map over its part `crop` and nothing beyond.
+
+    `values` [h, w] are what each place speaks for the class (positive) or against it; the largest is drawn with
+    `opacity`, in [0, 1]. `crop` is in fractions of the picture. A thin frame shows it where it is not everything.
+    The PNG has its pixels as the file that was sent has them, and like it says by EXIF's `orientation` (1 to 8) how it
+    is to be turned; `caption` is kept in it as its description.
+    """
+    image = Image.fromarray(picture)
+    edges = np.array(
+        [crop.left * image.width, crop.top * image.height, crop.right * image.width, crop.bottom * image.height]
+    )
+    left, top, right, bottom = (int(edge) for edge in edges.round())
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    colours = Image.fromarray(_colours(values, (right - left, bottom - top), opacity))
+    image.paste(colours, (left, top), colours)
+    if (left, top, right, bottom) != (0, 0, *image.size):
+        ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), outline="white")
+    exif = Image.Exif()
+    if orientation in BACK:
+        image = image.transpose(BACK[orientation])
+        exif[ORIENTATION] = orientation
+    text = PngInfo()
+    text.add_itxt("Description", caption)
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=3, pnginfo=text, exif=exif)
+    return out.getvalue()
+
+
+def _colours(values: NDArray[np.float64], size: tuple[int, int], opacity: float) -> NDArray[np.uint8]:
+    """The map as uint8 [height, width, 4], smoothly enlarged to `size` (width, height)."""
+    largest = float(np.abs(values).max()) or 1.0
+    small = Image.fromarray((values / largest).astype(np.float32))
+    smooth = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).clip(-1, 1)
+    colours = np.empty((*smooth.shape, 4), np.uint8)
+    colours[..., :3] = np.where(smooth[..., None] > 0, FOR, AGAINST)
+    colours[..., 3] = (255 * opacity * np.abs(smooth)).round()
+    return colours

@@ -1,0 +1,158 @@
+"""The commands that ask a running service: classify, explain, evaluate."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.integration.conftest import MODEL, ROOT, Service, run
+
+IMAGES = ROOT / "build" / "demo" / "images"
+FAMILY = ("resnet14-eca", "resnet14-se")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo images in folders named by their classes; one folder by its number, and one file that is no image."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for path in IMAGES.iterdir():
+        label = path.name.partition("-")[0]
+        place = folder / {"ship": "8", "frog": "FROG"}.get(label, label)
+        place.mkdir(exist_ok=True)
+        (place / path.name).write_bytes(path.read_bytes())
+    (folder / "cat" / "broken.jpg").write_text("hello")
+    (folder / "empty").mkdir()
+    return folder
+
+
+def test_a_folder_as_json(service: Service) -> None:
+    done = run("eca_service", "classify", IMAGES, "--url", service.url, "--json", "--top-k", 2)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["file"] for row in rows] == sorted(str(path) for path in IMAGES.iterdir())
+    assert {len(row["predictions"]) for row in rows} == {2}
+
+
+def test_a_pattern_as_csv_by_two_models(service: Service) -> None:
+    pattern = IMAGES / "dog-[12].jpg"
+    arguments = [part for model in FAMILY for part in ("--model", model)]
+    done = run("eca_service", "classify", pattern, "missing.jpg", "--url", service.url, "--csv", *arguments)
+    assert done.returncode == 1
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    named = [(Path(row["file"]).name, row["model"], row["error"]) for row in rows if row["rank"] in {"1", ""}]
+    assert named == [
+        *((f"dog-{number}.jpg", model, "") for number in (1, 2) for model in FAMILY),
+        *(("missing.jpg", model, "unreadable") for model in FAMILY),
+    ]
+    assert {row["label"] for row in rows if row["rank"] == "1"} == {"dog"}
+    assert "2 of 6 failed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("classify", str(IMAGES), "--model", "nobody"), "there is no model 'nobody'"),
+        (("classify", "nothing/*.jpg"), "nothing/*.jpg holds no image"),
+        (("explain", str(IMAGES / "dog-1.jpg"), "--class", "unicorn"), "has no class 'unicorn'"),
+        (("evaluate", str(ROOT / "build" / "demo")), "the folder 'images' is named by no class"),
+        (("evaluate", str(IMAGES)), "has no sub-folder with images"),
+        (("classify", str(IMAGES), "--url", "http://127.0.0.1:9"), "`eca-serve up` starts one"),
+        (("classify", str(IMAGES), "--api-key-file", "nothing"), "ECA_API_KEY_FILE=nothing cannot be read"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_sentence(service: Service, arguments: tuple[str, ...], sentence: str) -> None:
+    url = () if "--url" in arguments else ("--url", service.url)
+    done = run("eca_service", *arguments, *url)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_explain_draws_and_tells(service: Service, tmp_path: Path) -> None:
+    done = run("eca_service", "explain", IMAGES / "dog-2.jpg", "-o", tmp_path / "map.png", "--url", service.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"what speaks for dog (99.7%) in {IMAGES / 'dog-2.jpg'}, as {MODEL} sees it" in done.stdout
+    with Image.open(tmp_path / "map.png") as drawn, Image.open(IMAGES / "dog-2.jpg") as dog:
+        assert drawn.size == dog.size
+        assert np.abs(np.asarray(drawn).astype(int) - np.asarray(dog)).max() > 30
+    done = run("eca_service", "explain", IMAGES / "dog-2.jpg", "--json", "--class", "cat", "--url", service.url)
+    assert json.loads(done.stdout)["explained"]["label"] == "cat"
+    done = run("eca_service", "explain", IMAGES / "dog-2.jpg", "-o", tmp_path / "no" / "map.png", "--url", service.url)
+    assert (done.returncode, "cannot be written" in done.stderr) == (1, True)
+
+
+def test_evaluate_counts_what_is_right(service: Service, labelled: Path, tmp_path: Path) -> None:
+    models = [part for model in FAMILY for part in ("--model", model)]
+    picture = tmp_path / "confusion.png"
+    done = run("eca_service", "evaluate", labelled, *models, "--json", "--confusion", picture, "--url", service.url)
+    assert done.returncode == 1, "one image is none"
+    assert "broken.jpg: unsupported_image_format" in done.stderr
+    assert "1 of 61 images failed" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["failed"] == 1
+    for model in FAMILY:
+        answers = run("eca_service", "classify", IMAGES, "--model", model, "--json", "--url", service.url)
+        rows = [json.loads(line) for line in answers.stdout.splitlines()]
+        right = [Path(row["file"]).name.startswith(row["predictions"][0]["label"]) for row in rows]
+        five = [
+            Path(row["file"]).name.partition("-")[0] in [one["label"] for one in row["predictions"]] for row in rows
+        ]
+        figures = found["models"][model]
+        assert figures["top1"] == pytest.approx(sum(right) / 60)
+        assert figures["top5"] == pytest.approx(sum(five) / 60)
+        assert np.trace(figures["confusion"]) == sum(right)
+        assert {name: row["images"] for name, row in figures["classes"].items()} == dict.fromkeys(figures["classes"], 6)
+    with Image.open(picture) as drawn:
+        assert drawn.width > 2 * 560
+        assert len(drawn.getcolors(1 << 20) or []) > 20
+    done = run("eca_service", "evaluate", labelled, *models, "--url", service.url)
+    assert f"{found['models'][MODEL]['top1']:.2%}" in done.stdout
+    assert done.stdout.splitlines()[0].split() == list(FAMILY)
+
+
+def test_a_bar_is_shown_to_a_person_alone(service: Service) -> None:
+    """On a terminal, while the answers go into a file."""
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-c", "from eca_service.cli import main; main()", "classify", str(IMAGES)]
+    with subprocess.Popen([*command, "--url", service.url], stdout=subprocess.PIPE, stderr=terminal) as process:
+        os.close(terminal)
+        assert process.stdout is not None
+        lines = process.stdout.read().decode().splitlines()
+        shown = b""
+        while chunk := _read(reader):
+            shown += chunk
+        os.close(reader)
+        assert process.wait(60) == 0
+    assert len(lines) == 60
+    assert b"/60" in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # its other side was closed
+        return b""
+
+
+def test_shells_are_helped() -> None:
+    program = Path(sys.executable).with_name("eca-serve")
+    asked = {"_ECA_SERVE_COMPLETE": "zsh_source"}
+    done = subprocess.run([program], env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert "#compdef eca-serve" in done.stdout
+    asked = {"COMP_WORDS": "eca-serve ex", "COMP_CWORD": "1", "_ECA_SERVE_COMPLETE": "zsh_complete"}
+    done = subprocess.run([program], env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert "explain" in done.stdout

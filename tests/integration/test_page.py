@@ -1,0 +1,279 @@
+"""The page, used as people use it, in a real Chromium against the whole service."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import pytest
+from PIL import Image
+from selenium.webdriver.common.keys import Keys
+
+from tests.integration.chromium import Browser, browser, missing
+from tests.integration.conftest import DEMO, MODEL, ROOT, Service, start
+
+DOG = (ROOT / "build" / "demo" / "images" / "dog-2.jpg").read_bytes()
+SHIP = (ROOT / "build" / "demo" / "images" / "ship-1.jpg").read_bytes()
+FAMILY = [weights.stem for weights in DEMO if weights.stem.startswith(MODEL.partition("-")[0])]
+EXPECTED = "the server responded with a status of"  # how the browser notes an answer such as 415
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser for all tests here, where one can be had."""
+    if reason := missing():
+        pytest.skip(reason)
+    with browser() as running:
+        yield running
+
+
+@contextmanager
+def held(service: Service, requests: int) -> Iterator[None]:
+    """So many requests are being answered meanwhile: their bodies do not come."""
+    port = int(service.url.rpartition(":")[2])
+    sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(requests)]
+    try:
+        for connection in sockets:
+            connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        yield
+    finally:
+        for connection in sockets:
+            connection.close()
+
+
+def opened(browser: Browser, service: Service, width: int = 1280) -> None:
+    browser.open(service.url + "/", width)
+    browser.until(lambda: browser.text("#service") == "ready")
+    browser.complaints()
+
+
+def answered(browser: Browser, label: str = "") -> list[str]:
+    """The models shown, once each has its map; of `label`, where one is given."""
+    script = """
+      const cards = [...document.querySelectorAll(".card[data-model]")];
+      const told = (card) => card.querySelector("figcaption").textContent.startsWith("What speaks for " + arguments[0]);
+      return cards.length > 0 && cards.every(told) && cards.map((card) => card.dataset.model);
+    """
+    found: list[str] = browser.until(lambda: browser.run(script, label))
+    return found
+
+
+def pixels(browser: Browser, card: int = 0) -> Image.Image:
+    """What a card's canvas shows."""
+    script = "return document.querySelectorAll('.card figure canvas')[arguments[0]].toDataURL()"
+    return Image.open(io.BytesIO(base64.b64decode(browser.run(script, card).partition(",")[2]))).convert("RGB")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("how", ["drop", "paste", "choose"])
+def test_a_picture_gets_its_label_and_its_map(
+    chromium: Browser, service: Service, width: int, how: Literal["drop", "paste", "choose"]
+) -> None:
+    opened(chromium, service, width)
+    chromium.give(DOG, "dog.jpg", how)
+    assert sorted(answered(chromium, "dog")) == sorted(FAMILY)
+    verdict = chromium.text("#verdict")
+    assert "dog" in verdict
+    script = "return [...document.querySelectorAll('.card[data-model]')].map((c) => c.querySelector('.says').innerText)"
+    for model, says in zip(answered(chromium), chromium.run(script), strict=True):
+        best = httpx.post(f"{service.url}/v1/models/{model}/classify", content=DOG).json()["results"][0]["predictions"][
+            0
+        ]
+        assert says.startswith(best["label"])
+        assert re.search(rf"\b{100 * best['score']:.0f} %", says)
+    with_map = pixels(chromium)
+    chromium.run("const s = document.getElementById('strength'); s.value = 0; s.dispatchEvent(new Event('input'))")
+    assert pixels(chromium).tobytes() != with_map.tobytes(), "the slider takes the map away"
+    assert chromium.run("return document.documentElement.scrollWidth <= innerWidth"), "nothing lies beside the page"
+    assert chromium.complaints() == []
+
+
+def test_the_map_is_drawn_where_the_service_says(chromium: Browser, service: Service) -> None:
+    """Warm where the largest value is, and nothing on what the crop left out but the dimming."""
+    with Image.open(io.BytesIO(DOG)) as dog:
+        wide = Image.new("RGB", (240, 120), "gray")
+        wide.paste(dog.resize((120, 120)), (60, 0))
+    out = io.BytesIO()
+    wide.save(out, "JPEG", quality=95)
+    opened(chromium, service)
+    chromium.give(out.getvalue(), "wide.jpg")
+    answered(chromium, "dog")
+    assert "framed" in chromium.text("#notes")
+    place = answered(chromium).index(MODEL)
+    found = httpx.post(
+        f"{service.url}/v1/models/{MODEL}/explain?class=dog",
+        content=out.getvalue(),
+        headers={"accept": "application/json"},
+    ).json()["map"]
+    values = [value for row in found for value in row]
+    y, x = divmod(values.index(max(values)), len(found[0]))
+    shown = pixels(chromium, place)
+    slider = (
+        "const s = document.getElementById('strength'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))"
+    )
+    chromium.run(slider, 0)
+    bare = pixels(chromium, place)
+    size = shown.height / len(found)
+    at = (round(shown.width / 4 + (x + 0.5) * size), round((y + 0.5) * size))
+    warmth = [red - blue for red, _, blue in (image.getpixel(at) for image in (bare, shown))]  # type: ignore[misc]
+    assert warmth[1] > warmth[0] + 60
+    margin = (0, 0, shown.width // 4 - 4, shown.height)
+    assert shown.crop(margin).tobytes() == bare.crop(margin).tobytes()
+
+
+def test_another_label_shows_its_map_everywhere(chromium: Browser, service: Service) -> None:
+    opened(chromium, service)
+    chromium.give(DOG, "dog.jpg")
+    answered(chromium, "dog")
+    before = pixels(chromium)
+    label = chromium.run("const b = document.querySelectorAll('.bars button')[1]; b.click(); return b.innerText")
+    label = label.split()[0]
+    assert label != "dog"
+    answered(chromium, label)
+    assert pixels(chromium).tobytes() != before.tobytes()
+    assert chromium.run("return document.querySelector('#wanted').selectedOptions[0].text") == label
+    pressed = "return [...document.querySelectorAll('.bars [aria-pressed=true] .label')].map((one) => one.innerText)"
+    assert set(chromium.run(pressed)) == {label}
+
+
+def test_gates_are_shown_where_the_model_exposes_them(chromium: Browser, service: Service) -> None:
+    opened(chromium, service)
+    chromium.give(DOG, "dog.jpg")
+    answered(chromium)
+    script = """
+      const cards = [...document.querySelectorAll(".card")];
+      const shown = (card) => card.querySelector(".gates").checkVisibility();
+      const count = (card) => shown(card) && card.querySelectorAll(".strips li").length;
+      return Object.fromEntries(cards.map((card) => [card.dataset.model, count(card)]));
+    """
+    counts = chromium.run(script)
+    assert counts == {model: 0 if model.endswith("-none") else 6 for model in FAMILY}
+
+
+def test_a_text_file_is_an_error_in_words(chromium: Browser, service: Service) -> None:
+    opened(chromium, service)
+    chromium.give(b"hello", "notes.txt")
+    chromium.until(lambda: chromium.text("#notice-title"))
+    assert chromium.text("#notice-title") == "The image's format is not supported"
+    assert "JPEG, PNG" in chromium.text("#notice-text")
+    assert chromium.text("#answer") == ""
+    assert [line for line in chromium.complaints() if EXPECTED not in line] == []
+    chromium.give(SHIP, "ship.jpg")
+    answered(chromium, "ship")
+    assert chromium.text("#notice") == "", "the next picture takes the error away"
+    chromium.give(b"", "", "drop")
+    chromium.until(lambda: chromium.text("#notice-title") == "That is no file")
+
+
+def test_what_was_done_to_the_picture_is_told(chromium: Browser, service: Service) -> None:
+    turned, exif, out = Image.open(io.BytesIO(DOG)).rotate(90), Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    turned.save(out, "JPEG", exif=exif)
+    opened(chromium, service)
+    chromium.give(out.getvalue(), "turned.jpg")
+    answered(chromium, "dog")
+    assert "EXIF" in chromium.text("#notes")
+
+
+def test_a_format_that_the_browser_cannot_show(chromium: Browser, service: Service) -> None:
+    out = io.BytesIO()
+    Image.open(io.BytesIO(DOG)).save(out, "TIFF")
+    opened(chromium, service)
+    chromium.give(out.getvalue(), "dog.tiff")
+    answered(chromium)
+    assert len(pixels(chromium).resize((8, 8)).getcolors() or []) > 8, "the service draws it"
+
+
+def test_the_keyboard_suffices(chromium: Browser, service: Service) -> None:
+    """From the top of the page: the button, then the label list, then a bar."""
+    opened(chromium, service)
+    focus = "const e = document.activeElement; return e.id || e.className || e.innerText"
+    chromium.press(Keys.TAB, Keys.TAB, Keys.TAB)
+    assert chromium.run(focus) == "choose"
+    assert chromium.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid", "focus is seen"
+    chromium.give(DOG, "dog.jpg", "paste")
+    answered(chromium, "dog")
+    chromium.press(Keys.TAB)
+    assert chromium.run(focus) == "wanted"
+    chromium.press("s")
+    answered(chromium, "ship")
+    chromium.press(Keys.TAB)
+    assert chromium.run(focus) == "strength"
+    before = pixels(chromium)
+    chromium.press(Keys.HOME)
+    assert pixels(chromium).tobytes() != before.tobytes()
+    chromium.press(Keys.TAB, Keys.ENTER)
+    answered(chromium, chromium.run("return document.activeElement.querySelector('.label').innerText"))
+
+
+def test_a_screen_reader_is_told(chromium: Browser, service: Service) -> None:
+    opened(chromium, service)
+    chromium.give(DOG, "dog.jpg")
+    answered(chromium)
+    nodes = chromium.command("Accessibility.getFullAXTree")["nodes"]
+
+    def names(role: str) -> list[str]:
+        return [node["name"]["value"] for node in nodes if node.get("role", {}).get("value") == role and "name" in node]
+
+    assert [name for name in names("button") + names("image") + names("slider") + names("link") if not name] == []
+    assert any("dog" in name for name in names("heading"))
+    assert any(re.match(r"dog .*%", name) for name in names("button"))
+    assert any("map. What speaks for" in name for name in names("image"))
+    assert names("combobox") == ["Show what speaks for"]
+    script = "const e = document.getElementById(arguments[0]); return e.getAttribute('role') ?? e.ariaLive"
+    assert [chromium.run(script, name) for name in ("service", "verdict")] == ["status", "polite"]
+
+
+def test_busy_is_told_and_tried_again(chromium: Browser, repository: Path, tmp_path: Path) -> None:
+    running = start(repository, tmp_path, max_inflight_images=8)
+    try:
+        running.await_ready()
+        opened(chromium, running)
+        with held(running, 8):
+            chromium.until(lambda: "eca_inflight 8.0" in httpx.get(running.url + "/metrics").text)
+            chromium.give(DOG, "dog.jpg")
+            chromium.until(lambda: chromium.text("#notice-title"))
+            assert chromium.text("#notice-title") == "The service is busy"
+            assert re.match(r"Trying again in \d+ s, try 2 of 8", chromium.text("#notice-count"))
+        answered(chromium, "dog")
+        assert chromium.text("#notice") == ""
+        with held(running, 8):
+            chromium.until(lambda: "eca_inflight 8.0" in httpx.get(running.url + "/metrics").text)
+            chromium.give(SHIP, "ship.jpg")
+            chromium.until(lambda: chromium.text("#notice-stop"))
+            chromium.run("document.getElementById('notice-stop').click()")
+            chromium.until(lambda: not chromium.text("#notice"))
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)
+    chromium.give(DOG, "dog.jpg")
+    chromium.until(lambda: chromium.text("#notice-title") == "The service cannot be reached")
+
+
+def test_nothing_leaves_the_host_and_the_policy_is_strict(chromium: Browser, service: Service) -> None:
+    chromium.requests()
+    opened(chromium, service)
+    chromium.give(DOG, "dog.jpg")
+    answered(chromium)
+    asked = [url for url in chromium.requests() if not url.startswith(("data:", "blob:"))]
+    assert len(asked) > 5
+    assert [url for url in asked if not url.startswith(service.url + "/")] == []
+    policy = httpx.get(service.url + "/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    blocked: Any = chromium.run(
+        "const seen = []; document.addEventListener('securitypolicyviolation', (e) => seen.push(e.violatedDirective));"
+        "const s = document.createElement('script'); s.textContent = 'window.inline = 1'; document.head.append(s);"
+        "return [seen, window.inline ?? null]"
+    )
+    assert blocked[1] is None, "an inline script does not run"
+    assert json.dumps(chromium.complaints()).count("Content Security Policy") == 1, "and nothing else was blocked"

@@ -1,0 +1,32 @@
+"""The page on error codes says what the table says, of every code."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from docs.write_errors import PAGE, table, written
+from eca_service.errors import CODES, ServiceError, problem
+
+
+def test_the_page_has_the_table() -> None:
+    page = PAGE.read_text()
+    assert table() in page, "python service/docs/write_errors.py"
+    assert written(page) == page
+
+
+def test_every_code_is_explained() -> None:
+    sections = re.findall(r"^### (\w+)\n(.+)$", PAGE.read_text(), re.MULTILINE)
+    assert [code for code, _ in sections] == list(CODES)
+    assert all(text.endswith(".") for _, text in sections)
+
+
+def test_the_example_is_an_answer() -> None:
+    shown = json.loads(re.search(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)[1])  # type: ignore[index]
+    assert shown == problem(ServiceError(shown["code"], shown["detail"]), shown["request_id"])
+
+
+def test_every_code_says_what_to_do() -> None:
+    for kind in CODES.values():
+        assert kind.advice.endswith(".")
+        assert not kind.title.endswith(".")

@@ -1,0 +1,80 @@
+"""Class activation maps: what they add up to, what is drawn, and in which form it is answered."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eca_service.class_map import LinearHead, class_map, head_of
+from eca_service.errors import ServiceError
+from eca_service.geometry import Box
+from eca_service.insight_routes import prefers_json
+from eca_service.overlay import overlay_png
+from PIL import Image, ImageOps
+
+from tests.unit.test_contract import CONTRACT, write
+
+
+def test_the_map_adds_up_to_the_logit() -> None:
+    generator = np.random.default_rng(0)
+    features = generator.standard_normal((16, 3, 5)).astype(np.float32)
+    head = LinearHead(*(generator.standard_normal(s).astype(np.float32) for s in ((4, 16), (4,))))
+    found = class_map(features, head, 2)
+    expected = features.mean((1, 2)) @ head.weight[2] + head.bias[2]
+    assert found.values.shape == (3, 5)
+    assert found.logit == pytest.approx(expected, abs=1e-5)
+    assert found.values.sum() == pytest.approx(found.logit - found.bias)
+
+
+def test_a_contract_without_a_head_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="no classifier in its contract"):
+        head_of(write(tmp_path, head=None), CONTRACT.engine_sha256)
+    with pytest.raises(ServiceError, match="is missing"):
+        head_of(tmp_path / "gone", "other")
+
+
+@pytest.mark.parametrize(
+    ("accept", "json"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("application/json", True),
+        ("image/png", False),
+        ("application/json, image/png;q=0.5", True),
+        ("application/json;q=0.2, image/*", False),
+        ("text/html, application/json;q=0.9, */*;q=0.8", True),
+        ("application/json;q=many", False),
+    ],
+)
+def test_the_form_is_negotiated(accept: str, json: bool) -> None:
+    assert prefers_json(accept) is json
+
+
+def test_nothing_is_claimed_outside_of_the_crop() -> None:
+    picture = np.full((40, 60, 3), 128, np.uint8)
+    values = np.array([[1.0, -1.0], [0.0, 0.0]])
+    png = overlay_png(picture, values, Box(0.25, 0, 0.75, 1), 0.5, 1, "why")
+    with Image.open(io.BytesIO(png)) as opened:
+        drawn = np.asarray(opened).astype(int)
+        assert opened.info["Description"] == "why"
+    assert (drawn[:, :15] == 128).all()
+    assert (drawn[:, 45:] == 128).all()
+    warm, cool, flat = drawn[3, 18], drawn[3, 41], drawn[36, 30]
+    assert warm[0] > 128 > warm[2], "what speaks for the class"
+    assert cool[2] > 128 > cool[0], "what speaks against it"
+    assert np.abs(flat - 128).max() < 20
+    everything = overlay_png(picture, np.zeros((2, 2)), Box(0, 0, 1, 1), 1.0)
+    with Image.open(io.BytesIO(everything)) as opened:
+        assert (np.asarray(opened) == 128).all(), "a map of nothing changes nothing, and needs no frame"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_overlay_lies_as_the_file_does(orientation: int) -> None:
+    """Its pixels are in the file's order, and turned as the file is they are upright."""
+    upright = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    png = overlay_png(upright, np.zeros((2, 2)), Box(0, 0, 1, 1), 0.5, orientation)
+    with Image.open(io.BytesIO(png)) as opened:
+        assert opened.size == ((30, 20) if orientation < 5 else (20, 30))
+        assert np.array_equal(np.asarray(ImageOps.exif_transpose(opened)), upright)
