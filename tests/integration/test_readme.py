@@ -60,9 +60,11 @@ def test_make_serve(repository: Path, tmp_path: Path) -> None:
     service = Service(process, f"http://127.0.0.1:{ports[0]}", tmp_path / "out", ports[2], ports[1])
     try:
         service.await_ready(timeout_s=120)
-        printed = (tmp_path / "out").read_text()
+        said, end = f"ECA Serve is ready: {service.url} and gRPC on 127.0.0.1:{ports[1]}", time.monotonic() + 5
+        while said not in (printed := service.log.read_text()):
+            assert time.monotonic() < end, printed
+            time.sleep(0.05)
         assert f"{MODEL}/1: nothing changed" in printed
-        assert f"ECA Serve is ready: {service.url} and gRPC on 127.0.0.1:{ports[1]}" in printed
         pids = [process.pid, *service.children()]
         assert len(pids) > 3
     finally:
