@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from eca_service import insight_routes, oip_http, page, routes
+from eca_service import insight_routes, oip_http, openapi, page, routes
 from eca_service.admission import Permit
 from eca_service.core import Core
 from eca_service.errors import ServiceError, problem
@@ -131,6 +131,8 @@ def create_app(settings: Settings, peers: Peers | None = None, patience_s: float
     app.include_router(insight_routes.router)
     app.include_router(page.router)
     app.include_router(oip_http.router)
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
+    openapi.install(app, core.registry, f"http://{host}:{settings.http_port}")
 
     async def handled(request: Request, error: ServiceError) -> JSONResponse:
         request.scope["eca"].entry.code = error.code

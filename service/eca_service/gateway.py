@@ -18,12 +18,12 @@ import uvloop
 from eca_service.app import create_app
 from eca_service.connections import limited
 from eca_service.core import Core
+from eca_service.openapi import PHOTO
 from eca_service.peers import Peers
 from eca_service.settings import Settings
 
 QUIET_S = 0.3  # callers on open connections are told to close them, with the answer `draining`
 PATIENCE_S = 15.0  # for the golden answers of a worker that replaces another
-DEMO_IMAGE = "build/demo/images/dog-1.jpg"  # there in a clone, from which `make serve` is run
 
 
 class Server(uvicorn.Server):
@@ -111,5 +111,5 @@ async def _announce(core: Core) -> None:
     names = ", ".join(core.registry.models)
     click.echo(f"ECA Serve is ready: {url} and gRPC on {settings.host}:{settings.grpc_port} ({names})")
     click.echo(f"Documentation at {url}/docs; Ctrl-C ends it")
-    photo = DEMO_IMAGE if Path(DEMO_IMAGE).exists() else "photo.jpg"
+    photo = PHOTO if Path(PHOTO).exists() else "photo.jpg"
     click.echo(f"  curl --data-binary @{photo} '{url}/v1/classify?top_k=3'")

@@ -18,6 +18,7 @@ from eca_service.errors import ServiceError
 from eca_service.explanation import Explanation, explain
 from eca_service.geometry import Box, Size, as_stored
 from eca_service.oip import require_top_k
+from eca_service.openapi import COMPARED, EXPLAINED, takes_images
 from eca_service.overlay import overlay_png
 from eca_service.registry import Model
 from eca_service.routes import TopK, core_of, deadlines, gone
@@ -27,7 +28,11 @@ T = TypeVar("T")
 PNG = "image/png"
 
 
-@router.post("/v1/models/{model}/explain")
+@router.post(
+    "/v1/models/{model}/explain",
+    openapi_extra=takes_images(EXPLAINED, "/v1/models/{model}/explain' -o 'map.png"),
+    responses={200: {"content": {PNG: {}}}},
+)
 async def explain_route(
     request: Request,
     model: str,
@@ -73,7 +78,7 @@ async def explain_route(
     return Response(png, media_type=PNG, headers=headers)
 
 
-@router.post("/v1/compare")
+@router.post("/v1/compare", openapi_extra=takes_images(COMPARED, "/v1/compare"))
 async def compare_route(
     request: Request,
     models: Annotated[str | None, Query(description="names, separated by commas; default: the family")] = None,

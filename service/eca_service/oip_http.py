@@ -14,6 +14,7 @@ from eca_service.bodies import Images, from_base64, read_body
 from eca_service.contract import INPUT, Contract
 from eca_service.core import Core
 from eca_service.errors import ServiceError
+from eca_service.openapi import takes_tensor
 from eca_service.routes import answer_to, core_of
 
 router = APIRouter(prefix="/v2")
@@ -74,8 +75,8 @@ async def statistics(request: Request, model: str, version: str = "") -> Respons
     return JSONResponse(oip.as_json(oip.statistics(contract, core.engines.of(contract).totals)))
 
 
-@router.post("/models/{model}/infer")
-@router.post("/models/{model}/versions/{version}/infer")
+@router.post("/models/{model}/infer", openapi_extra=takes_tensor())
+@router.post("/models/{model}/versions/{version}/infer", openapi_extra=takes_tensor())
 async def infer(request: Request, model: str, version: str = "") -> Response:
     """Classifies the encoded images of the input `image`."""
     limit = core_of(request).settings.max_body_bytes

@@ -16,6 +16,7 @@ from eca_service.contract import Contract
 from eca_service.core import Answer, Core, Result, in_time
 from eca_service.errors import ServiceError
 from eca_service.oip import require_top_k
+from eca_service.openapi import CLASSIFIED, takes_images
 
 router = APIRouter()
 TopK = Annotated[int | None, Query(description="how many classes to answer; default: 5, or all of fewer")]
@@ -28,19 +29,24 @@ def core_of(request: Request) -> Core:
     return core
 
 
-@router.post("/v1/classify")
+@router.post("/v1/classify", openapi_extra=takes_images(CLASSIFIED, "/v1/classify?top_k=3"))
 async def classify_default(request: Request, top_k: TopK = None) -> Response:
     """Classifies with the default model: raw image bytes, multipart files, or JSON with base64."""
     return await _classify(request, None, None, top_k)
 
 
-@router.post("/v1/models/{model}/classify")
+@router.post(
+    "/v1/models/{model}/classify", openapi_extra=takes_images(CLASSIFIED, "/v1/models/{model}/classify?top_k=3")
+)
 async def classify_model(request: Request, model: str, top_k: TopK = None) -> Response:
     """Classifies with one model."""
     return await _classify(request, model, None, top_k)
 
 
-@router.post("/v1/models/{model}/versions/{version}/classify")
+@router.post(
+    "/v1/models/{model}/versions/{version}/classify",
+    openapi_extra=takes_images(CLASSIFIED, "/v1/models/{model}/versions/{version}/classify"),
+)
 async def classify_version(request: Request, model: str, version: int, top_k: TopK = None) -> Response:
     """Classifies with one version of a model."""
     return await _classify(request, model, version, top_k)

@@ -1,0 +1,79 @@
+"""What /docs shows works when it is pasted: every example body, every curl line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.conftest import ROOT, Service
+
+POSTS = {
+    "/v1/classify",
+    "/v1/models/{model}/classify",
+    "/v1/models/{model}/versions/{version}/classify",
+    "/v1/models/{model}/explain",
+    "/v1/compare",
+    "/v2/models/{model}/infer",
+    "/v2/models/{model}/versions/{version}/infer",
+}
+
+
+@pytest.fixture(scope="module")
+def document(service: Service) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(service.url + "/openapi.json").json()
+    return found
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The address, its examples filled in, and what is said of it, of every POST with a body."""
+    for path, item in document["paths"].items():
+        if "requestBody" in item.get("post", {}):
+            values = {p["name"]: p["example"] for p in item["post"].get("parameters", []) if p["in"] == "path"}
+            yield path.format(**values), item["post"]
+
+
+def test_every_post_has_an_example(document: dict[str, Any]) -> None:
+    described = {path for path, item in document["paths"].items() if "requestBody" in item.get("post", {})}
+    assert described == {path for path, item in document["paths"].items() if "post" in item} == POSTS
+
+
+def test_every_example_body_is_answered_as_shown(service: Service, document: dict[str, Any]) -> None:
+    for path, operation in operations(document):
+        example = operation["requestBody"]["content"]["application/json"]["example"]
+        answer = httpx.post(service.url + path, json=example, headers={"accept": "application/json"})
+        assert answer.status_code == 200, f"{path}: {answer.text}"
+        shown = operation["responses"]["200"]["content"]["application/json"]["example"]
+        assert answer.json().keys() == shown.keys()
+        assert '"dog"' in answer.text
+        if results := shown.get("results"):
+            assert answer.json()["results"][0].keys() == results[0].keys()
+
+
+def test_every_curl_line_works(service: Service, document: dict[str, Any], tmp_path: Any) -> None:
+    lines = [line for _, op in operations(document) for line in re.findall(r"```sh\n(.*?)\n```", op["description"])]
+    assert len(lines) == len(POSTS)
+    for line in lines:
+        assert service.url in line
+        command = line.replace("map.png", str(tmp_path / "map.png"))
+        done = subprocess.run(
+            ["bash", "-c", f"{command} -sS --fail-with-body"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+        if "map.png" not in line:
+            assert '"dog"' in done.stdout
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_error_shown_is_an_error(service: Service, document: dict[str, Any]) -> None:
+    for path, operation in operations(document):
+        shown = operation["responses"]["default"]["content"]["application/problem+json"]["example"]
+        answer = httpx.post(service.url + path, content=b"")
+        assert answer.status_code == shown["status"]
+        assert answer.json().keys() - {"error"} == shown.keys()
+        assert json.dumps(shown).count(shown["code"]) == 2
