@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -74,3 +76,25 @@ def test_make_serve(repository: Path, tmp_path: Path) -> None:
     while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < end, left
         time.sleep(0.1)
+
+
+def test_the_service_s_python_works(service: Service, tmp_path: Path) -> None:
+    """As it stands in its README, with two of the demo images."""
+    page = (ROOT / "service" / "README.md").read_text()
+    found = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    for label in ("cat", "dog"):
+        shutil.copy(ROOT / "build" / "demo" / "images" / f"{label}-2.jpg", tmp_path / f"{label}.jpg")
+    script = found[1].replace("http://127.0.0.1:8080", service.url)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        [f"{label}.jpg", f"resnet14-{kind}"] for label in ("cat", "dog") for kind in ("se", "eca")
+    ]
+
+
+def test_the_service_s_links_lead_somewhere() -> None:
+    page = (ROOT / "service" / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#:]+)[^):]*\)", page) if link]
+    assert links
+    assert [link for link in links if not (ROOT / "service" / link).exists()] == []
