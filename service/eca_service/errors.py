@@ -63,7 +63,7 @@ CODES: dict[str, Kind] = {
         415,
         "INVALID_ARGUMENT",
         "The image's format is not supported",
-        "Send a JPEG, PNG, WebP, GIF, BMP or TIFF.",
+        "Send another file, or save this one in one of these formats first.",
     ),
     "image_undecodable": Kind(
         422,

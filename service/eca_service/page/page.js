@@ -208,7 +208,7 @@ function present(found) {
   state.wanted = chosen.predictions[0].index;
   at("verdict").textContent = verdict(answered);
   const notes = found.warnings.map((note) => NOTES[note] ?? `${note.replaceAll("_", " ")}.`);
-  if (isCropped(chosen)) notes.push("The networks saw the framed part; what is dimmed was cut off.");
+  if (isCropped(chosen)) notes.push("Only the framed part was seen; what is dimmed was cut off.");
   at("notes").replaceChildren(...notes.map((note) => element("li", note)));
   const labels = state.contracts.get(chosen.model).labels;
   at("wanted").replaceChildren(...labels.map((label, index) => new Option(label, index)));
