@@ -251,7 +251,9 @@ def test_busy_is_told_and_tried_again(chromium: Browser, repository: Path, tmp_p
             chromium.give(SHIP, "ship.jpg")
             chromium.until(lambda: chromium.text("#notice-stop"))
             chromium.run("document.getElementById('notice-stop').click()")
-            chromium.until(lambda: not chromium.text("#notice"))
+            chromium.until(lambda: chromium.text("#notice-title") == "Stopped")
+        chromium.run("document.getElementById('notice-again').click()")
+        answered(chromium, "ship")
     finally:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(30)

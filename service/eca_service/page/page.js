@@ -171,7 +171,7 @@ async function look(file) {
     if (signal.aborted && state.running !== running) return; // another picture took its place
     at("answer").hidden = true;
     if (error instanceof Problem) tell(error);
-    else if (signal.aborted) hideNotice();
+    else if (signal.aborted) show({ kind: "wait", title: "Stopped", text: "Your picture was not answered.", again: true });
     else throw error;
   }
 }
@@ -185,7 +185,8 @@ async function learnModels(signal) {
 // What the service can tell apart, before anybody asks; a service that wants a key for it is not pressed.
 async function introduce() {
   const response = await fetch("v1/models", { cache: "no-store" });
-  const [model] = response.ok ? (await response.json()).models : [];
+  const { models = [], default: first } = response.ok ? await response.json() : {};
+  const model = models.find((one) => one.name === first);
   if (!model) return;
   const { labels, classes } = model;
   const some = labels.slice(0, 12).map((label) => label.split(",")[0]);
@@ -335,13 +336,14 @@ async function choose(index) {
   for (const button of document.querySelectorAll(".bars button")) {
     button.setAttribute("aria-pressed", Number(button.dataset.index) === index);
   }
+  if (state.running.signal.aborted) state.running = new AbortController();
   const { signal } = state.running;
   try {
     await Promise.all(state.cards.map((card) => explain(card, signal)));
-    hideNotice();
   } catch (error) {
     if (error instanceof Problem) tell(error);
-    else if (!signal.aborted) throw error;
+    else if (signal.aborted) hideNotice();
+    else throw error;
   }
 }
 
