@@ -29,6 +29,9 @@ def test_runs_with_as_little_as_it_needs(stack: Stack, service: str) -> None:
     writes = "touch /opt/eca/x /models/x 2>&1; true"
     assert docker("exec", container, "sh", "-c", writes).count("Read-only file system") == 2
     assert docker("inspect", "-f", "{{.HostConfig.CapDrop}} {{.HostConfig.Privileged}}", container) == "[ALL] false"
+    log, memory = "{{json .HostConfig.LogConfig}}", "{{.HostConfig.Memory}}"
+    assert docker("inspect", "-f", log, container) == '{"Type":"json-file","Config":{"max-file":"3","max-size":"10m"}}'
+    assert int(docker("inspect", "-f", memory, container)) > 0
 
 
 def test_gateway_s_image_is_small(stack: Stack) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import httpx
 import numpy as np
@@ -24,6 +25,14 @@ def await_status(url: str, status: int, timeout_s: float) -> None:
     end = time.monotonic() + timeout_s
     while (found := httpx.get(url, timeout=5).status_code) != status:
         assert time.monotonic() < end, f"{url} still answers {found} after {timeout_s} s"
+        time.sleep(0.1)
+
+
+def until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Returns once it holds."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {timeout_s} s"
         time.sleep(0.1)
 
 
@@ -121,6 +130,7 @@ def test_the_gateway_is_upgraded_without_a_failed_request(stack: Stack) -> None:
     stack.compose("up", "-d", "--no-deps", "gateway-b", "balancer")
     await_health(stack.container("gateway-b"), "healthy", 60)
     await_health(stack.container("balancer"), "healthy", 60)
+    until(lambda: len(stack.query('up{job="gateway"} == 1')) == 2, 30)
     before = {name: stack.container(name) for name in ("gateway", "gateway-b")}
     ended, codes = threading.Event(), Counter[str]()
 
