@@ -27,7 +27,10 @@ RUN python requirements.py requirements > requirements.txt \
     && cd /opt/eca/lib/python*/site-packages \
     && strip --strip-debug uvloop/*.so rapidjson*.so ml_dtypes/*.so httptools/parser/*.so \
     && rm -rf numpy/tests numpy/*/tests numpy/core/lib numpy/core/_simd.* pillow.libs/libavif* PIL/_avif.* \
-    && /opt/eca/bin/python -c "import uvloop, rapidjson, ml_dtypes, httptools, numpy, PIL.Image; PIL.Image.init()"
+    && /opt/eca/bin/python -B -c "import uvloop, rapidjson, ml_dtypes, httptools, numpy, PIL.Image; PIL.Image.init()"
+
+FROM dependencies AS gateway-dependencies
+RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/eca/lib
 
 FROM dependencies AS triton-dependencies
 RUN python requirements.py requirements triton > requirements.txt && $INSTALL -c constraints.txt -r requirements.txt
@@ -36,29 +39,26 @@ ARG PYTHON_VERSION
 RUN if ! ldconfig -p | grep -q libpython${PYTHON_VERSION}.so; then \
         apt-get install -qq -y --no-install-recommends libpython${PYTHON_VERSION} >/dev/null 2>&1; fi \
     && cp -L "$(ldconfig -p | awk -v lib=libpython${PYTHON_VERSION}.so '$1 ~ lib {print $NF; exit}')" \
-        /opt/eca/lib/python*/site-packages/nvidia_pytriton.libs/
+        /opt/eca/lib/python*/site-packages/nvidia_pytriton.libs/ \
+    && python -m compileall -q --invalidation-mode unchecked-hash /opt/eca/lib
 
-# Byte code is compiled here, since the file system is read-only later; without times in it, so that builds agree.
-FROM dependencies AS package
+# Our own code, in a layer of its own: an upgrade fetches a megabyte. Byte code is compiled here, since the file system is
+# read-only later; without times in it, so that builds agree.
+FROM dependencies AS own
 COPY README.md LICENSE ./
 COPY service service
 COPY build build
-RUN /opt/tools/bin/pip wheel -q --no-build-isolation --no-deps -w /wheel .
-
-FROM dependencies AS gateway-environment
-COPY --from=package /wheel /wheel
-RUN $INSTALL --no-deps /wheel/*.whl && python -m compileall -q --invalidation-mode unchecked-hash /opt/eca/lib
-
-FROM triton-dependencies AS triton-environment
-COPY --from=package /wheel /wheel
-RUN $INSTALL --no-deps /wheel/*.whl && python -m compileall -q --invalidation-mode unchecked-hash /opt/eca/lib
+RUN /opt/tools/bin/pip wheel -q --no-build-isolation --no-deps -w /wheel . \
+    && $INSTALL --no-deps --prefix /own /wheel/*.whl \
+    && python -m compileall -q --invalidation-mode unchecked-hash /own/lib
 
 FROM runtime AS triton-cpu
 ARG ECA_VERSION
 LABEL org.opencontainers.image.title="ECA Serve Triton (CPU)" \
       org.opencontainers.image.version="${ECA_VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=triton-environment /opt/eca /opt/eca
+COPY --from=triton-dependencies /opt/eca /opt/eca
+COPY --from=own /own /opt/eca
 # Not for the open network: its release has known flaws in HTTP, which stays off; it speaks gRPC to the gateway alone.
 ENV ECA_TRITON_HOST=0.0.0.0 ECA_TRITON_LOG=/dev/stdout
 USER 10001:10001
@@ -73,7 +73,8 @@ ARG ECA_VERSION
 LABEL org.opencontainers.image.title="ECA Serve gateway" \
       org.opencontainers.image.version="${ECA_VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=gateway-environment /opt/eca /opt/eca
+COPY --from=gateway-dependencies /opt/eca /opt/eca
+COPY --from=own /own /opt/eca
 ENV ECA_HOST=0.0.0.0
 USER 10001:10001
 EXPOSE 8080 8081

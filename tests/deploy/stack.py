@@ -39,6 +39,12 @@ def docker(*arguments: str, timeout_s: float = 60) -> str:
     return done.stdout.strip()
 
 
+def logs(container: str) -> str:
+    """What a container has said, on both of its streams."""
+    done = subprocess.run(["docker", "logs", container], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout + done.stderr
+
+
 def missing(cold: bool) -> str | None:
     """Why the stack cannot run here, or None; `cold`: even where the images must be built from nothing, in minutes."""
     try:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import httpx
 import numpy as np
@@ -13,7 +14,7 @@ import tritonclient.grpc as triton
 from eca_service.client import Client, Retry
 from tritonclient.utils import InferenceServerException
 
-from tests.deploy.stack import ROOT, Stack, docker, versions
+from tests.deploy.stack import ROOT, Stack, docker, logs, versions
 
 DOG = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
 MODEL = "resnet14-eca"
@@ -27,11 +28,19 @@ def await_status(url: str, status: int, timeout_s: float) -> None:
         time.sleep(0.1)
 
 
+def until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Returns once it holds."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {timeout_s} s"
+        time.sleep(0.1)
+
+
 def await_health(container: str, health: str, timeout_s: float) -> None:
     """Returns once the engine says `health` of the container."""
     end = time.monotonic() + timeout_s
     while (found := docker("inspect", "-f", "{{.State.Health.Status}}", container)) != health:
-        assert time.monotonic() < end, f"still {found} after {timeout_s} s: {docker('logs', '--tail=30', container)}"
+        assert time.monotonic() < end, f"still {found} after {timeout_s} s: {logs(container)[-2000:]}"
         time.sleep(0.5)
 
 
@@ -77,7 +86,7 @@ def test_prometheus_finds_the_request(stack: Stack) -> None:
 def test_doctor_gives_the_verdict(stack: Stack) -> None:
     said = docker("exec", stack.container("gateway"), "eca-serve", "doctor", "--seconds", "1")
     assert f"{MODEL} version 1: resnet14_cifar, fp32, onnx." in said
-    assert "The service at http://127.0.0.1:8080 is ready.\nNobody asked for anything in 1 s." in said
+    assert "The service at http://127.0.0.1:8080 is ready.\nNobody asked for anything in " in said
 
 
 def test_survives_the_death_of_triton(stack: Stack) -> None:
@@ -102,7 +111,7 @@ def test_a_second_triton_is_found(stack: Stack) -> None:
     await_health(second, "healthy", 60)
     address = docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", second)
     began = time.monotonic()
-    while f"{address}:8001" not in docker("logs", gateway).rpartition("images go to the Tritons at")[2]:
+    while f"{address}:8001" not in logs(gateway).rpartition("images go to the Tritons at")[2]:
         assert time.monotonic() < began + 5, "the gateway did not find it"
         classify(stack)
     docker("stop", first)
@@ -121,6 +130,7 @@ def test_the_gateway_is_upgraded_without_a_failed_request(stack: Stack) -> None:
     stack.compose("up", "-d", "--no-deps", "gateway-b", "balancer")
     await_health(stack.container("gateway-b"), "healthy", 60)
     await_health(stack.container("balancer"), "healthy", 60)
+    until(lambda: len(stack.query('up{job="gateway"} == 1')) == 2, 30)
     before = {name: stack.container(name) for name in ("gateway", "gateway-b")}
     ended, codes = threading.Event(), Counter[str]()
 
