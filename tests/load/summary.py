@@ -1,0 +1,145 @@
+"""From cells to what a person asks: latency by load, throughput at an objective, stages, the tax of attention."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tests.load.intervals import Estimate, over_rounds, percentile, ratio
+from tests.load.matrix import ALONE, BUSY, DEMO, DEMO_WEIGHTS, ENGINE
+from tests.load.measure import Cell
+from tests.load.paper import published_cost
+
+STAGES = ("decode", "queue", "infer", "rest")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant at one level. Latencies in milliseconds; `rest_ms` and the others are means of a request's stages."""
+
+    backbone: str
+    variant: str
+    attention: str
+    precision: str
+    graph: str
+    level: str
+    offered_per_s: float | None
+    answers: int
+    failures: int
+    per_s: Estimate
+    p50_ms: Estimate
+    p95_ms: Estimate
+    p99_ms: Estimate
+    late_p99_ms: float
+    stages_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Tax:
+    """What a variant costs against its plain network, as shares: 0.1 is a tenth less throughput, or more latency."""
+
+    backbone: str
+    variant: str
+    attention: str
+    level: str
+    throughput: Estimate
+    latency_p50: Estimate
+    published: float | None
+
+
+def row(cell: Cell) -> Row:
+    """The figures of one cell, with intervals over its rounds."""
+    values = cell.latencies_ms
+    means = [stages for stages in cell.stages_ms if stages]
+    stages = {name: float(np.mean([one[name] for one in means])) for name in (means[0] if means else {})}
+    total = float(np.mean(np.concatenate(values))) if any(values) else 0.0
+    if stages:
+        known = {name: stages[name] for name in ("decode", "queue", "infer")}
+        stages = known | {"rest": max(0.0, total - sum(known.values()))}
+    return Row(
+        *(cell.backbone, cell.variant, cell.attention, cell.precision, cell.graph, cell.level, cell.offered_per_s),
+        sum(map(len, values)),
+        sum(cell.failures.values()),
+        over_rounds([[one] for one in cell.per_s], np.mean),  # type: ignore[arg-type]
+        *(over_rounds(values, percentile(q)) for q in (50, 95, 99)),
+        max(cell.late_p99_ms, default=0.0),
+        stages,
+    )
+
+
+def taxes(cells: Sequence[Cell]) -> list[Tax]:
+    """Each variant with attention against the plain one of its backbone and precision, in each round side by side."""
+    by_key = {(cell.variant, cell.level): cell for cell in cells}
+    found = []
+    for cell in cells:
+        if cell.attention == "none" or cell.level not in (ALONE.name, BUSY.name, ENGINE.name):
+            continue
+        plain = f"{cell.backbone}-plain" + ("" if cell.precision == "fp32" else f"-{cell.precision}")
+        base = by_key.get((plain, cell.level))
+        if base is None:
+            continue
+        medians = [[float(np.median(one)) if one else 0.0 for one in each.latencies_ms] for each in (cell, base)]
+        throughput, latency = ratio(cell.per_s, base.per_s), ratio(*medians)
+        published = published_cost(cell.backbone, cell.attention)
+        found.append(
+            Tax(
+                *(cell.backbone, cell.variant, cell.attention, cell.level),
+                Estimate(1 - throughput.value, 1 - throughput.high, 1 - throughput.low),
+                Estimate(latency.value - 1, latency.low - 1, latency.high - 1),
+                published,
+            )
+        )
+    return found
+
+
+def objective_ms(rows: Sequence[Row], backbone: str) -> float:
+    """The p99 that throughput is compared at: five times the lone p50 of the plain network, as 1, 2 or 5 times 10^n."""
+    lone = [
+        one.p50_ms.value
+        for one in rows
+        if one.backbone == backbone and one.level == ALONE.name and one.attention == "none" and one.precision == "fp32"
+    ]
+    wanted = 5 * lone[0] if lone else 100.0
+    steps = [m * 10.0**e for e in range(0, 5) for m in (1, 2, 5)]
+    return next((step for step in steps if step >= wanted), steps[-1])
+
+
+def at_objective(rows: Sequence[Row], variant: str, objective: float) -> tuple[float, bool]:
+    """Arrivals a second that keep p99 within `objective` ms, between the loads tried; True where even the largest did.
+
+    0 where not even the smallest did.
+    """
+    curve = sorted((r.offered_per_s, r.p99_ms.value) for r in rows if r.variant == variant and _poisson(r))
+    best = 0.0
+    for index, (load, p99) in enumerate(curve):
+        if not p99 <= objective:
+            if index and best:
+                before_load, before_p99 = curve[index - 1]
+                share = (np.log(objective) - np.log(before_p99)) / (np.log(p99) - np.log(before_p99))
+                return float(before_load + share * (load - before_load)), False
+            return 0.0, False
+        best = load
+    return best, bool(curve)
+
+
+def _poisson(one: Row) -> bool:
+    return one.level.startswith("http poisson") and one.offered_per_s is not None
+
+
+def curve(rows: Sequence[Row], variant: str) -> list[Row]:
+    """The variant's rows of Poisson arrivals over HTTP, by load."""
+    return sorted((r for r in rows if r.variant == variant and _poisson(r)), key=lambda r: r.offered_per_s or 0)
+
+
+def accuracies() -> dict[tuple[str, str], float]:
+    """Accuracy on CIFAR-10's test images by (backbone, attention), of the demo networks that were trained."""
+    found = {}
+    for backbone, stem in DEMO_WEIGHTS.items():
+        for path in Path(DEMO).glob(f"{stem}-*.json"):
+            figures = json.loads(path.read_text())
+            found[backbone, str(figures["attention"])] = float(figures["test_accuracy"])
+    return found
