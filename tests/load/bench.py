@@ -12,6 +12,7 @@ from tqdm import tqdm
 from tests.load import compare, matrix, measure, report
 from tests.load.environment import environment
 from tests.load.photographs import photographs
+from tests.load.summary import taxes
 
 CACHE = Path(".cache/bench")
 
@@ -60,7 +61,7 @@ def main(
     changed = compare.changes(run.cells, before.cells) if before else []
     caution = compare.other_machine(run.environment, before.environment) if before else ""
     page = report.write(run, out, changed, caution)
-    click.echo("\n".join(report.headlines(report.taxes(run.cells))))
+    click.echo("\n".join(report.headlines(taxes(run.cells))))
     for change in changed:
         if change.verdict != "same":
             click.echo(f"{change.verdict}: {change.variant}, {change.level}, {change.figure} {change.change.text(2)}")

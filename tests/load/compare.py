@@ -38,8 +38,8 @@ def changes(new: Sequence[Cell], old: Sequence[Cell]) -> list[Change]:
             continue
         if cell.offered_per_s is None:
             found.append(_change(cell, "throughput", unpaired_ratio(cell.per_s, past.per_s), worse_below=True))
-        medians = [[float(np.median(one)) for one in each.latencies_ms if one] for each in (cell, past)]
-        found.append(_change(cell, "p50", unpaired_ratio(*medians), worse_below=False))
+        now, then = ([float(np.median(one)) for one in each.latencies_ms if one] for each in (cell, past))
+        found.append(_change(cell, "p50", unpaired_ratio(now, then), worse_below=False))
     return found
 
 

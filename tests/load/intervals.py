@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 RESAMPLES = 1000
+Statistic = Callable[[NDArray[np.float64]], float]
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,7 @@ class Estimate:
         return f"{value} ({low} to {high})"
 
 
-def over_rounds(
-    rounds: Sequence[Sequence[float]], statistic: Callable[[Sequence[float]], float], seed: int = 0
-) -> Estimate:
+def over_rounds(rounds: Sequence[Sequence[float]], statistic: Statistic, seed: int = 0) -> Estimate:
     """`statistic` of all values together; its interval from drawing whole rounds anew: within one they hang together.
 
     Without any value it is NaN.
@@ -59,11 +59,16 @@ def unpaired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0
     return _estimate(float(np.exp(a.mean() - b.mean())), np.exp(drawn[0] - drawn[1]))
 
 
-def percentile(q: float) -> Callable[[Sequence[float]], float]:
+def percentile(q: float) -> Statistic:
     """The statistic: the q-th percentile, q in 0 to 100."""
     return lambda values: float(np.percentile(values, q))
 
 
-def _estimate(value: float, found: Sequence[float]) -> Estimate:
+def mean(values: NDArray[np.float64]) -> float:
+    """The statistic: the arithmetic mean."""
+    return float(values.mean())
+
+
+def _estimate(value: float, found: Sequence[float] | NDArray[np.float64]) -> Estimate:
     low, high = np.percentile(found, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high))

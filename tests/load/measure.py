@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import uvloop
 from eca_service.contract import Preprocessing, read
 
 from tests.integration.conftest import Service, start
@@ -56,9 +56,11 @@ class Cell:
 
 
 @contextmanager
-def serving(repository: Path, folder: Path, **settings: object) -> Iterator[Service]:
-    """`eca-serve up` on free loopback ports, ready; it ends with the block, and what it left."""
-    service = start(repository, folder, log_level="warning", **settings)
+def serving(
+    repository: Path, folder: Path, settings: dict[str, object] | None = None, command: str = "up"
+) -> Iterator[Service]:
+    """`eca-serve COMMAND` on free loopback ports, ready; it ends with the block, and what it left."""
+    service = start(repository, folder, command, **({"log_level": "warning"} | (settings or {})))
     try:
         service.await_ready(timeout_s=180)
         yield service
@@ -138,4 +140,4 @@ def run(
     """Starts the service of one backbone, measures its variants, ends it."""
     recipe = read(next((repository / variants[0].name).glob("[0-9]*"))).preprocessing
     with serving(repository, folder) as service:
-        return asyncio.run(measure(preset, variants, service, recipe, images, seed, step))
+        return uvloop.run(measure(preset, variants, service, recipe, images, seed, step))

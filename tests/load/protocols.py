@@ -7,6 +7,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import urlsplit
 
 import grpc
@@ -59,7 +60,7 @@ class Http(Way):
             f"Content-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode()
         try:
-            connection = self._idle.pop() if self._idle else await self._connect()
+            connection = self._kept() or await self._connect()
         except OSError as error:
             return Reply(f"connection: {error.strerror}")
         try:
@@ -73,6 +74,13 @@ class Http(Way):
         else:
             self._all.discard(connection)
         return reply
+
+    def _kept(self) -> _Connection | None:
+        while self._idle:
+            if (connection := self._idle.pop()).open:
+                return connection
+            self._all.discard(connection)
+        return None
 
     async def _connect(self) -> _Connection:
         _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
@@ -105,8 +113,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self.open = True
 
     def connection_lost(self, error: Exception | None) -> None:

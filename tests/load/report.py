@@ -19,9 +19,10 @@ from torch import device
 from tests.load import plots
 from tests.load.compare import Change
 from tests.load.intervals import Estimate
+from tests.load.matrix import BUSY
 from tests.load.measure import Cell
 from tests.load.paper import TABLE_3, flops_unit
-from tests.load.summary import Row, Tax, at_objective, curve, objective_ms, row, taxes
+from tests.load.summary import STAGES, Row, Tax, at_objective, curve, objective_ms, row, taxes
 
 FORMAT = 1  # of bench.json
 STYLE = """
@@ -43,7 +44,7 @@ class Table:
     name: str
     caption: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,13 @@ def level_table(rows: Sequence[Row]) -> Table:
         (
             r.variant, r.level, "" if r.offered_per_s is None else f"{r.offered_per_s:.0f}", f"{r.answers}",
             f"{r.failures}", _short(r.per_s), _short(r.p50_ms), _short(r.p95_ms), _short(r.p99_ms),
-            f"{r.late_p99_ms:.2f}", *(f"{r.stages_ms.get(stage, math.nan):.1f}" for stage in plots.STAGES),
+            f"{r.late_p99_ms:.2f}", *(f"{r.stages_ms.get(stage, math.nan):.1f}" for stage in STAGES),
         )
         for r in rows
     ]  # fmt: skip
     columns = (
         "model", "load", "offered/s", "answers", "failed", "images/s", "p50 (ms)", "p95 (ms)", "p99 (ms)",
-        "generator late p99 (ms)", *(f"{stage} (ms)" for stage in plots.STAGES),
+        "generator late p99 (ms)", *(f"{stage} (ms)" for stage in STAGES),
     )  # fmt: skip
     return Table("levels", "Everything measured; stages are means of a request", columns, out)
 
@@ -234,7 +235,7 @@ def headlines(found: Sequence[Tax]) -> list[str]:
     """The taxes with eight callers, in sentences."""
     lines = []
     for one in found:
-        if one.level != plots.BUSY.name or one.variant != f"{one.backbone}-{one.attention}":
+        if one.level != BUSY.name or one.variant != f"{one.backbone}-{one.attention}":
             continue
         paper = "" if one.published is None else f"; the paper's GPU lost {100 * one.published:.1f} %"
         lines.append(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.load.intervals import Estimate, over_rounds, percentile, ratio
+from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio
 from tests.load.matrix import ALONE, BUSY, DEMO, DEMO_WEIGHTS, ENGINE
 from tests.load.measure import Cell
 from tests.load.paper import published_cost
@@ -60,14 +60,23 @@ def row(cell: Cell) -> Row:
     if stages:
         known = {name: stages[name] for name in ("decode", "queue", "infer")}
         stages = known | {"rest": max(0.0, total - sum(known.values()))}
+    p50, p95, p99 = (over_rounds(values, percentile(q)) for q in (50, 95, 99))
     return Row(
-        *(cell.backbone, cell.variant, cell.attention, cell.precision, cell.graph, cell.level, cell.offered_per_s),
-        sum(map(len, values)),
-        sum(cell.failures.values()),
-        over_rounds([[one] for one in cell.per_s], np.mean),  # type: ignore[arg-type]
-        *(over_rounds(values, percentile(q)) for q in (50, 95, 99)),
-        max(cell.late_p99_ms, default=0.0),
-        stages,
+        backbone=cell.backbone,
+        variant=cell.variant,
+        attention=cell.attention,
+        precision=cell.precision,
+        graph=cell.graph,
+        level=cell.level,
+        offered_per_s=cell.offered_per_s,
+        answers=sum(map(len, values)),
+        failures=sum(cell.failures.values()),
+        per_s=over_rounds([[one] for one in cell.per_s], mean),
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        late_p99_ms=max(cell.late_p99_ms, default=0.0),
+        stages_ms=stages,
     )
 
 
@@ -82,8 +91,8 @@ def taxes(cells: Sequence[Cell]) -> list[Tax]:
         base = by_key.get((plain, cell.level))
         if base is None:
             continue
-        medians = [[float(np.median(one)) if one else 0.0 for one in each.latencies_ms] for each in (cell, base)]
-        throughput, latency = ratio(cell.per_s, base.per_s), ratio(*medians)
+        ours, plains = ([float(np.median(one)) if one else 0.0 for one in x.latencies_ms] for x in (cell, base))
+        throughput, latency = ratio(cell.per_s, base.per_s), ratio(ours, plains)
         published = published_cost(cell.backbone, cell.attention)
         found.append(
             Tax(
@@ -113,17 +122,17 @@ def at_objective(rows: Sequence[Row], variant: str, objective: float) -> tuple[f
 
     0 where not even the smallest did.
     """
-    curve = sorted((r.offered_per_s, r.p99_ms.value) for r in rows if r.variant == variant and _poisson(r))
+    points = [(one.offered_per_s or 0.0, one.p99_ms.value) for one in curve(rows, variant)]
     best = 0.0
-    for index, (load, p99) in enumerate(curve):
+    for index, (load, p99) in enumerate(points):
         if not p99 <= objective:
             if index and best:
-                before_load, before_p99 = curve[index - 1]
+                before_load, before_p99 = points[index - 1]
                 share = (np.log(objective) - np.log(before_p99)) / (np.log(p99) - np.log(before_p99))
                 return float(before_load + share * (load - before_load)), False
             return 0.0, False
         best = load
-    return best, bool(curve)
+    return best, bool(points)
 
 
 def _poisson(one: Row) -> bool:
