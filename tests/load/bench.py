@@ -29,6 +29,7 @@ CACHE = Path(".cache/bench")
 @click.option("--out", type=click.Path(path_type=Path), default=CACHE / "report", help="Folder of the report.")
 @click.option("--models", type=click.Path(path_type=Path), default=CACHE, help="Folder of what is built for it.")
 @click.option("--compare", "older", type=click.Path(path_type=Path), help="An older bench.json; exit code 1 if worse.")
+@click.option("--draw", "drawn", type=click.Path(path_type=Path), help="Measure nothing: draw this bench.json again.")
 @click.option("--seed", type=int, default=1, help="Of the order of blocks, arrivals and images.")
 def main(
     preset: str,
@@ -42,6 +43,7 @@ def main(
     out: Path,
     models: Path,
     older: Path | None,
+    drawn: Path | None,
     seed: int,
 ) -> None:
     """Builds the networks, serves each backbone's on loopback ports, loads them in turns, writes a report.
@@ -50,6 +52,7 @@ def main(
     """
     try:
         before = report.load(older) if older else None
+        again = report.load(drawn) if drawn else None
         plan = matrix.selected(
             matrix.PRESETS[preset], backbones=backbones, attentions=attentions, precisions=precisions, graphs=graphs
         )
@@ -57,7 +60,7 @@ def main(
     except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from None
     plan = matrix.Preset(**(plan.__dict__ | {k: v for k, v in (("rounds", rounds), ("seconds", seconds)) if v}))
-    run = measured(plan, images, source, models, seed)
+    run = again or measured(plan, images, source, models, seed)
     changed = compare.changes(run.cells, before.cells) if before else []
     caution = compare.other_machine(run.environment, before.environment) if before else ""
     page = report.write(run, out, changed, caution)

@@ -39,12 +39,17 @@ class Loops:
         for end in self._ends:
             end.recv()
 
-    def run(self, order: Order) -> tuple[float, list[float]]:
-        """Images a second of all together, and the seconds of each pass."""
+    def run(self, order: Order) -> tuple[float, list[float], float]:
+        """Images a second of all together, the seconds of each pass, and processor seconds for an image."""
         for end in self._ends:
             end.send(order)
         answers = [end.recv() for end in self._ends]
-        return sum(rate for rate, _ in answers), [spent for _, passes in answers for spent in passes]
+        passes = [spent for *_, each in answers for spent in each]
+        return (
+            sum(rate for rate, *_ in answers),
+            passes,
+            sum(used for _, used, _ in answers) / len(passes) / order.batch,
+        )
 
     def __enter__(self) -> Loops:
         return self
@@ -64,11 +69,11 @@ def _loop(end: Connection, model: str, images: list[bytes], threads: int, seed: 
     chance = np.random.default_rng(seed)
     end.send("ready")
     while order := end.recv():
-        began, done, passes = time.perf_counter(), 0, []
+        began, done, used, passes = time.perf_counter(), 0, time.process_time(), []
         while (started := time.perf_counter()) - began < order.seconds:
             picks = chance.integers(0, len(images), order.batch)
             rows = [pixels(images[i]) if order.decode else ready[i % len(ready)] for i in picks]
             engine.run(["probabilities"], {"image": np.stack(rows)})
             passes.append(time.perf_counter() - started)
             done += order.batch
-        end.send((done / (time.perf_counter() - began), passes))
+        end.send((done / (time.perf_counter() - began), time.process_time() - used, passes))

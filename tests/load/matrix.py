@@ -72,7 +72,11 @@ class Level:
     @property
     def name(self) -> str:
         """Such as `http closed 8` or `http poisson 70 %`."""
-        return f"{self.way} closed {self.callers}" if self.callers else f"{self.way} {self.process} {self.share:.0%}"
+        return (
+            f"{self.way} closed {self.callers}"
+            if self.callers
+            else f"{self.way} {self.process} {100 * self.share:.0f} %"
+        )
 
 
 ALONE, BUSY, ENGINE = Level("http", 1), Level("http", 8), Level("triton", 1)

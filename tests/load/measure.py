@@ -16,6 +16,7 @@ from tests.integration.conftest import Service, start
 from tests.load.arrivals import planned
 from tests.load.generator import Block, closed_loop, open_loop
 from tests.load.matrix import Level, Preset, Variant
+from tests.load.overhead import processor_s
 from tests.load.protocols import GatewayGrpc, Http, TritonGrpc, Way
 
 WARM_UP_S = 0.7
@@ -23,7 +24,11 @@ WARM_UP_S = 0.7
 
 @dataclass
 class Cell:
-    """All rounds of one variant at one level; each list has one entry a round. Latencies are in milliseconds."""
+    """All rounds of one variant at one level; each list has one entry a round. Latencies are in milliseconds.
+
+    `processor_ms` is what all of the service's processes used of a core for one answer, which hardly depends on what
+    else the machine does.
+    """
 
     backbone: str
     variant: str
@@ -36,11 +41,13 @@ class Cell:
     latencies_ms: list[list[float]] = field(default_factory=list)
     late_p99_ms: list[float] = field(default_factory=list)
     stages_ms: list[dict[str, float]] = field(default_factory=list)
+    processor_ms: list[float] = field(default_factory=list)
     sent: int = 0
     failures: dict[str, int] = field(default_factory=dict)
 
-    def add(self, block: Block) -> None:
-        """Takes one round's block."""
+    def add(self, block: Block, processor: float) -> None:
+        """Takes one round's block, and the processor seconds that the service used in it."""
+        self.processor_ms.append(round(1000 * processor / max(1, len(block.latencies_s)), 3))
         self.per_s.append(block.per_s)
         self.latencies_ms.append([round(1000 * value, 3) for value in block.latencies_s])
         late = sorted(block.late_s)
@@ -117,7 +124,7 @@ async def measure(
                     rate or None,
                 )  # fmt: skip
             chance = seed + 1000 * turn
-            way = roads[level.way]
+            way, used = roads[level.way], processor_s(service.process.pid)
             if level.callers:
                 block = await closed_loop(
                     way, variant.name, level.callers, preset.seconds, len(images), preset.most, chance
@@ -125,7 +132,7 @@ async def measure(
             else:
                 starts = planned(level.process, rate, 2 * preset.seconds, preset.most, chance)
                 block = await open_loop(way, variant.name, starts, len(images), chance)
-            cells[key].add(block)
+            cells[key].add(block, processor_s(service.process.pid) - used)
             step(f"{variant.name}, {level.name}")
     finally:
         for way in roads.values():

@@ -41,11 +41,21 @@ from tests.load.in_process import Loops, Order
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio
 from tests.load.matrix import Variant, build
 from tests.load.measure import serving
+from tests.load.overhead import processor_s
 from tests.load.photographs import photographs
 from tests.load.protocols import Http, TritonGrpc, Way
 
 PEER, LIMIT, ALONE = "plain FastAPI", "no server, every core", "no server, one image"
 TUNED = ("instances", "threads", "max_batch", "preferred", "precision")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to a service, the model to name there, and the process above all of its processes."""
+
+    way: Way
+    model: str
+    pid: int
 
 
 @dataclass
@@ -54,16 +64,18 @@ class Figures:
 
     per_s: list[float] = field(default_factory=list)
     latencies_ms: list[list[float]] = field(default_factory=list)
+    processor_ms: list[float] = field(default_factory=list)  # of all its processes, for an image
     failures: dict[str, int] = field(default_factory=dict)
 
-    def add(self, per_s: float, latencies_s: list[float]) -> None:
+    def add(self, per_s: float, latencies_s: list[float], processor_s_each: float) -> None:
         """Takes one round."""
+        self.processor_ms.append(1000 * processor_s_each)
         self.per_s.append(per_s)
         self.latencies_ms.append([1000 * value for value in latencies_s])
 
-    def take(self, block: Block) -> None:
-        """Takes one round's block."""
-        self.add(block.per_s, block.latencies_s)
+    def take(self, block: Block, processor: float) -> None:
+        """Takes one round's block, and the processor seconds used in it."""
+        self.add(block.per_s, block.latencies_s, processor / max(1, len(block.latencies_s)))
         for code, count in block.failures.items():
             self.failures[code] = self.failures.get(code, 0) + count
 
@@ -98,8 +110,8 @@ def tuned(source: Path, model: str, target: Path, setup: dict[str, str]) -> None
 
 
 @contextlib.contextmanager
-def peer(model: Path, labels: Path, workers: int) -> Iterator[str]:
-    """The plain service's URL, once it answers; it ends with the block."""
+def peer(model: Path, labels: Path, workers: int) -> Iterator[tuple[str, int]]:
+    """The plain service's URL and process, once it answers; it ends with the block."""
     port = free_port()
     command = [sys.executable, "-m", "tests.load.peer_service", str(model), str(labels)]
     process = subprocess.Popen(
@@ -114,7 +126,7 @@ def peer(model: Path, labels: Path, workers: int) -> Iterator[str]:
             time.sleep(0.2)
         else:
             raise click.ClickException("the plain FastAPI service did not start")
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -125,8 +137,8 @@ def peer(model: Path, labels: Path, workers: int) -> Iterator[str]:
 
 
 async def rounds(
-    contenders: dict[str, tuple[Way, str]],
-    engines: dict[str, tuple[Way, str]],
+    contenders: dict[str, Contender],
+    engines: dict[str, Contender],
     loops: tuple[Loops, Loops],
     clients: tuple[int, ...],
     count: int,
@@ -146,11 +158,10 @@ async def rounds(
             "engine in process": (every, Order(seconds, decode=False)),
         }
         which, order = work[name]
-        per_s, passes = await asyncio.to_thread(which.run, order)
-        found.setdefault((name, level), Figures()).add(per_s, passes)
+        found.setdefault((name, level), Figures()).add(*await asyncio.to_thread(which.run, order))
 
-    for way, model in (*contenders.values(), *engines.values()):
-        await closed_loop(way, model, 4, 1.0, images)
+    for each in (*contenders.values(), *engines.values()):
+        await closed_loop(each.way, each.model, 4, 1.0, images)
     for turn in range(count):
         work = [(name, level) for name in contenders for level in clients]
         work += [(name, 0) for name in (LIMIT, ALONE, "engine in process")] + [(name, 8) for name in engines]
@@ -158,13 +169,14 @@ async def rounds(
             if not level:
                 await limit(name, 0)
             else:
-                way, model = contenders[name] if name in contenders else engines[name]
-                block = await closed_loop(way, model, level, seconds, images, seed=turn)
-                found.setdefault((name, level), Figures()).take(block)
+                each = contenders[name] if name in contenders else engines[name]
+                used = processor_s(each.pid)
+                block = await closed_loop(each.way, each.model, level, seconds, images, seed=turn)
+                found.setdefault((name, level), Figures()).take(block, processor_s(each.pid) - used)
             bar.set_postfix_str(name)
             bar.update()
-    for way, _ in (*contenders.values(), *engines.values()):
-        await way.close()
+    for each in (*contenders.values(), *engines.values()):
+        await each.way.close()
     return found
 
 
@@ -175,8 +187,10 @@ def table(found: dict[tuple[str, int], Figures], ours: list[str], clients: tuple
     lines = [
         f"{LIMIT}: {_rate(limit).text(1)} images/s; {ALONE}: {lone_ms.text(1)} ms; "
         f"engine alone in process: {_rate(found['engine in process', 0]).text(1)} images/s",
+        f"Processor time of an image in process: {np.mean(limit.processor_ms):.1f} ms, "
+        f"of its engine alone {np.mean(found['engine in process', 0].processor_ms):.1f} ms",
         "",
-        f"{'service':<44} {'clients':>7} {'images/s':>9} {'of limit':>8} {'p50 ms':>7} {'p99 ms':>7}  "
+        f"{'service':<44} {'clients':>7} {'images/s':>9} {'of limit':>8} {'p50 ms':>7} {'p99 ms':>7} {'core ms':>8}  "
         f"{'x the peer (95 %)':<20} failed",
     ]
     for name in (PEER, *ours):
@@ -187,7 +201,8 @@ def table(found: dict[tuple[str, int], Figures], ours: list[str], clients: tuple
             against = "" if name == PEER else ratio(one.per_s, base.per_s).text(2)
             lines.append(
                 f"{name:<44} {level:>7} {_rate(one).value:>9.1f} {share:>8.2f} {np.percentile(every, 50):>7.1f} "
-                f"{np.percentile(every, 99):>7.1f}  {against:<20} {sum(one.failures.values())}"
+                f"{np.percentile(every, 99):>7.1f} {np.mean(one.processor_ms):>8.1f}  {against:<20} "
+                f"{sum(one.failures.values())}"
             )
     lines += ["", "Asked for:"]
     for name in ours:
@@ -255,8 +270,8 @@ def main(
     images, source = photographs(folder)
     facts = environment(source)
     with contextlib.ExitStack() as stack:
-        contenders: dict[str, tuple[Way, str]] = {}
-        engines: dict[str, tuple[Way, str]] = {}
+        contenders: dict[str, Contender] = {}
+        engines: dict[str, Contender] = {}
         names, addresses = [], []
         for text in ours:
             setup = setup_of(text)
@@ -269,23 +284,24 @@ def main(
                 settings["triton_threads"] = setup["threads"]
             service = stack.enter_context(serving(scratch / "repository", scratch, settings))
             names.append(f"ECA Serve {text or 'as it is'}")
-            addresses.append((service.url, f"127.0.0.1:{service.triton_port}", variant.name))
+            addresses.append((service.url, f"127.0.0.1:{service.triton_port}", variant.name, service.process.pid))
         plain = Variant(backbone, attention)  # type: ignore[arg-type]
         home = build(plain, models) / plain.name
         version = max((path for path in home.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
         recipe: Preprocessing = read(version).preprocessing
         engine_file, cores = version / "model.onnx", len(os.sched_getaffinity(0))
-        peer_url = stack.enter_context(peer(engine_file, home / "labels.txt", workers))
+        peer_url, peer_pid = stack.enter_context(peer(engine_file, home / "labels.txt", workers))
         every = stack.enter_context(Loops(str(engine_file), images, cores, 1))
         one = stack.enter_context(Loops(str(engine_file), images, 1, cores))
         total = count * (len(clients) * (1 + len(names)) + 3 + len(names))
         with tqdm(total=total, desc="measuring", unit="block", disable=None) as bar:
 
             async def everything() -> dict[tuple[str, int], Figures]:
-                contenders[PEER] = (Http(peer_url, images, "/classify"), "")
-                for name, (url, triton, model) in zip(names, addresses, strict=True):
-                    contenders[name] = (Http(url, images), model)
-                    engines[f"{name}: Triton directly"] = (TritonGrpc(triton, images, recipe, connections=2), model)
+                contenders[PEER] = Contender(Http(peer_url, images, "/classify"), "", peer_pid)
+                for name, (url, triton, model, pid) in zip(names, addresses, strict=True):
+                    contenders[name] = Contender(Http(url, images), model, pid)
+                    direct = TritonGrpc(triton, images, recipe, connections=2)
+                    engines[f"{name}: Triton directly"] = Contender(direct, model, pid)
                 return await rounds(contenders, engines, (every, one), clients, count, seconds, len(images), bar)
 
             found = uvloop.run(everything())

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from tests.load.intervals import Estimate
 from tests.load.matrix import ALONE, BUSY, ENGINE
 from tests.load.summary import STAGES, Row, Tax, accuracies, at_objective, curve, objective_ms
 
@@ -75,7 +76,14 @@ def _grid(count: int, height: float = 3.3) -> tuple[Figure, list[Any]]:
     return figure, axes
 
 
-def _end_labels(axis: Any, ends: list[tuple[float, float, str, str]], log: bool) -> None:
+def _plain_log(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, written out."""
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def _end_labels(axis: Any, ends: list[tuple[float, float, str, str]]) -> None:
     """Labels at the right ends of lines, moved apart where they would overlap; each is (x, y, text, colour)."""
     axis.figure.canvas.draw()
     low, high = axis.get_ylim()
@@ -125,12 +133,11 @@ def latency_against_load(rows: Sequence[Row]) -> Figure:
         axis.set_title(name)
         axis.set_xlabel("arrivals (images/s, Poisson)")
         axis.set_ylabel("latency (ms)")
-        axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        _plain_log(axis.yaxis)
         axis.grid(axis="y", color="#eeeeee")
         if ends:
             axis.margins(x=0.02)
-            _end_labels(axis, ends, log=True)
+            _end_labels(axis, ends)
     figure.suptitle("Latency against load: p99 thick with marks, p50 thin", x=0.01, ha="left", fontweight="bold")
     return figure
 
@@ -158,8 +165,8 @@ def tail(rows: Sequence[Row]) -> Figure:
         )  # fmt: skip
     axis.set_yticks([-i for i in range(len(chosen))], [f"{name}  {label(attention)}" for name, attention, _ in chosen])
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    _plain_log(axis.xaxis)
+    axis.set_ylim(0.7 - len(chosen), 0.6)
     axis.set_xlim(right=axis.get_xlim()[1] * 2.2)
     axis.set_xlabel("latency (ms): bar p50, circle p95, diamond p99")
     axis.grid(axis="x", color="#eeeeee")
@@ -178,7 +185,8 @@ def throughput(rows: Sequence[Row]) -> Figure:
         for index, (variant, attention) in enumerate(_variants(rows, name)):
             value, beyond = at_objective(rows, variant, objective)
             axis.barh(-index, value, color=style(attention)[0], height=0.62)
-            text = f"{'at least ' if beyond else ''}{value:.0f}" if value else "none of the loads"
+            number = f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+            text = f"{'at least ' if beyond else ''}{number}" if value else "none of the loads"
             axis.annotate(text, (value, -index), xytext=(5, 0), textcoords="offset points", va="center")
         count = len(_variants(rows, name))
         axis.set_yticks([-i for i in range(count)], [label(a) for _, a in _variants(rows, name)])
@@ -219,32 +227,40 @@ def stages(rows: Sequence[Row]) -> Figure:
 
 
 def tax(found: Sequence[Tax]) -> Figure:
-    """Lost throughput against the plain network, with intervals, beside the paper's."""
+    """Lost throughput and added processor time against the plain network, with intervals, beside the paper's."""
     plain = [one for one in found if one.variant == f"{one.backbone}-{one.attention}"]
     keys = list(dict.fromkeys((one.backbone, one.attention) for one in plain))
-    figure = Figure(figsize=(9, 1.4 + 0.45 * len(keys)))
+    figure = Figure(figsize=(9, 1.7 + 0.6 * len(keys)))
     axis = figure.add_subplot()
-    marks = {BUSY.name: ("o", 0.14, "8 callers over HTTP"), ENGINE.name: ("s", -0.14, "Triton directly, 1 caller")}
-    for index, (backbone, attention) in enumerate(keys):
-        for one in plain:
-            if (one.backbone, one.attention) != (backbone, attention) or one.level not in marks:
+    marks = (
+        ("o", 0.2, "throughput lost, 8 callers over HTTP", BUSY.name, "throughput"),
+        ("s", 0.0, "throughput lost, Triton directly, 1 caller", ENGINE.name, "throughput"),
+        ("^", -0.2, "processor time added for an image", BUSY.name, "processor"),
+    )
+    by_level = {(one.backbone, one.attention, one.level): one for one in plain}
+    for index, key in enumerate(keys):
+        colour = style(key[1])[0]
+        for marker, shift, _, level, figure_name in marks:
+            one = by_level.get((*key, level))
+            if one is None:
                 continue
-            marker, shift, _ = marks[one.level]
-            value, colour = one.throughput, style(attention)[0]
-            axis.plot([100 * value.low, 100 * value.high], [-index + shift] * 2, color=colour, linewidth=1.4)
-            axis.plot(100 * value.value, -index + shift, marker=marker, color=colour, markersize=6)
-            if one.published is not None and one.level == BUSY.name:
-                axis.plot(100 * one.published, -index, marker="D", markersize=9, color="black", fillstyle="none")
+            value: Estimate = getattr(one, figure_name)
+            y = -index + shift
+            axis.plot([100 * value.low, 100 * value.high], [y, y], color=colour, linewidth=1.4)
+            axis.plot(100 * value.value, y, marker=marker, color=colour, markersize=6)
+        published = next((one.published for one in plain if (one.backbone, one.attention) == key), None)
+        if published is not None:
+            axis.plot(100 * published, -index, marker="D", markersize=11, color="black", fillstyle="none")
     axis.axvline(0, color="#999999", linewidth=0.8)
     axis.set_yticks([-i for i in range(len(keys))], [f"{backbone}  {label(a)}" for backbone, a in keys])
-    axis.set_xlabel("throughput lost against the plain network (%), with 95 % interval")
+    axis.set_ylim(0.4 - len(keys), 0.6)
+    axis.set_xlabel("against the plain network (%), with 95 % interval")
     axis.grid(axis="x", color="#eeeeee")
     line = matplotlib.lines.Line2D
-    handles = [line([], [], marker=m, linestyle="", color="#333333", label=text) for m, _, text in marks.values()]
-    handles.append(
-        line([], [], marker="D", linestyle="", fillstyle="none", color="black", label="the paper, on its GPU")
-    )
-    figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False)
+    handles = [line([], [], marker=m, linestyle="", color="#333333", label=text) for m, _, text, *_ in marks]
+    paper = "throughput lost in the paper, on its GPU"
+    handles.append(line([], [], marker="D", linestyle="", fillstyle="none", color="black", label=paper))
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False)
     axis.set_title("The tax of attention")
     return figure
 

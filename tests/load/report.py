@@ -22,7 +22,7 @@ from tests.load.intervals import Estimate
 from tests.load.matrix import BUSY
 from tests.load.measure import Cell
 from tests.load.paper import TABLE_3, flops_unit
-from tests.load.summary import STAGES, Row, Tax, at_objective, curve, objective_ms, row, taxes
+from tests.load.summary import STAGES, Row, Tax, at_objective, curve, objective_ms, ordered, row, taxes
 
 FORMAT = 1  # of bench.json
 STYLE = """
@@ -82,7 +82,7 @@ def write(run: Run, folder: Path, changed: Sequence[Change] = (), caution: str =
     """All files of a report; the HTML's path. `changed` and `caution` are of a comparison with an older run."""
     folder.mkdir(parents=True, exist_ok=True)
     save(run, folder / "bench.json")
-    rows, found = [row(cell) for cell in run.cells], taxes(run.cells)
+    rows, found = [row(cell) for cell in ordered(run.cells)], taxes(ordered(run.cells))
     figures = {
         "latency-against-load": plots.latency_against_load(rows) if any(r.offered_per_s for r in rows) else None,
         "throughput-at-objective": plots.throughput(rows) if any(r.offered_per_s for r in rows) else None,
@@ -118,12 +118,19 @@ def tax_table(found: Sequence[Tax]) -> Table:
     """Costs beside the paper's."""
     rows = [
         (
-            t.variant, t.level, t.throughput.text(1, 100), t.latency_p50.text(1, 100),
+            t.variant, t.level, t.throughput.text(1, 100), t.latency_p50.text(1, 100), t.processor.text(1, 100),
             "" if t.published is None else f"{100 * t.published:.1f}",
         )
         for t in found
     ]  # fmt: skip
-    columns = ("model", "load", "throughput lost (%)", "p50 gained (%)", "the paper's loss (%)")
+    columns = (
+        "model",
+        "load",
+        "throughput lost (%)",
+        "p50 added (%)",
+        "processor time added (%)",
+        "the paper's loss (%)",
+    )
     return Table("tax", "The tax of attention against the plain network, with 95 % interval", columns, rows)
 
 
@@ -146,13 +153,14 @@ def level_table(rows: Sequence[Row]) -> Table:
         (
             r.variant, r.level, "" if r.offered_per_s is None else f"{r.offered_per_s:.0f}", f"{r.answers}",
             f"{r.failures}", _short(r.per_s), _short(r.p50_ms), _short(r.p95_ms), _short(r.p99_ms),
-            f"{r.late_p99_ms:.2f}", *(f"{r.stages_ms.get(stage, math.nan):.1f}" for stage in STAGES),
+            _short(r.processor_ms), f"{r.late_p99_ms:.2f}",
+            *(f"{r.stages_ms.get(stage, math.nan):.1f}" for stage in STAGES),
         )
         for r in rows
     ]  # fmt: skip
     columns = (
         "model", "load", "offered/s", "answers", "failed", "images/s", "p50 (ms)", "p95 (ms)", "p99 (ms)",
-        "generator late p99 (ms)", *(f"{stage} (ms)" for stage in STAGES),
+        "processor (ms/answer)", "generator late p99 (ms)", *(f"{stage} (ms)" for stage in STAGES),
     )  # fmt: skip
     return Table("levels", "Everything measured; stages are means of a request", columns, out)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from eca_build.networks.attention import KINDS
 
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio
 from tests.load.matrix import ALONE, BUSY, DEMO, DEMO_WEIGHTS, ENGINE
@@ -34,13 +35,17 @@ class Row:
     p50_ms: Estimate
     p95_ms: Estimate
     p99_ms: Estimate
+    processor_ms: Estimate
     late_p99_ms: float
     stages_ms: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Tax:
-    """What a variant costs against its plain network, as shares: 0.1 is a tenth less throughput, or more latency."""
+    """What a variant costs against its plain network, as shares.
+
+    0.1 is a tenth less throughput, a tenth more latency, a tenth more processor time for an image.
+    """
 
     backbone: str
     variant: str
@@ -48,6 +53,7 @@ class Tax:
     level: str
     throughput: Estimate
     latency_p50: Estimate
+    processor: Estimate
     published: float | None
 
 
@@ -75,6 +81,7 @@ def row(cell: Cell) -> Row:
         p50_ms=p50,
         p95_ms=p95,
         p99_ms=p99,
+        processor_ms=over_rounds([[one] for one in cell.processor_ms], mean),
         late_p99_ms=max(cell.late_p99_ms, default=0.0),
         stages_ms=stages,
     )
@@ -93,13 +100,17 @@ def taxes(cells: Sequence[Cell]) -> list[Tax]:
             continue
         ours, plains = ([float(np.median(one)) if one else 0.0 for one in x.latencies_ms] for x in (cell, base))
         throughput, latency = ratio(cell.per_s, base.per_s), ratio(ours, plains)
-        published = published_cost(cell.backbone, cell.attention)
+        processor = ratio(cell.processor_ms, base.processor_ms)
         found.append(
             Tax(
-                *(cell.backbone, cell.variant, cell.attention, cell.level),
-                Estimate(1 - throughput.value, 1 - throughput.high, 1 - throughput.low),
-                Estimate(latency.value - 1, latency.low - 1, latency.high - 1),
-                published,
+                backbone=cell.backbone,
+                variant=cell.variant,
+                attention=cell.attention,
+                level=cell.level,
+                throughput=Estimate(1 - throughput.value, 1 - throughput.high, 1 - throughput.low),
+                latency_p50=Estimate(latency.value - 1, latency.low - 1, latency.high - 1),
+                processor=Estimate(processor.value - 1, processor.low - 1, processor.high - 1),
+                published=published_cost(cell.backbone, cell.attention),
             )
         )
     return found
@@ -142,6 +153,21 @@ def _poisson(one: Row) -> bool:
 def curve(rows: Sequence[Row], variant: str) -> list[Row]:
     """The variant's rows of Poisson arrivals over HTTP, by load."""
     return sorted((r for r in rows if r.variant == variant and _poisson(r)), key=lambda r: r.offered_per_s or 0)
+
+
+def ordered(cells: Sequence[Cell]) -> list[Cell]:
+    """By backbone as measured, attention as the paper has it, then precision, graph and level."""
+    backbones = list(dict.fromkeys(cell.backbone for cell in cells))
+    kinds: list[str] = [
+        "none",
+        "se",
+        *(kind for kind in KINDS if kind not in ("none", "se", "eca", "cbam")),
+        "eca",
+        "cbam",
+    ]
+    return sorted(
+        cells, key=lambda c: (backbones.index(c.backbone), kinds.index(c.attention), c.precision, c.graph, c.level)
+    )
 
 
 def accuracies() -> dict[tuple[str, str], float]:
