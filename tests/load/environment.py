@@ -37,6 +37,14 @@ def environment(images: str) -> dict[str, str]:
     return facts
 
 
+def busy(facts: dict[str, str]) -> str:
+    """Why the figures are provisional, in a sentence: others kept the machine busy when it began. Empty otherwise."""
+    load, cores = float(facts["load at the start"].split()[0]), int(facts["cores"])
+    if load < 0.5 * cores:
+        return ""
+    return f"Others kept {load:.1f} of {cores} cores busy or waiting when this began: its figures are provisional."
+
+
 def _module_command() -> list[str]:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)

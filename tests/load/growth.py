@@ -29,7 +29,7 @@ from eca_service.triton.supervisor import TritonServer
 from tqdm import tqdm
 
 from tests.integration.conftest import Service
-from tests.load.environment import environment
+from tests.load.environment import busy, environment
 from tests.load.generator import closed_loop
 from tests.load.measure import serving
 from tests.load.overhead import processor_s
@@ -164,15 +164,14 @@ def main(axes: tuple[str, ...], seconds: float, models: Path, file: Path | None)
     for axis in axes or tuple(AXES):
         if reason := available(axis):
             click.echo(f"{axis}: not measured, {reason}", err=True)
-    points = []
+    facts, points = environment(photographs()[1]), []
     work = [(axis, value) for axis in wanted for value in AXES[axis]]
     for axis, value in tqdm(work, desc="measuring", unit="point", disable=None):
         with tempfile.TemporaryDirectory(prefix="eca-growth-") as folder:
             scratch = Path(folder)
             with service_of(axis, value, models, scratch) as (service, tritons):
                 points.append(uvloop.run(point(axis, value, service, tritons, seconds)))
-    facts = environment(photographs()[1])
-    click.echo("\n".join(f"{key}: {text}" for key, text in facts.items()))
+    click.echo("\n".join([*(f"{key}: {text}" for key, text in facts.items()), busy(facts)]))
     click.echo(
         f"\n{'what grows':<24} {'images/s':>8} {'p99 ms':>7} {'gateway':>8} {'Triton':>7}  {'idle':>5}  most busy\n"
         f"{'':<24} {'':>8} {'':>7} {'ms/image':>8} {'':>7}  {'cores':>5}"

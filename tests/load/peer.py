@@ -35,7 +35,7 @@ from eca_service.contract import CONTRACT_FILE, Preprocessing, read
 from eca_service.triton.server import free_port
 from tqdm import tqdm
 
-from tests.load.environment import environment
+from tests.load.environment import busy, environment
 from tests.load.generator import Block, closed_loop
 from tests.load.in_process import Loops, Order
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio
@@ -305,7 +305,9 @@ def main(
                 return await rounds(contenders, engines, (every, one), clients, count, seconds, len(images), bar)
 
             found = uvloop.run(everything())
-    click.echo("\n".join([*(f"{key}: {value}" for key, value in facts.items()), "", *table(found, names, clients)]))
+    click.echo(
+        "\n".join([*(f"{key}: {value}" for key, value in facts.items()), busy(facts), *table(found, names, clients)])
+    )
     if file:
         rows = [{"service": name, "clients": level, **asdict(each)} for (name, level), each in found.items()]
         file.write_text(json.dumps({"environment": facts, "figures": rows}))

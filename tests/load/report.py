@@ -18,6 +18,7 @@ from torch import device
 
 from tests.load import plots
 from tests.load.compare import Change
+from tests.load.environment import busy
 from tests.load.intervals import Estimate
 from tests.load.matrix import BUSY
 from tests.load.measure import Cell
@@ -213,6 +214,8 @@ def as_html(
         )
     else:
         parts.append(f'<p class="good">None of {sent} requests failed.</p>')
+    if "cores" in run.environment and (reason := busy(run.environment)):
+        parts.append(f'<p class="bad">{html.escape(reason)}</p>')
     if caution:
         parts.append(f'<p class="bad">The older run was made elsewhere: {html.escape(caution)}</p>')
     parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in headlines(found)) + "</ul>")
@@ -224,9 +227,7 @@ def as_html(
     )
     for name, content in images.items():
         data = base64.b64encode(content).decode()
-        parts.append(
-            f'<h2>{name.replace("-", " ").capitalize()}</h2><img alt="{name}" src="data:image/png;base64,{data}">'
-        )
+        parts.append(f'<p><img alt="{name.replace("-", " ")}" src="data:image/png;base64,{data}"></p>')
     parts.append("<h2>Tables</h2>")
     parts += [_html_table(table) for table in tables]
     if run.notes:

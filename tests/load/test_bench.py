@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from tests.load import bench, compare, once, report
 from tests.load.arrivals import Process, planned
+from tests.load.environment import busy
 from tests.load.generator import closed_loop, open_loop
 from tests.load.generator_cost import cost, trivial_server
 from tests.load.intervals import Estimate, over_rounds, percentile, ratio
@@ -220,6 +221,11 @@ def test_a_report_says_that_requests_failed(tmp_path: Path) -> None:
     assert report.load(tmp_path / "bench.json") == run
     for table in tmp_path.glob("*.csv"):
         assert "# commit: abc" in table.read_text()
+
+
+def test_a_busy_machine_makes_figures_provisional() -> None:
+    assert busy({"load at the start": "3.0 (1 minute)", "cores": "2"}).startswith("Others kept 3.0 of 2 cores busy")
+    assert busy({"load at the start": "0.3 (1 minute)", "cores": "2"}) == ""
 
 
 def test_other_files_than_ours_are_refused(tmp_path: Path) -> None:
