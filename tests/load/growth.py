@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ import click
 import uvloop
 from eca_build import initial
 from eca_build.compile import Options, compile_checkpoint
+from eca_service.contract import CONTRACT_FILE
 from eca_service.settings import Settings
 from eca_service.triton.supervisor import TritonServer
 from tqdm import tqdm
@@ -47,10 +49,15 @@ AXES: dict[str, tuple[int, ...]] = {
 UNITS = {
     "size": "px longer side",
     "classes": "classes",
-    "models": "models",
-    "workers": "workers",
-    "endpoints": "Tritons",
+    "models": "model(s)",
+    "workers": "worker(s)",
+    "endpoints": "Triton(s)",
 }
+
+HEAD = (
+    f"{'what grows':<24} {'images/s':>8} {'p99 ms':>7} {'gateway':>8} {'Triton':>8}  {'idle':>5}  most busy\n"
+    f"{'':<24} {'':>8} {'':>7} {'ms/image':>8} {'ms/image':>8}  {'cores':>5}"
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,13 @@ class Point:
     busy_triton: float
     failed: int
 
+    def line(self) -> str:
+        """For the table under HEAD."""
+        return (
+            f"{f'{self.value} {UNITS[self.axis]}':<24} {self.per_s:>8.0f} {self.p99_ms:>7.0f} {self.gateway_ms:>8.2f} "
+            f"{self.triton_ms:>8.2f}  {self.idle_cores:>5.2f}  {self.saturated}"
+        )
+
     @property
     def saturated(self) -> str:
         """What has most to do, in words."""
@@ -80,15 +94,22 @@ class Point:
         return f"{most}: {used:.1f} of {cores} cores busy" if used < 0.8 * cores else f"the cores, most with {most}"
 
 
-def publish(models: Path, name: str, classes: int = 10) -> Path:
-    """A repository with one small network of 32 pixels and so many classes, whose engine hardly costs."""
+def publish(models: Path, classes: int) -> Path:
+    """A model, m0, of 32 pixels and so many classes, whose engine hardly costs; built once below `models`."""
     repository = models / "growth" / str(classes)
     weights = models / "growth" / f"{classes}.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
     if not weights.exists():
         initial.write(weights, "resnet14_cifar", "eca", classes)
-    compile_checkpoint(Options(weights, repository, name=name), lambda step: None)
-    return repository
+    compile_checkpoint(Options(weights, repository, name="m0"), lambda step: None)
+    return repository / "m0"
+
+
+def copy(model: Path, repository: Path, name: str) -> None:
+    """The same model under another name."""
+    shutil.copytree(model, repository / name)
+    for path in (repository / name / "config.pbtxt", *(repository / name).glob(f"*/{CONTRACT_FILE}")):
+        path.write_text(path.read_text().replace('"m0"', f'"{name}"'))
 
 
 def images_of(axis: str, value: int) -> list[bytes]:
@@ -99,12 +120,9 @@ def images_of(axis: str, value: int) -> list[bytes]:
 @contextlib.contextmanager
 def service_of(axis: str, value: int, models: Path, scratch: Path) -> Iterator[tuple[Service, list[int]]]:
     """The service of this point, and the process ids of its Tritons."""
-    names = [f"m{index}" for index in range(value if axis == "models" else 1)]
-    repository = scratch / "repository"
-    repository.mkdir()
-    for name in names:
-        built = publish(models, name, value if axis == "classes" else 10)
-        (repository / name).symlink_to((built / name).absolute())
+    repository, built = scratch / "repository", publish(models, value if axis == "classes" else 10)
+    for index in range(value if axis == "models" else 1):
+        copy(built, repository, f"m{index}")
     settings: dict[str, object] = {"workers": value} if axis == "workers" else {}
     with contextlib.ExitStack() as stack:
         tritons = []
@@ -165,22 +183,16 @@ def main(axes: tuple[str, ...], seconds: float, models: Path, file: Path | None)
         if reason := available(axis):
             click.echo(f"{axis}: not measured, {reason}", err=True)
     facts, points = environment(photographs()[1]), []
+    click.echo("\n".join([*(f"{key}: {text}" for key, text in facts.items()), busy(facts)]))
+    click.echo(HEAD)
     work = [(axis, value) for axis in wanted for value in AXES[axis]]
-    for axis, value in tqdm(work, desc="measuring", unit="point", disable=None):
+    bar = tqdm(work, desc="measuring", unit="point", disable=None)
+    for axis, value in bar:
         with tempfile.TemporaryDirectory(prefix="eca-growth-") as folder:
             scratch = Path(folder)
             with service_of(axis, value, models, scratch) as (service, tritons):
                 points.append(uvloop.run(point(axis, value, service, tritons, seconds)))
-    click.echo("\n".join([*(f"{key}: {text}" for key, text in facts.items()), busy(facts)]))
-    click.echo(
-        f"\n{'what grows':<24} {'images/s':>8} {'p99 ms':>7} {'gateway':>8} {'Triton':>7}  {'idle':>5}  most busy\n"
-        f"{'':<24} {'':>8} {'':>7} {'ms/image':>8} {'':>7}  {'cores':>5}"
-    )
-    for one in points:
-        click.echo(
-            f"{f'{one.value} {UNITS[one.axis]}':<24} {one.per_s:>8.0f} {one.p99_ms:>7.0f} {one.gateway_ms:>8.2f} "
-            f"{one.triton_ms:>7.2f}  {one.idle_cores:>5.2f}  {one.saturated}"
-        )
+        bar.write(points[-1].line())
     if file:
         file.write_text(json.dumps({"environment": facts, "points": [asdict(one) for one in points]}))
     sys.exit(1 if any(one.failed for one in points) else 0)
