@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := $(sort $(wildcard build/demo/*.safetensors))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models test test-deploy lint clean
+.PHONY: help serve models test bench test-deploy lint clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -14,7 +14,7 @@ help: ## Show this list
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 13) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}; set PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,tensorrt-rtx,triton,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,tensorrt-rtx,triton,bench,dev]'
 	@touch $@
 
 models: $(READY) ## Build the demo networks into model_repository/
@@ -30,6 +30,9 @@ lint: $(READY) ## Check style and types
 
 test: lint ## Lint, types, unit and integration tests
 	$(BIN)/python -m pytest
+
+bench: $(READY) ## Load tests and their report, ten minutes; FULL=1: the whole matrix; ARGS: see tests/load/README.md
+	$(BIN)/python -m tests.load.bench --preset $(if $(FULL),full,default) $(ARGS)
 
 test-deploy: $(READY) ## Build the images and try the CPU stack for real; needs a Docker engine
 	$(BIN)/python -m pytest tests/deploy

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import csv
 import json
 import os
+import statistics
 import struct
 import subprocess
 import sys
@@ -16,6 +18,8 @@ import pytest
 from eca_service.triton.server import installation
 
 from tests.integration.conftest import MODEL, ROOT, Service
+from tests.load.generator import closed_loop
+from tests.load.protocols import GatewayGrpc
 
 WHEEL = "tritonclient==2.50.0"  # the last whose binary runs with glibc 2.35
 
@@ -54,17 +58,22 @@ def perf_analyzer() -> tuple[Path, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real images as its --input-data: bytes as they travel, each behind its length."""
-    images = [path.read_bytes() for path in sorted((ROOT / "build" / "demo" / "images").iterdir())[:12]]
+def images() -> list[bytes]:
+    """Real images."""
+    return [path.read_bytes() for path in sorted((ROOT / "build" / "demo" / "images").iterdir())[:12]]
+
+
+@pytest.fixture(scope="module")
+def photographs(images: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images as its --input-data: bytes as they travel, each behind its length."""
     rows = [{"image": {"b64": base64.b64encode(struct.pack("<I", len(i)) + i).decode()}} for i in images]
     file = tmp_path_factory.mktemp("perf") / "images.json"
     file.write_text(json.dumps({"data": rows}))
     return file
 
 
-def measured(program: tuple[Path, dict[str, str]], folder: Path, *arguments: object) -> float:
-    """Images a second at two callers; fails where it met an error."""
+def measured(program: tuple[Path, dict[str, str]], folder: Path, *arguments: object) -> dict[str, float]:
+    """Its table's row for two callers; fails where it met an error."""
     table = folder / "table.csv"
     command = [program[0], "-m", MODEL, "--concurrency-range", 2, "--request-count", 200, "-f", table, *arguments]
     done = subprocess.run(
@@ -74,7 +83,7 @@ def measured(program: tuple[Path, dict[str, str]], folder: Path, *arguments: obj
     assert "error" not in text.lower(), text
     assert table.exists(), text
     row = next(csv.DictReader(table.read_text().splitlines()))
-    return float(row["Inferences/Second"])
+    return {name: float(value) for name, value in row.items() if value}
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -83,9 +92,30 @@ def test_against_the_gateway(
 ) -> None:
     address = f"127.0.0.1:{service.grpc_port}" if protocol == "grpc" else service.url.removeprefix("http://")
     given = ("-i", protocol, "-u", address, "--input-data", photographs, "--shape", "image:1")
-    assert measured(perf_analyzer, tmp_path, *given) > 10
+    assert measured(perf_analyzer, tmp_path, *given)["Inferences/Second"] > 10
 
 
 def test_against_triton(service: Service, perf_analyzer: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     address = f"127.0.0.1:{service.triton_port}"
-    assert measured(perf_analyzer, tmp_path, "-i", "grpc", "-u", address, "-b", 4) > 10
+    assert measured(perf_analyzer, tmp_path, "-i", "grpc", "-u", address, "-b", 4)["Inferences/Second"] > 10
+
+
+async def test_its_figures_and_those_of_our_load_tests_agree(
+    service: Service,
+    perf_analyzer: tuple[Path, dict[str, str]],
+    images: list[bytes],
+    photographs: Path,
+    tmp_path: Path,
+) -> None:
+    address = f"127.0.0.1:{service.grpc_port}"
+    given = ("-i", "grpc", "-u", address, "--input-data", photographs, "--shape", "image:1")
+    way, theirs, ours = GatewayGrpc(address, images), [], []
+    for _ in range(3):  # in turns, so that what else the machine does hurts both alike
+        # Not its images/s: with --request-count it counts whole seconds, so that 200 answers in 1.2 s are 100/s.
+        row = await asyncio.to_thread(measured, perf_analyzer, tmp_path, *given)
+        theirs.append(row["p50 latency"] / 1e6)
+        block = await closed_loop(way, MODEL, 2, 30, len(images), most=200)
+        assert block.failures == {}
+        ours.append(statistics.median(block.latencies_s))
+    await way.close()
+    assert 0.67 < statistics.median(ours) / statistics.median(theirs) < 1.5, (ours, theirs)

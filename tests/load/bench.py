@@ -1,0 +1,110 @@
+"""The load tests: `make bench`, or python -m tests.load.bench --help."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from tests.load import compare, matrix, measure, report
+from tests.load.environment import environment
+from tests.load.photographs import photographs
+from tests.load.summary import taxes
+
+CACHE = Path(".cache/bench")
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--preset", type=click.Choice(list(matrix.PRESETS)), default="default")
+@click.option("--backbone", "backbones", multiple=True, help="Only these; several times.")
+@click.option("--attention", "attentions", multiple=True, help="Only these and plain; several times.")
+@click.option("--precision", "precisions", multiple=True, help="Only these; several times.")
+@click.option("--graph", "graphs", multiple=True, help="Only these attention graphs; several times.")
+@click.option("--rounds", type=click.IntRange(1, 100), help="Default: the preset's.")
+@click.option("--seconds", type=click.FloatRange(0.1, 60), help="Of a block; default: the preset's.")
+@click.option("--images", "folder", type=click.Path(path_type=Path, exists=True), help="A folder of JPEGs to send.")
+@click.option("--out", type=click.Path(path_type=Path), default=CACHE / "report", help="Folder of the report.")
+@click.option("--models", type=click.Path(path_type=Path), default=CACHE, help="Folder of what is built for it.")
+@click.option("--compare", "older", type=click.Path(path_type=Path), help="An older bench.json; exit code 1 if worse.")
+@click.option("--draw", "drawn", type=click.Path(path_type=Path), help="Measure nothing: draw this bench.json again.")
+@click.option("--seed", type=int, default=1, help="Of the order of blocks, arrivals and images.")
+def main(
+    preset: str,
+    backbones: tuple[str, ...],
+    attentions: tuple[str, ...],
+    precisions: tuple[str, ...],
+    graphs: tuple[str, ...],
+    rounds: int | None,
+    seconds: float | None,
+    folder: Path | None,
+    out: Path,
+    models: Path,
+    older: Path | None,
+    drawn: Path | None,
+    seed: int,
+) -> None:
+    """Builds the networks, serves each backbone's on loopback ports, loads them in turns, writes a report.
+
+    Exit code 1 where a request failed or --compare found something worse.
+    """
+    try:
+        before = report.load(older) if older else None
+        again = report.load(drawn) if drawn else None
+        plan = matrix.selected(
+            matrix.PRESETS[preset], backbones=backbones, attentions=attentions, precisions=precisions, graphs=graphs
+        )
+        images, source = photographs(folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from None
+    plan = matrix.Preset(**(plan.__dict__ | {k: v for k, v in (("rounds", rounds), ("seconds", seconds)) if v}))
+    run = again or measured(plan, images, source, models, seed)
+    changed = compare.changes(run.cells, before.cells) if before else []
+    caution = compare.other_machine(run.environment, before.environment) if before else ""
+    page = report.write(run, out, changed, caution)
+    click.echo("\n".join(report.headlines(taxes(run.cells))))
+    for change in changed:
+        if change.verdict != "same":
+            click.echo(f"{change.verdict}: {change.variant}, {change.level}, {change.figure} {change.change.text(2)}")
+    for name, why in run.notes.items():
+        click.echo(f"not measured: {name}: {why}", err=True)
+    failures = {code: count for cell in run.cells for code, count in cell.failures.items()}
+    if failures:
+        click.echo(f"requests failed: {failures}; the figures are of the others", err=True)
+    click.echo(f"Report: {page}")
+    sys.exit(1 if failures or any(change.verdict == "worse" for change in changed) else 0)
+
+
+def measured(plan: matrix.Preset, images: list[bytes], source: str, models: Path, seed: int) -> report.Run:
+    """Builds and measures; the bar's time left is that of the blocks, which take equally long."""
+    variants = {name: plan.variants(name) for name in plan.backbones}
+    every = [variant for group in variants.values() for variant in group]
+    with tqdm(total=len(every), desc="building", unit="model", disable=None) as bar:
+
+        def built(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
+
+        notes = matrix.build_all(every, models, built)
+    facts, cells = environment(source), []
+    total = sum(plan.rounds * len(plan.levels) * len(group) for group in variants.values())
+    with tqdm(total=total, desc="measuring", unit="block", disable=None) as bar:
+
+        def step(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update()
+
+        for name, group in variants.items():
+            served = [variant for variant in group if variant.name not in notes]
+            if not served:
+                continue
+            with tempfile.TemporaryDirectory(prefix="eca-bench-") as scratch:
+                repository = models / "repositories" / name
+                cells += measure.run(plan, served, repository, images, Path(scratch), seed, step)
+    return report.Run(facts, cells, notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Runs a preset: per backbone a service of its own, its variants in random blocks, round after round."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import uvloop
+from eca_service.contract import Preprocessing, read
+
+from tests.integration.conftest import Service, start
+from tests.load.arrivals import planned
+from tests.load.generator import Block, closed_loop, open_loop
+from tests.load.matrix import Level, Preset, Variant
+from tests.load.overhead import processor_s
+from tests.load.protocols import GatewayGrpc, Http, TritonGrpc, Way
+
+WARM_UP_S = 0.7
+
+
+@dataclass
+class Cell:
+    """All rounds of one variant at one level; each list has one entry a round. Latencies are in milliseconds.
+
+    `processor_ms` is what all of the service's processes used of a core for one answer, which hardly depends on what
+    else the machine does.
+    """
+
+    backbone: str
+    variant: str
+    attention: str
+    precision: str
+    graph: str
+    level: str
+    offered_per_s: float | None
+    per_s: list[float] = field(default_factory=list)
+    latencies_ms: list[list[float]] = field(default_factory=list)
+    late_p99_ms: list[float] = field(default_factory=list)
+    stages_ms: list[dict[str, float]] = field(default_factory=list)
+    processor_ms: list[float] = field(default_factory=list)
+    sent: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+
+    def add(self, block: Block, processor: float) -> None:
+        """Takes one round's block, and the processor seconds that the service used in it."""
+        self.processor_ms.append(round(1000 * processor / max(1, len(block.latencies_s)), 3))
+        self.per_s.append(block.per_s)
+        self.latencies_ms.append([round(1000 * value, 3) for value in block.latencies_s])
+        late = sorted(block.late_s)
+        self.late_p99_ms.append(round(1000 * late[int(0.99 * len(late))], 3) if late else 0.0)
+        self.stages_ms.append({name: sum(values) / len(values) for name, values in block.stages.items()})
+        self.sent += block.sent
+        for code, count in block.failures.items():
+            self.failures[code] = self.failures.get(code, 0) + count
+
+    def asdict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+@contextmanager
+def serving(
+    repository: Path, folder: Path, settings: dict[str, object] | None = None, command: str = "up"
+) -> Iterator[Service]:
+    """`eca-serve COMMAND` on free loopback ports, ready; it ends with the block, and what it left."""
+    service = start(repository, folder, command, **({"log_level": "warning"} | (settings or {})))
+    try:
+        service.await_ready(timeout_s=180)
+        yield service
+    finally:
+        service.process.send_signal(signal.SIGTERM)
+        try:
+            service.process.wait(40)
+        except Exception:
+            service.process.kill()
+            raise
+
+
+def ways(service: Service, images: list[bytes], recipe: Preprocessing, connections: int = 2) -> dict[str, Way]:
+    """Every way into a service, by the name that levels use; inside a running event loop."""
+    return {
+        "http": Http(service.url, images),
+        "grpc": GatewayGrpc(f"127.0.0.1:{service.grpc_port}", images, connections),
+        "triton": TritonGrpc(f"127.0.0.1:{service.triton_port}", images, recipe),
+    }
+
+
+def blocks(preset: Preset, variants: list[Variant], seed: int) -> list[tuple[int, Level, Variant]]:
+    """All blocks in their order: levels at random in each round, and at each the variants at random, side by side."""
+    chance, order = random.Random(seed), []
+    for turn in range(preset.rounds):
+        for level in chance.sample(preset.levels, len(preset.levels)):
+            order += [(turn, level, variant) for variant in chance.sample(variants, len(variants))]
+    return order
+
+
+async def measure(
+    preset: Preset,
+    variants: list[Variant],
+    service: Service,
+    recipe: Preprocessing,
+    images: list[bytes],
+    seed: int,
+    step: Callable[[str], None],
+) -> list[Cell]:
+    """The cells of one backbone's variants, which share `recipe`; `step` hears of each block when it ends."""
+    roads = ways(service, images, recipe)
+    cells: dict[tuple[Level, Variant], Cell] = {}
+    try:
+        for variant in variants:
+            await closed_loop(roads["http"], variant.name, 4, WARM_UP_S, len(images))
+        plain = next((v for v in variants if v.attention == "none"), variants[0])
+        capacity = (await closed_loop(roads["http"], plain.name, 8, 2 * preset.seconds, len(images))).per_s
+        for turn, level, variant in blocks(preset, variants, seed):
+            rate = level.share * capacity
+            key = (level, variant)
+            if key not in cells:
+                cells[key] = Cell(
+                    variant.backbone, variant.name, variant.attention, variant.precision, variant.graph, level.name,
+                    rate or None,
+                )  # fmt: skip
+            chance = seed + 1000 * turn
+            way, used = roads[level.way], processor_s(service.process.pid)
+            if level.callers:
+                block = await closed_loop(
+                    way, variant.name, level.callers, preset.seconds, len(images), preset.most, chance
+                )
+            else:
+                starts = planned(level.process, rate, 2 * preset.seconds, preset.most, chance)
+                block = await open_loop(way, variant.name, starts, len(images), chance)
+            cells[key].add(block, processor_s(service.process.pid) - used)
+            step(f"{variant.name}, {level.name}")
+    finally:
+        for way in roads.values():
+            await way.close()
+    return list(cells.values())
+
+
+def run(
+    preset: Preset, variants: list[Variant], repository: Path, images: list[bytes], folder: Path, seed: int,
+    step: Callable[[str], None],
+) -> list[Cell]:  # fmt: skip
+    """Starts the service of one backbone, measures its variants, ends it."""
+    recipe = read(next((repository / variants[0].name).glob("[0-9]*"))).preprocessing
+    with serving(repository, folder) as service:
+        return uvloop.run(measure(preset, variants, service, recipe, images, seed, step))

@@ -1,0 +1,282 @@
+"""The load tests themselves: what they plan, what they count, and a run of seconds against the real service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tests.load import bench, compare, once, report
+from tests.load.arrivals import Process, planned
+from tests.load.environment import busy
+from tests.load.generator import closed_loop, open_loop
+from tests.load.generator_cost import cost, trivial_server
+from tests.load.intervals import Estimate, over_rounds, percentile, ratio
+from tests.load.matrix import PRESETS, Variant
+from tests.load.measure import Cell, blocks
+from tests.load.peer import setup_of, tuned
+from tests.load.photographs import made
+from tests.load.protocols import Http, Reply, Way, require_loopback
+from tests.load.summary import Row, at_objective, row, taxes
+
+
+class Stalling(Way):
+    """Answers at once, one at a time, but for a stall of `stall_s` that the third request begins."""
+
+    def __init__(self, stall_s: float) -> None:
+        self._turn = asyncio.Lock()
+        self._stall_s = stall_s
+        self.asked = 0
+
+    async def send(self, model: str, image: int) -> Reply:
+        async with self._turn:
+            self.asked += 1
+            if self.asked == 3:
+                await asyncio.sleep(self._stall_s)
+        return Reply("ok")
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize("process", ["poisson", "constant"])
+def test_planned_starts(process: Process) -> None:
+    starts = planned(process, 200, 20, 100_000, 1)
+    gaps = np.diff(starts)
+    assert starts == sorted(starts)
+    assert starts[0] >= 0
+    assert starts[-1] < 20
+    assert len(starts) == pytest.approx(4000, abs=300)
+    assert gaps.std() / gaps.mean() == pytest.approx(1 if process == "poisson" else 0, abs=0.1)
+    assert len(planned(process, 200, 20, 7, 1)) == 7
+
+
+async def test_a_stall_shows_in_open_load_and_hides_in_closed_load() -> None:
+    starts = planned("constant", 100, 1.0, 1000, 1)
+    seen = await open_loop(Stalling(0.5), "m", starts, 1)
+    assert seen.sent == len(seen.latencies_s) == 100
+    late = sum(latency > 0.05 for latency in seen.latencies_s)
+    assert late > 35, "all that were planned during the stall waited"
+    hidden = await closed_loop(Stalling(0.5), "m", 1, 0.7, 1)
+    assert sum(latency > 0.05 for latency in hidden.latencies_s) < 5
+
+
+async def test_load_is_bounded_and_waits_no_longer_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.load.generator.PATIENCE_S", 0.2)
+    few = await closed_loop(Stalling(0), "m", 4, 30, 1, most=50)
+    assert few.sent == len(few.latencies_s) == 50
+    stuck = await open_loop(Stalling(60), "m", planned("constant", 100, 0.1, 1000, 1), 1)
+    assert stuck.failures == {"no answer": 8}
+    assert len(stuck.latencies_s) == 2
+
+
+async def serving(answer: bytes, use: Callable[[str], Awaitable[None]]) -> None:
+    """A server on loopback that reads a little and answers `answer`."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1 << 20)
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        await use(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", "http 429"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "connection: lost"),
+        (b"hello\r\n\r\n", "no http"),
+    ],
+)
+async def test_failures_are_counted_by_their_kind(answer: bytes, code: str) -> None:
+    async def use(url: str) -> None:
+        way = Http(url, [b"x"])
+        block = await closed_loop(way, "m", 2, 5, 1, most=6)
+        assert block.failures == {code: 6}
+        assert not block.latencies_s
+        await way.close()
+
+    await serving(answer, use)
+
+
+async def test_stages_are_read_and_the_generator_costs_little() -> None:
+    images = made(3, ((320, 240),))
+    with trivial_server() as port:
+        found = await cost(port, images, 0.5)
+        way = Http(f"http://127.0.0.1:{port}", images)
+        block = await closed_loop(way, "m", 2, 1, len(images), most=20)
+        await way.close()
+    assert block.stages["infer"] == [1.0] * 20
+    assert found.processor_us < 2000, "it would be the bottleneck of what it measures"
+
+
+def test_load_goes_to_loopback_unless_told() -> None:
+    require_loopback("http://127.0.0.1:8080")
+    require_loopback("localhost:8081")
+    for url in ("http://10.0.0.1", "example.org:80"):
+        with pytest.raises(ValueError, match="another machine"):
+            require_loopback(url)
+    refused = CliRunner().invoke(once.main, ["--url", "http://192.0.2.1", "--model", "m"])
+    assert refused.exit_code == 2
+    assert "--target" in refused.output
+
+
+def test_intervals_cover_what_is_known() -> None:
+    chance = np.random.default_rng(0)
+    covered = 0
+    for trial in range(40):
+        rounds = [list(chance.normal(10, 2, 30)) for _ in range(8)]
+        found = over_rounds(rounds, percentile(50), trial)
+        covered += found.low <= 10 <= found.high
+    assert covered > 30
+    found = ratio([11, 22, 33], [10, 20, 30])
+    assert (found.value, found.low, found.high) == pytest.approx((1.1, 1.1, 1.1))
+    assert np.isnan(over_rounds([[], []], percentile(50)).value)
+
+
+def cell(variant: str, attention: str, level: str, per_s: list[float], offered: float | None = None) -> Cell:
+    latencies = [[1000 / one] * 5 for one in per_s]
+    late, stages = [0.1] * len(per_s), [{"decode": 1.0, "queue": 0.5, "infer": 2.0, "total": 4.0}] * len(per_s)
+    return Cell(
+        "resnet50",
+        variant,
+        attention,
+        "fp32",
+        "plain",
+        level,
+        offered,
+        per_s,
+        latencies,
+        late,
+        stages,
+        [5.0] * len(per_s),
+        15,
+    )
+
+
+CELLS = [
+    cell("resnet50-plain", "none", "http closed 8", [100, 50, 80]),
+    cell("resnet50-se", "se", "http closed 8", [90, 45, 72]),
+]
+
+
+def test_tax_is_of_pairs_side_by_side() -> None:
+    (found,) = taxes(CELLS)
+    assert (found.throughput.value, found.throughput.low) == pytest.approx((0.1, 0.1)), "drift hit both alike"
+    assert found.published == pytest.approx(0.127, abs=0.001)
+
+
+def test_comparison_flags_what_chance_does_not_explain() -> None:
+    slower = [cell("resnet50-plain", "none", "http closed 8", [60, 61, 62]), CELLS[1]]
+    before = [cell("resnet50-plain", "none", "http closed 8", [100, 101, 102]), CELLS[1]]
+    verdicts = {(c.variant, c.figure): c.verdict for c in compare.changes(slower, before)}
+    assert verdicts["resnet50-plain", "throughput"] == "worse"
+    assert verdicts["resnet50-plain", "p50"] == "worse"
+    assert verdicts["resnet50-se", "throughput"] == "same"
+    better = {c.figure: c.verdict for c in compare.changes(before, slower) if c.variant == "resnet50-plain"}
+    assert better == {"throughput": "better", "p50": "better"}
+
+
+def test_throughput_at_an_objective() -> None:
+    def at(load: float, p99_ms: float) -> Row:
+        base = row(cell("v", "none", "http poisson 50 %", [10.0], load))
+        estimate = Estimate(p99_ms, p99_ms, p99_ms)
+        return Row(**(base.__dict__ | {"p99_ms": estimate}))
+
+    rows = [at(10, 10), at(20, 40), at(30, 1000)]
+    assert at_objective(rows, "v", 2000) == (30, True)
+    between, beyond = at_objective(rows, "v", 200)
+    assert not beyond
+    assert between == pytest.approx(25), "on a log scale"
+    assert at_objective(rows, "v", 5) == (0, False)
+
+
+def test_blocks_are_random_and_complete() -> None:
+    preset = PRESETS["default"]
+    variants = preset.variants("resnet18")
+    order = blocks(preset, variants, 1)
+    assert len(order) == len(set(order)) == preset.rounds * len(preset.levels) * len(variants)
+    assert order != blocks(preset, variants, 2)
+    together = order[: len(variants)]
+    assert {variant for *_, variant in together} == set(variants)
+    assert len({level for _, level, _ in together}) == 1, "those compared stand side by side"
+
+
+def test_a_report_says_that_requests_failed(tmp_path: Path) -> None:
+    broken = [Cell(**(one.asdict() | {"failures": {"http 503": 2}})) for one in CELLS]  # type: ignore[arg-type]
+    run = report.Run({"when": "now", "commit": "abc"}, broken, {"resnet50-cbam-int8": "no such <precision>"})
+    page = report.write(run, tmp_path).read_text()
+    assert "4 of 30 requests failed (http 503)" in page
+    assert "no such &lt;precision&gt;" in page
+    assert report.load(tmp_path / "bench.json") == run
+    for table in tmp_path.glob("*.csv"):
+        assert "# commit: abc" in table.read_text()
+
+
+def test_a_busy_machine_makes_figures_provisional() -> None:
+    assert busy({"load at the start": "3.0 (1 minute)", "cores": "2"}).startswith("Others kept 3.0 of 2 cores busy")
+    assert busy({"load at the start": "0.3 (1 minute)", "cores": "2"}) == ""
+
+
+def test_other_files_than_ours_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("{}")
+    done = CliRunner().invoke(bench.main, ["--compare", str(tmp_path / "old.json")])
+    assert done.exit_code == 2
+    assert "no bench.json of ours" in done.output
+    done = CliRunner().invoke(bench.main, ["--attention", "magic"])
+    assert "magic is none of the attentions" in done.output
+
+
+def test_set_ups_of_the_peer_test(tmp_path: Path) -> None:
+    assert setup_of("instances=2,threads=1") == {"instances": "2", "threads": "1"}
+    home = tmp_path / "built" / "m" / "1"
+    home.mkdir(parents=True)
+    (home / "contract.json").write_text('{"max_batch": 32}')
+    (home.parent / "config.pbtxt").write_text(
+        "max_batch_size: 32\ninstance_group [ { count: 1 kind: KIND_CPU } ]\ndynamic_batching { }\n"
+    )
+    tuned(tmp_path / "built", "m", tmp_path / "tuned", setup_of("instances=2,max_batch=4,preferred=2"))
+    text = (tmp_path / "tuned" / "m" / "config.pbtxt").read_text()
+    assert re.search(r"max_batch_size: 4\n.*count: 2 .*\ndynamic_batching \{ preferred_batch_size: \[ 2 \] \}", text)
+    assert json.loads((tmp_path / "tuned" / "m" / "1" / "contract.json").read_text())["max_batch"] == 4
+
+
+def test_demo_weights_are_used_where_they_are_there() -> None:
+    trained = Variant("resnet14-demo", "eca").weights
+    assert trained is not None
+    assert trained.exists()
+    assert Variant("resnet14-demo", "cbam").weights is None
+    assert Variant("resnet50", "eca", graph="hoisted").name == "resnet50-eca-hoisted"
+
+
+def test_a_run_of_seconds(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        bench.main,
+        ["--preset", "smoke", "--models", str(tmp_path / "models"), "--out", str(tmp_path / "report")],
+        catch_exceptions=False,
+    )
+    assert done.exit_code == 0, done.output
+    run = report.load(tmp_path / "report" / "bench.json")
+    assert {(c.variant, c.level) for c in run.cells} == {
+        (f"resnet14-demo-{attention}", level.name)
+        for attention in ("plain", "eca")
+        for level in PRESETS["smoke"].levels
+    }
+    assert all(c.latencies_ms[0] and not c.failures for c in run.cells)
+    assert all(
+        set(c.stages_ms[0]) == {"decode", "queue", "infer", "total"} for c in run.cells if "triton" not in c.level
+    )
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert f"None of {sum(c.sent for c in run.cells)} requests failed" in page
+    assert not re.search(r'(src|href)="(?!data:)', page), "the page needs nothing else"
+    assert {path.name for path in (tmp_path / "report").glob("*.png")} >= {"tax.png", "tail.png", "stages.png"}
