@@ -6,12 +6,12 @@ TensorRT needs no table: it times the plans itself, as a plugin's tactics.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eca_plugin.ahead_of_time import KernelError, Type
+from eca_plugin.ahead_of_time import Type
 from eca_plugin.descriptor import OPERATORS, VALUE_BYTES, Shapes
 from eca_plugin.plan import Plan
 from eca_plugin.sources import kernels_sha256
@@ -79,20 +79,6 @@ def load(path: Path, gpu: str) -> Table | None:
     except (OSError, ValueError, TypeError):
         return None
     return table if (table.gpu, table.kernels) == (gpu, kernels_sha256()) else None
-
-
-def measure(site: Site, plans: tuple[Plan, ...], seconds: Callable[[Plan], float]) -> dict[str, float]:
-    """Seconds by label of those of `plans` that compile, the fastest first. Raises KernelError where none does."""
-    taken: dict[str, float] = {}
-    refused: KernelError | None = None
-    for plan in plans:
-        try:
-            taken[plan.label] = seconds(plan)
-        except KernelError as error:
-            refused = error
-    if not taken:
-        raise KernelError(f"{site.key} has no kernel that compiles: {refused}")
-    return dict(sorted(taken.items(), key=lambda item: item[1]))
 
 
 _current: Table | None = None
