@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from eca_build import custom_nodes
@@ -56,18 +56,15 @@ def forward(arch: str, variant: Variant, image: Tensor, folder: Path, dry: bool)
     net = sites.network(arch, variant.attention, variant.graph).to(image.device, image.dtype)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if variant.mode == "eager":
-        return net
+        return cast(Forward, net)
     if variant.mode == "compiled":
-        module: Forward = torch.compile(net, backend="eager" if dry else "inductor", dynamic=False)
-        return module
+        return cast(Forward, torch.compile(net, backend="eager" if dry else "inductor", dynamic=False))
     program = torch.export.export(net, (image,))
     if dry:
-        exported: Forward = program.module()
-        return exported
+        return cast(Forward, program.module())
     package = folder / f"{arch}-{variant.attention}-{variant.graph}.pt2"
     torch._inductor.aoti_compile_and_package(program, package_path=str(package))
-    loaded: Forward = torch._inductor.aoti_load_package(str(package))
-    return loaded
+    return cast(Forward, torch._inductor.aoti_load_package(str(package)))
 
 
 def measure(
