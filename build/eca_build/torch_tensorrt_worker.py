@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eca_plugin.descriptor import NAMESPACE, OPERATORS, WITH_RESIDUAL
-from eca_service.contract import FEATURES, PROBABILITIES
+from eca_service.contract import FEATURES, GATES, PROBABILITIES
 
 from eca_build import tensorrt_worker
 
@@ -61,7 +61,7 @@ def name_outputs() -> None:
 
     def output(self: Any, target: str, args: Any, kwargs: Any) -> Any:
         outputs = original(self, target, args, kwargs)
-        self._output_names = [PROBABILITIES, FEATURES]
+        self._output_names = [PROBABILITIES, FEATURES, GATES][: len(outputs)]
         for tensor, name in zip(outputs, self._output_names, strict=True):
             tensor.name = name
         return outputs

@@ -63,6 +63,8 @@ def _nvrtc() -> ctypes.CDLL:
     wheels = [found for folder in folders for name in LIBRARIES for found in folder.glob(f"*/lib/{name}")]
     for name in (*map(str, wheels), *LIBRARIES):
         try:
+            for needed in Path(name).parent.glob("libnvrtc-builtins.so.*") if name in map(str, wheels) else ():
+                ctypes.CDLL(str(needed))  # it looks for them by name alone
             return ctypes.CDLL(name)
         except OSError:
             continue
