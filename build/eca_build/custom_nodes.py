@@ -1,8 +1,9 @@
 """The three custom operators of the rewritten graphs: what each computes, and the ONNX node it is exported as.
 
-Outside of an export each is its definition in plain operators. In an export it is one node of domain `eca`, which
-TensorRT gives to the plugin of that name (`plugin_namespace`; `aot` asks for the kernel inside the engine) and
-`lowering.lower` turns back into plain operators for runtimes that have no plugin.
+Each is its definition in plain operators. In an export to ONNX it is one node of domain `eca`, which TensorRT gives to
+the plugin of that name (`plugin_namespace`; `aot` asks for the kernel inside the engine) and `lowering.lower` turns
+back into plain operators for runtimes that have no plugin. Within `as_operators` it is PyTorch's operator
+`torch.ops.eca`, which a GPU runs as one kernel.
 
 Every one takes an optional `residual` of the output's shape, added before the optional ReLU. Types: all arguments of
 one call share theirs, float32, float16 or bfloat16, and so does the result.
@@ -10,17 +11,38 @@ one call share theirs, float32, float16 or bfloat16, and so does the result.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 DOMAIN = "eca"
+_operators = False
+
+
+@contextmanager
+def as_operators() -> Iterator[None]:
+    """Within it a call is one of `torch.ops.eca`: for PyTorch on a GPU, and for programs exported from it."""
+    import_module("eca_plugin.torch_operators")  # which defines them
+
+    global _operators
+    before, _operators = _operators, True
+    try:
+        yield
+    finally:
+        _operators = before
 
 
 def fused_eca(x: Tensor, weight: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     """x * sigmoid(conv1d(mean(x))): [N, C, H, W], weight [k] with k odd, zeros beyond the channels -> [N, C, H, W]."""
     if torch.onnx.is_in_onnx_export():
         return _node("FusedECA", (x, weight), residual, relu, list(x.shape))
+    if _operators:
+        return cast(Tensor, torch.ops.eca.fused_eca(x, weight, residual, relu))
     mixed = F.conv1d(x.mean((2, 3)).unsqueeze(1), weight.view(1, 1, -1), padding=len(weight) // 2)
     return _finish(x * mixed.squeeze(1).sigmoid()[:, :, None, None], residual, relu)
 
@@ -29,6 +51,8 @@ def scale_add_relu(x: Tensor, gate: Tensor, residual: Tensor | None, relu: bool)
     """x * gate: [N, C, H, W], gate [N, C] -> [N, C, H, W]."""
     if torch.onnx.is_in_onnx_export():
         return _node("ScaleAddReLU", (x, gate), residual, relu, list(x.shape))
+    if _operators:
+        return cast(Tensor, torch.ops.eca.scale_add_relu(x, gate, residual, relu))
     return _finish(x * gate[:, :, None, None], residual, relu)
 
 
@@ -36,6 +60,8 @@ def gated_conv1x1(h: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, residua
     """(weight h + bias) * gate: h [N, I, H, W], weight [O, I], bias [O], gate [N, O] -> [N, O, H, W]."""
     if torch.onnx.is_in_onnx_export():
         return _node("GatedConv1x1", (h, weight, bias, gate), residual, relu, [h.shape[0], len(weight), *h.shape[2:]])
+    if _operators:
+        return cast(Tensor, torch.ops.eca.gated_conv1x1(h, weight, bias, gate, residual, relu))
     y = F.conv2d(h, weight[:, :, None, None], bias)
     return _finish(y * gate[:, :, None, None], residual, relu)
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from eca_service.contract import FEATURES, GATES, INPUT, PROBABILITIES, Preprocessing
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eca_build.gate_taps import gate_sites, tap
-from eca_build.graphs import AttentionGraph, rewrite
+from eca_build.graphs import AttentionGraph, fold_batch_norms, rewrite
 from eca_build.networks import Network
 
 OPSET = 18
@@ -70,18 +69,6 @@ class Served(nn.Module):
         gates = torch.cat([gate.float() for gate in self._gates.values()], 1)
         self._gates.clear()  # an export must leave no tensor of its own behind
         return *outputs, gates
-
-
-def fold_batch_norms(module: nn.Module) -> None:
-    """Folds each batch norm into the convolution registered just before it, in place; for modules in eval mode."""
-    previous: tuple[str, nn.Conv2d] | None = None
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and previous is not None:
-            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
-            setattr(module, name, nn.Identity())
-        else:
-            fold_batch_norms(child)
-        previous = (name, child) if isinstance(child, nn.Conv2d) else None
 
 
 @torch.inference_mode()

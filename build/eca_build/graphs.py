@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eca_build import custom_nodes
 from eca_build.errors import BuildError
@@ -79,6 +80,18 @@ class RewrittenBlock(nn.Module):
         y = y * gate[:, :, None, None]
         y = y if residual is None else y + residual
         return y.relu() if self.relu else y
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Folds each batch norm into the convolution registered just before it, in place; for modules in eval mode."""
+    previous: tuple[str, nn.Conv2d] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and previous is not None:
+            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
+            setattr(module, name, nn.Identity())
+        else:
+            fold_batch_norms(child)
+        previous = (name, child) if isinstance(child, nn.Conv2d) else None
 
 
 def rewrite(network: nn.Module, graph: AttentionGraph) -> int:

@@ -1,44 +1,77 @@
-"""ONNX to a TensorRT plan for the GPU of this machine, and the plan's answers; each in a process of its own.
+"""TensorRT plans for the GPU of this machine, made from ONNX or from an exported PyTorch program, and what they answer.
 
-    python -m eca_build.tensorrt_plan build MODEL.onnx MODEL.plan MAX_BATCH TIMING_CACHE
-    python -m eca_build.tensorrt_plan run MODEL.plan IMAGES.npy ANSWERS.npy
-
-are those processes. Both need TensorRT, a GPU and PyTorch with CUDA: NVIDIA's pytorch container has all three. Fused
-kernels go into the plan as PTX, so that a stock TensorRT backend of Triton's serves it.
+All of it happens in processes of their own (`tensorrt_worker`, `torch_tensorrt_worker`), which need TensorRT, a GPU and
+PyTorch with CUDA: NVIDIA's pytorch container has all three. Fused kernels go into the plan as PTX, so that a stock
+TensorRT backend of Triton's serves it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import onnx
 from eca_plugin.sources import kernels_sha256
-from eca_service.contract import INPUT, PROBABILITIES, Passport
+from eca_service.contract import Passport
 from numpy.typing import NDArray
 
 from eca_build import verify
 from eca_build.custom_nodes import DOMAIN
 from eca_build.errors import BuildError
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-OLDEST = (10, 15)
+Frontend = Literal["onnx", "torch-tensorrt"]
 CONTAINER = "NVIDIA's pytorch container (nvcr.io/nvidia/pytorch) has both"
+WORKER = (sys.executable, "-m", "eca_build.tensorrt_worker")
+TORCH_WORKER = (sys.executable, "-m", "eca_build.torch_tensorrt_worker")
+PLUGINS = re.compile(r"^plan (\S+) (\S+) (\d+)$", re.MULTILINE)  # what a worker says: TensorRT, CUDA, custom nodes
+# What the libraries say of what users can mend, and the sentence instead.
+REASONS = (
+    (
+        r"out of memory|OutOfMemory",
+        "the GPU has too little free memory for batches of {batch}; lower --max-batch, or end what else uses the GPU",
+    ),
+    (
+        r"No importer registered for op: (\w+)",
+        "TensorRT has no layer for the model's operator {0}; use --attention-graph plain, or --target onnx",
+    ),
+    (
+        r"(lib\w+\.so[\w.]*): cannot open",
+        "TensorRT's Python module is installed without its library {0}; " + CONTAINER,
+    ),
+    (
+        r"driver version is insufficient|error(?: code)?:? 35\b",
+        "NVIDIA's driver {driver} is too old for this TensorRT; update it, or use an older container",
+    ),
+)
 
 
-def require() -> tuple[str, str, str]:
-    """Name, compute capability and driver of the GPU to build for.
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that is built for, its compute capability such as "9.0", and NVIDIA's driver."""
 
-    Raises BuildError where that or TensorRT is missing.
-    """
+    name: str
+    compute_capability: str
+    driver: str
+
+    @property
+    def chip(self) -> int:
+        """The compute capability as a number, 90 for 9.0."""
+        return int(self.compute_capability.replace(".", ""))
+
+
+def require() -> Gpu:
+    """The GPU to build for. Raises BuildError where that or TensorRT is missing."""
     if importlib.util.find_spec("tensorrt") is None:
         raise BuildError(f"--target tensorrt needs TensorRT 10.15 or newer and a GPU; {CONTAINER}")
     tool = shutil.which("nvidia-smi")
@@ -47,47 +80,90 @@ def require() -> tuple[str, str, str]:
         done = subprocess.run(query, capture_output=True, text=True, check=False)
         row = [part.strip() for part in done.stdout.split(",")]
         if done.returncode == 0 and len(row) == 3:
-            return row[0], row[1], row[2]
+            return Gpu(*row)
     raise BuildError("--target tensorrt builds for the GPU of this machine, and there is none with a working driver")
 
 
-def build(onnx_file: Path, plan: Path, max_batch: int) -> Passport:
-    """Writes the plan for batches of 1 to `max_batch`; what it was built with and for.
+def frontends() -> tuple[Frontend, ...]:
+    """Those that this machine has."""
+    return ("onnx", "torch-tensorrt") if importlib.util.find_spec("torch_tensorrt") else ("onnx",)
 
-    The ONNX model says which types run. Raises BuildError with TensorRT's first error where it cannot.
+
+def tools() -> dict[str, str]:
+    """All that decides a plan beside the model, for the key of a build. Raises BuildError as `require`."""
+    gpu = require()
+    versions = {name: _version(name) for name in ("tensorrt", "torch-tensorrt", "triton")}
+    known = {name: version for name, version in versions.items() if version}
+    here = {"gpu": f"{gpu.name} ({gpu.compute_capability})", "driver": gpu.driver, "kernels": kernels_sha256()}
+    return known | here
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def build(onnx_file: Path, plan: Path, max_batch: int) -> Passport:
+    """Writes the plan of an ONNX model for batches of 1 to `max_batch`; what it was built with and for.
+
+    The ONNX model says which types run. Raises BuildError with a sentence where TensorRT cannot.
     """
-    gpu, capability, driver = require()
     model = onnx.load(onnx_file)
     nodes = name_plugins(model)
     named = plan.with_suffix(".named.onnx")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eca-serve" / "tensorrt-timing.cache"
     try:
         onnx.save(model, named)
-        command = [sys.executable, "-m", "eca_build.tensorrt_plan", "build", str(named), str(plan)]
-        done = subprocess.run([*command, str(max_batch), str(cache)], capture_output=True, text=True, check=False)
+        return _build([*WORKER, "build", str(named)], plan, max_batch, nodes)
     finally:
         named.unlink(missing_ok=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "[E]" in line] or done.stderr.strip().splitlines()
-        raise BuildError(
-            f"TensorRT could not build the plan: {(lines or [f'exit status {done.returncode}'])[-1].strip()}"
-        )
-    version, cuda, plugins = done.stdout.split()[-3:]
-    if int(plugins) != nodes:
-        raise BuildError(f"TensorRT made {plugins} plugins of the model's {nodes} custom nodes")
+
+
+def build_program(program: Path, plan: Path, max_batch: int, sites: int) -> Passport:
+    """As `build`, through Torch-TensorRT from an exported program with our operators at `sites` places."""
+    return _build([*TORCH_WORKER, str(program)], plan, max_batch, sites)
+
+
+def _build(command: Sequence[str], plan: Path, max_batch: int, nodes: int) -> Passport:
+    gpu = require()
+    given = [str(plan), str(max_batch), str(gpu.chip), str(timing_cache(gpu))]
+    done = subprocess.run([*command, *given], capture_output=True, text=True, check=False)
+    made = PLUGINS.search(done.stdout)
+    if done.returncode or not made:
+        raise BuildError(f"TensorRT could not build the plan: {sentence(done.stderr, done.returncode, gpu, max_batch)}")
+    if int(made[3]) != nodes:
+        raise BuildError(f"TensorRT made {made[3]} plugins of the model's {nodes} custom nodes")
     return Passport(
-        tensorrt=version,
-        cuda=cuda,
-        gpu=gpu,
-        compute_capability=capability,
-        driver=driver,
+        tensorrt=made[1],
+        cuda=made[2],
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        driver=gpu.driver,
         kernels_sha256=kernels_sha256() if nodes else None,
     )
 
 
+def timing_cache(gpu: Gpu) -> Path:
+    """Where TensorRT's measurements are kept: of this GPU and driver, this TensorRT and these kernels alone."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eca-serve"
+    of = "\0".join([gpu.name, gpu.compute_capability, gpu.driver, _version("tensorrt") or "", kernels_sha256()])
+    return home / f"tensorrt-timing-{hashlib.sha256(of.encode()).hexdigest()[:16]}.cache"
+
+
+def sentence(stderr: str, status: int, gpu: Gpu, max_batch: int) -> str:
+    """What went wrong, from what a worker wrote: what users can mend, else TensorRT's own last error."""
+    for pattern, text in REASONS:
+        found = re.search(pattern, stderr)
+        if found:
+            return text.format(*found.groups(), batch=max_batch, driver=gpu.driver)
+    lines = [line for line in stderr.splitlines() if "[E]" in line] or stderr.strip().splitlines()
+    return (lines or [f"exit status {status}"])[-1].strip()
+
+
 def answers(plan: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The plan's probabilities, as `verify.answers`."""
-    return verify.answers(plan, images, [sys.executable, "-m", "eca_build.tensorrt_plan", "run"])
+    return verify.answers(plan, images, [*WORKER, "run"])
 
 
 def name_plugins(model: onnx.ModelProto) -> int:
@@ -99,92 +175,3 @@ def name_plugins(model: onnx.ModelProto) -> int:
         if len(node.input) > len(OPERATORS[node.op_type].inputs):
             node.op_type += WITH_RESIDUAL
     return len(nodes)
-
-
-def _build(source: str, target: str, max_batch: int, cache_file: Path) -> None:
-    import tensorrt as trt
-
-    version = tuple(int(part) for part in trt.__version__.split(".")[:2])
-    if version < OLDEST:
-        sys.exit(f"[E] this is TensorRT {trt.__version__}; plugins with kernels inside the plan need 10.15 or newer")
-    _register_plugins(trt)
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    creation = trt.NetworkDefinitionCreationFlag
-    network = builder.create_network(1 << int(creation.STRONGLY_TYPED) | 1 << int(creation.PREFER_AOT_PYTHON_PLUGINS))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(Path(source).read_bytes()):
-        sys.exit("[E] " + "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors)))
-    kinds = [network.get_layer(index).type for index in range(network.num_layers)]
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # its products have ten bits, float32's tolerance is 1e-5
-    cache = config.create_timing_cache(cache_file.read_bytes() if cache_file.exists() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    shape = tuple(network.get_input(0).shape)[1:]
-    profile = builder.create_optimization_profile()
-    profile.set_shape(INPUT, (1, *shape), (max_batch, *shape), (max_batch, *shape))
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        sys.exit("[E] no plan could be built")
-    Path(target).write_bytes(plan)
-    _keep(cache_file, bytes(config.get_timing_cache().serialize()))
-    print(trt.__version__, _cuda_version(), kinds.count(trt.LayerType.PLUGIN_V3))
-
-
-def _register_plugins(trt: ModuleType) -> None:
-    import tensorrt.plugin
-    from eca_plugin import quick_plugins
-
-    quick_plugins.register(trt, tensorrt.plugin)
-
-
-def _keep(file: Path, content: bytes) -> None:
-    """Another build must never read half of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_bytes(content)
-    os.replace(part, file)
-
-
-def _cuda_version() -> str:
-    import torch
-
-    return torch.version.cuda or "unknown"
-
-
-def _run(engine: str, source: str, target: str, batch: int = 32) -> None:
-    import tensorrt as trt
-    import torch
-
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    plan = runtime.deserialize_cuda_engine(Path(engine).read_bytes())
-    if plan is None:
-        sys.exit("TensorRT cannot read the plan back")
-    context = plan.create_execution_context()
-    largest = plan.get_tensor_profile_shape(INPUT, 0)[2][0]
-    stream = torch.cuda.Stream()
-    parts = []
-    for part in torch.from_numpy(np.load(source)).split(min(batch, largest)):
-        image = part.cuda().contiguous()
-        context.set_input_shape(INPUT, tuple(image.shape))
-        held = {INPUT: image}
-        for index in range(plan.num_io_tensors):
-            name = plan.get_tensor_name(index)
-            if name != INPUT:
-                held[name] = torch.empty(tuple(context.get_tensor_shape(name)), device="cuda")
-        for name, tensor in held.items():
-            context.set_tensor_address(name, tensor.data_ptr())
-        torch.cuda.synchronize()
-        if not context.execute_async_v3(stream.cuda_stream):
-            sys.exit("TensorRT could not run the plan")
-        stream.synchronize()
-        parts.append(held[PROBABILITIES].cpu().numpy())
-    np.save(target, np.concatenate(parts))
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "build":
-        _build(sys.argv[2], sys.argv[3], int(sys.argv[4]), Path(sys.argv[5]))
-    else:
-        _run(sys.argv[2], sys.argv[3], sys.argv[4])

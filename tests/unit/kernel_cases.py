@@ -10,19 +10,28 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from eca_build import custom_nodes
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from eca_plugin.plan import Plan
+    from eca_plugin.tuning import Site
+
 TOLERANCES = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 2e-2}
 
 
 class Case(NamedTuple):
-    """One call. `taps` is FusedECA's, `inputs` GatedConv1x1's; 0 for the others."""
+    """One call. `taps` is FusedECA's, `inputs` GatedConv1x1's; 0 for the others.
+
+    `way` is the number of the plan that is launched. With `kept`, which is FusedECA's, only so many of its tiles stay
+    in registers, as of a map that is larger than tests can afford.
+    """
 
     operator: str
     dtype: str
@@ -35,6 +44,8 @@ class Case(NamedTuple):
     relu: bool
     taps: int = 0
     inputs: int = 0
+    way: int = 0
+    kept: int | None = None
 
     @property
     def name(self) -> str:
@@ -46,7 +57,13 @@ class Case(NamedTuple):
             *(["residual"] * self.residual),
             *(["relu"] * self.relu),
         ]
-        return "-".join([self.operator, shape, *options, f"{self.taps or self.inputs}"])
+        ways = [*([f"way {self.way}"] * bool(self.way)), *([] if self.kept is None else [f"kept {self.kept}"])]
+        return "-".join([self.operator, shape, *options, f"{self.taps or self.inputs}", *ways])
+
+    def plan(self, site: Site) -> Plan:
+        """What is launched."""
+        plan = site.plans()[self.way]
+        return plan if self.kept is None else replace(plan, constants={**plan.constants, "KEPT": self.kept})
 
 
 def cases() -> list[Case]:
@@ -70,12 +87,21 @@ def cases() -> list[Case]:
     for taps in (1, 3, 5, 7, 9):
         for dtype in dtypes:
             found.append(Case("fused_eca", dtype, 1, 40, 4, 4, taps in (3, 9), True, True, taps=taps))
+    for nhwc in (False, True):
+        for kept in (0, 1, 2):
+            found.append(Case("fused_eca", "float16", 2, 40, 17, 18, nhwc, True, True, taps=5, kept=kept))
+        for way in (1, 2, 3):
+            found.append(Case("fused_eca", "bfloat16", 1, 72, 9, 7, nhwc, True, True, taps=7, way=way))
+    found += [Case("scale_add_relu", "float16", 1, 40, 17, 18, True, True, True, way=way) for way in (1, 2, 3, 4)]
+    # tiles whose rows are all of one image, and one of two images
+    for way, side in ((0, 8), (2, 16), (4, 8), (5, 8), (6, 8)):
+        found.append(Case("gated_conv1x1", "float16", 2, 136, side, side, way % 2 == 0, True, True, inputs=40, way=way))
     return found
 
 
 def difference(case: Case) -> float:
     """The largest difference of the kernel's result from its definition in float64."""
-    from eca_plugin import operators
+    from eca_plugin import operators, tuning
 
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, case.dtype)
@@ -98,7 +124,12 @@ def difference(case: Case) -> float:
     else:
         weight = random(case.channels, case.inputs, scale=case.inputs**-0.5)
         arguments = x, weight, random(case.channels), gate
-    got = getattr(operators, case.operator)(*arguments, residual, case.relu)
+    chosen = tuning.plan_of
+    tuning.plan_of = lambda site, traced: case.plan(site)
+    try:
+        got = getattr(operators, case.operator)(*arguments, residual, case.relu)
+    finally:
+        tuning.plan_of = chosen
     exact = getattr(custom_nodes, case.operator)(
         *(argument.double() for argument in arguments), None if residual is None else residual.double(), case.relu
     )

@@ -10,8 +10,8 @@ import torch
 from eca_build import images, lowering, verify
 from eca_build.custom_nodes import DOMAIN
 from eca_build.errors import BuildError
-from eca_build.export import Served, export, fold_batch_norms, reference
-from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph, rewrite
+from eca_build.export import Served, export, reference
+from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph, fold_batch_norms, rewrite
 from eca_build.networks import Network, create, with_formula
 from eca_build.networks.attention import Kind
 from eca_service.contract import Preprocessing

@@ -55,18 +55,23 @@ def test_kernel_computes_its_definition(differences: dict[str, float], case: Cas
 
 PLANS: dict[str, tuple[Plan, Type, bool, int]] = {
     # plan, type, residual, the widest load that this layout allows, in bytes
-    "fused-56-nhwc": (fused_eca.plan(256, 56 * 56, 5, nhwc=True, relu=True), "fp16", True, 16),
-    "fused-56-nchw": (fused_eca.plan(256, 56 * 56, 5, nhwc=False, relu=True), "bf16", True, 16),
-    "fused-14-nhwc": (fused_eca.plan(1024, 14 * 14, 5, nhwc=True, relu=True), "bf16", True, 16),
-    "fused-14-nchw": (fused_eca.plan(96, 14 * 14, 3, nhwc=False, relu=False), "fp16", False, 8),
-    "fused-7-nhwc": (fused_eca.plan(2048, 7 * 7, 9, nhwc=True, relu=True), "fp32", True, 16),
-    "fused-7-nchw": (fused_eca.plan(320, 7 * 7, 1, nhwc=False, relu=False), "fp32", False, 4),
-    "scale-56-nhwc": (scale_add_relu.plan(256, 56 * 56, nhwc=True, relu=True), "fp16", True, 16),
-    "scale-7-nchw": (scale_add_relu.plan(2048, 7 * 7, nhwc=False, relu=True), "bf16", True, 16),
-    "gated-56-nhwc": (gated_conv1x1.plan(64, 256, 56 * 56, nhwc=True, relu=True, value_bytes=2), "fp16", True, 16),
-    "gated-7-nhwc": (gated_conv1x1.plan(960, 160, 7 * 7, nhwc=True, relu=False, value_bytes=2), "bf16", False, 16),
-    "gated-14-nchw": (gated_conv1x1.plan(256, 1024, 14 * 14, nhwc=False, relu=True, value_bytes=2), "fp16", True, 16),
-    "gated-56-fp32": (gated_conv1x1.plan(64, 256, 56 * 56, nhwc=True, relu=True, value_bytes=4), "fp32", True, 16),
+    "fused-56-nhwc": (fused_eca.plans(256, 56 * 56, 5, nhwc=True, relu=True, value_bytes=2)[0], "fp16", True, 16),
+    "fused-56-nchw": (fused_eca.plans(256, 56 * 56, 5, nhwc=False, relu=True, value_bytes=2)[0], "bf16", True, 16),
+    "fused-14-nhwc": (fused_eca.plans(1024, 14 * 14, 5, nhwc=True, relu=True, value_bytes=2)[0], "bf16", True, 16),
+    "fused-14-nchw": (fused_eca.plans(96, 14 * 14, 3, nhwc=False, relu=False, value_bytes=2)[0], "fp16", False, 8),
+    "fused-7-nhwc": (fused_eca.plans(2048, 7 * 7, 9, nhwc=True, relu=True, value_bytes=4)[0], "fp32", True, 16),
+    "fused-7-nchw": (fused_eca.plans(320, 7 * 7, 1, nhwc=False, relu=False, value_bytes=4)[0], "fp32", False, 4),
+    "scale-56-nhwc": (scale_add_relu.plans(256, 56 * 56, nhwc=True, relu=True)[0], "fp16", True, 16),
+    "scale-7-nchw": (scale_add_relu.plans(2048, 7 * 7, nhwc=False, relu=True)[0], "bf16", True, 16),
+    "gated-56-nhwc": (gated_conv1x1.plans(64, 256, 56 * 56, nhwc=True, relu=True, value_bytes=2)[0], "fp16", True, 16),
+    "gated-7-nhwc": (gated_conv1x1.plans(960, 160, 7 * 7, nhwc=True, relu=False, value_bytes=2)[0], "bf16", False, 16),
+    "gated-14-nchw": (
+        gated_conv1x1.plans(256, 1024, 14 * 14, nhwc=False, relu=True, value_bytes=2)[0],
+        "fp16",
+        True,
+        16,
+    ),
+    "gated-56-fp32": (gated_conv1x1.plans(64, 256, 56 * 56, nhwc=True, relu=True, value_bytes=4)[0], "fp32", True, 16),
 }
 
 
@@ -101,10 +106,10 @@ def test_ptx_that_does_not_assemble_is_a_sentence() -> None:
 
 
 def test_a_kernel_too_large_for_a_plain_launch_is_a_sentence() -> None:
-    plan = gated_conv1x1.plan(512, 256, 49, nhwc=True, relu=True, value_bytes=2)
-    large = {**plan.constants, "BLOCK_ROWS": 128, "BLOCK_CHANNELS": 128, "BLOCK_INPUTS": 64}
+    plan = gated_conv1x1.plans(512, 256, 49, nhwc=True, relu=True, value_bytes=2)[0]
+    large = {**plan.constants, "BLOCK_ROWS": 128, "BLOCK_CHANNELS": 128, "BLOCK_INPUTS": 64, "HALVES": True}
     with pytest.raises(KernelError, match="bytes of shared memory"):
-        compile_plan(Plan(plan.kernel, large, 1, 8, stages=4), "fp16", False)
+        compile_plan(Plan(plan.kernel, large, 1, 8, "too large", stages=4), "fp16", False)
 
 
 MAP = torch.zeros(1, 8, 2, 2)

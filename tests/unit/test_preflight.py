@@ -45,6 +45,7 @@ def test_an_engine_runs_where_it_was_built() -> None:
         (plan(), Machine((A100,), "580.82.07", "10.16.1"), r"here is NVIDIA A100-SXM4-40GB \(8.0\)"),
         (plan(), Machine((H100,), "580.82.07", "11.0.0"), "with TensorRT 10.16.1.11, here is 11.0.0"),
         (plan(), Machine((H100,), "575.57.08", "10.16.1"), "driver 580.65.06, here is the older 575.57.08"),
+        (plan(precision="int8"), Machine((A100,), "580.82.07", "10.16.1"), "--precision int8"),
         (plan(passport=None), MACHINE, "does not say what the engine was built with"),
     ],
 )
@@ -53,10 +54,8 @@ def test_a_difference_is_named_with_the_command(contract: Contract, machine: Mac
     assert reason is not None
     with pytest.raises(ValueError, match=sentence):
         raise ValueError(reason)
-    assert (
-        "`eca-build compile CHECKPOINT --name m --target tensorrt --precision fp16 --attention eca "
-        "--attention-graph fused`" in reason
-    )
+    again = f"--name m --target tensorrt --precision {contract.precision} --attention eca --attention-graph fused"
+    assert f"`eca-build compile CHECKPOINT {again}`" in reason
 
 
 def test_rtx_engines_are_never_triton_s() -> None:

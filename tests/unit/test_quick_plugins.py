@@ -14,6 +14,11 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("triton", reason="needs the extra `plugin`")
+
+from eca_plugin.descriptor import OPERATORS
+from eca_plugin.plan import Plan
+
 ROOT = Path(__file__).parents[2]
 NAMES = [f"eca::{name}{suffix}" for name in ("FusedECA", "ScaleAddReLU", "GatedConv1x1") for suffix in ("", "Residual")]
 INPUTS = {"FusedECA": 2, "ScaleAddReLU": 2, "GatedConv1x1": 4}
@@ -31,7 +36,6 @@ FUNCTIONS = [
 ]
 
 pytestmark = [
-    pytest.mark.skipif(find_spec("triton") is None, reason="needs the extra `plugin`"),
     pytest.mark.skipif(find_spec("tensorrt_bindings") is None, reason="needs TensorRT's bindings, of the extra `dev`"),
     pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for empty libraries"),
 ]
@@ -69,6 +73,16 @@ def test_all_plugins_are_registered_once(answers: dict[str, Any]) -> None:
     assert answers["names"] == NAMES
 
 
+def operator_plans(operator: str, nhwc: bool) -> tuple[Plan, ...]:
+    """The ways to launch it at the layer's shapes."""
+    shapes = {
+        "FusedECA": {"x": (3, 256, 56, 56), "w": (5,)},
+        "ScaleAddReLU": {"x": (3, 256, 56, 56), "gate": (3, 256)},
+        "GatedConv1x1": {"h": (3, 64, 56, 56), "weight": (256, 64), "bias": (256,), "gate": (3, 256)},
+    }[operator]
+    return OPERATORS[operator].plans(shapes, nhwc, True, 2, 90 if shutil.which("nvcc") else None)
+
+
 @pytest.mark.parametrize("layout", ["LINEAR", "HWC8"])
 @pytest.mark.parametrize("name", NAMES)
 def test_layer_expands_types_formats_and_launch(answers: dict[str, Any], name: str, layout: str) -> None:
@@ -89,12 +103,12 @@ def test_layer_expands_types_formats_and_launch(answers: dict[str, Any], name: s
     declared = re.findall(r"\.param \.(u32|u64)", ptx)
     assert declared == ["u64"] * answer["inputs"] + ["u32"] * len(scalars) + ["u64"]
     launch = answer["launch"]
-    assert f".reqntid {launch['block_x']}\n" in ptx
+    assert re.search(rf"\.(reqntid|maxntid) {launch['block_x']}\b", ptx)
     assert {launch[axis] for axis in ("grid_z", "block_y", "block_z")} == {1}
-    if operator == "GatedConv1x1":
-        assert (launch["grid_x"], launch["grid_y"]) == (-(-3 * 56 * 56 // 64) * 256 // 64, 1)
-    else:
-        assert launch["grid_y"] == 3, "one row of blocks an image"
+    ways = operator_plans(operator, nhwc=True)
+    assert answer["tactics"] == [[1], list(range(1, len(ways) + 1))], "in 16 bits all ways are for HWC8"
+    plan = ways[-1] if layout == "HWC8" else operator_plans(operator, nhwc=False)[0]
+    assert (launch["grid_x"], launch["grid_y"]) == plan.grid(3)
 
 
 def test_every_type_has_a_kernel(answers: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from eca_build import cli, tensorrt_plan, triton_config
+from eca_build import cli, tensorrt_plan, tensorrt_worker, triton_config
 from eca_build.errors import BuildError
 from eca_build.export import export
+from eca_build.tensorrt_plan import Gpu
+from eca_plugin.sources import kernels_sha256
 from eca_service.contract import Passport
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -56,9 +59,15 @@ def test_nodes_with_a_residual_get_the_name_of_their_plugin(tmp_path: Path) -> N
     assert attributes == {"relu": 1, "aot": 1, "plugin_namespace": b"eca"}
 
 
-@pytest.mark.skipif(find_spec("tensorrt_bindings") is None, reason="needs TensorRT's bindings, of the extra `dev`")
-def test_every_name_of_tensorrt_s_that_we_use_is_in_its_bindings(tmp_path: Path) -> None:
-    source = Path(tensorrt_plan.__file__).read_text()
+# Bindings of another version to look at too, unpacked from `pip download --no-deps tensorrt-cu13-bindings==11.*`.
+OTHER_BINDINGS = os.environ.get("TENSORRT_BINDINGS")
+
+
+@pytest.mark.parametrize("home", [None, *([OTHER_BINDINGS] if OTHER_BINDINGS else [])])
+def test_every_name_of_tensorrt_s_that_we_use_is_in_its_bindings(tmp_path: Path, home: str | None) -> None:
+    if find_spec("tensorrt_bindings") is None:
+        pytest.skip("needs TensorRT's bindings, of the extra `dev`")
+    source = Path(tensorrt_worker.__file__).read_text()
     used = set(re.findall(r"\btrt\.([\w.]*\w)", source)) | {
         f"NetworkDefinitionCreationFlag.{name}" for name in re.findall(r"\bcreation\.(\w+)", source)
     }
@@ -85,12 +94,88 @@ def test_every_name_of_tensorrt_s_that_we_use_is_in_its_bindings(tmp_path: Path)
     )
     done = subprocess.run(
         [sys.executable, "-c", look, json.dumps(sorted(used))],
-        env=os.environ | {"LD_LIBRARY_PATH": str(empty_libraries(tmp_path))},
+        env=os.environ | {"LD_LIBRARY_PATH": str(empty_libraries(tmp_path)), "PYTHONPATH": home or ""},
         capture_output=True,
         text=True,
         check=True,
     )
     assert done.stdout == "[]\n"
+
+
+GPU = Gpu("NVIDIA H100 80GB HBM3", "9.0", "580.65.06")
+
+
+@pytest.mark.parametrize(
+    ("stderr", "expected"),
+    [
+        ("[E] [resizingAllocator.cpp] Requested amount of GPU memory could not be allocated: out of memory\n",
+         r"too little free memory for batches of 64; lower --max-batch"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", "too little free memory"),
+        ("[E] In node 7: UNSUPPORTED_NODE: No importer registered for op: HardShrink. Attempting\n",
+         "no layer for the model's operator HardShrink; use --attention-graph plain"),
+        ("ImportError: libnvinfer.so.10: cannot open shared object file: No such file", "without its library libnv"),
+        ("[E] CUDA initialization failure with error: 35. Please check your CUDA installation", "driver 580.65.06 is"),
+        ("warning\n[E] first\n[E] the last of all\nmore", r"^\[E\] the last of all$"),
+        ("", "exit status 9"),
+    ],
+)  # fmt: skip
+def test_what_users_can_mend_is_a_sentence(stderr: str, expected: str) -> None:
+    assert re.search(expected, tensorrt_plan.sentence(stderr, 9, GPU, 64))
+
+
+def machine(folder: Path, monkeypatch: pytest.MonkeyPatch, tensorrt: str) -> None:
+    """A driver and a TensorRT of our own, the latter the text of a module."""
+    tool = folder / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0, 580.65.06'\n")
+    tool.chmod(0o755)
+    module = folder / "modules" / "tensorrt"
+    module.mkdir(parents=True)
+    (module / "__init__.py").write_text(tensorrt)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(module.parent), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(str(module.parent))
+
+
+@pytest.mark.parametrize(
+    ("tensorrt", "expected"),
+    [
+        ("__version__ = '10.13.3'", "this is TensorRT 10.13.3; plugins .* need 10.15 or newer"),
+        (
+            "raise ImportError('libnvinfer.so.11: cannot open shared object file')",
+            "without its library libnvinfer.so.11",
+        ),
+    ],
+)
+def test_a_tensorrt_that_will_not_do_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensorrt: str, expected: str
+) -> None:
+    if find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed here")
+    machine(tmp_path, monkeypatch, tensorrt)
+    command = ["compile", str(WEIGHTS), "--target", "tensorrt", "--repository", str(tmp_path / "models")]
+    done = CliRunner().invoke(cli.main, command)
+    assert done.exit_code == 2
+    assert re.search(f"eca-build: TensorRT could not build the plan: .*{expected}", done.output), done.output
+    assert not list(tmp_path.glob("models/*"))
+
+
+def test_measurements_are_kept_for_what_they_were_taken_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    names = {tensorrt_plan.timing_cache(gpu) for gpu in (GPU, replace(GPU, driver="575.1"), replace(GPU, name="A100"))}
+    monkeypatch.setattr(tensorrt_plan, "kernels_sha256", lambda: "others")
+    names.add(tensorrt_plan.timing_cache(GPU))
+    assert len(names) == 4
+    assert {name.parent for name in names} == {Path("/cache/eca-serve")}
+
+
+def test_key_of_a_build_says_what_a_plan_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed here")
+    machine(tmp_path, monkeypatch, "__version__ = '10.16.1'")
+    found = tensorrt_plan.tools()
+    assert (found["gpu"], found["driver"]) == ("NVIDIA H100 80GB HBM3 (9.0)", "580.65.06")
+    assert found["kernels"] == kernels_sha256()
 
 
 @pytest.mark.parametrize("engine", triton_config.ENGINES)

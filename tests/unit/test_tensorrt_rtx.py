@@ -44,7 +44,10 @@ def tiny(attention: Kind) -> ResNet:
         ("eca", "fused", torch.float16),
         ("eca", "hoisted-fused", torch.bfloat16),
         ("eca", "epilogue", torch.float16),
+        ("se", "plain", torch.float16),
+        ("se", "hoisted", torch.bfloat16),
         ("se", "hoisted-fused", torch.float32),
+        ("se", "epilogue", torch.float16),
         ("none", "plain", torch.bfloat16),
     ],
 )

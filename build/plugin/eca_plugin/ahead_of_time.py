@@ -1,7 +1,7 @@
 """Compiles a kernel to PTX without a GPU, and proves that it is what a plugin needs.
 
-The PTX is made for compute capability 8.0 and PTX ISA 8.0: every later chip and every driver since CUDA 12 takes it,
-which PTX for a later chip does not promise (Triton's own for 9.0 names sm_90a, and no other chip accepts that).
+The PTX is of ISA 8.0, which every driver since CUDA 12 takes, and unless its plan says otherwise for compute capability
+8.0, which every later chip takes. Triton's own for 9.0 names sm_90a, and no other chip accepts that.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from eca_plugin import cluster_eca, cuda_compiler
 from eca_plugin.plan import Plan
 
 Type = Literal["fp32", "fp16", "bf16"]
 CHIPS = (80, 86, 89, 90, 100, 120)
-CAPABILITY = 80
 PTX_ISA = 80
+TYPE_NUMBERS = {"fp32": 0, "fp16": 1, "bf16": 2}  # TYPE of cluster_eca.cu
 SHARED_BYTES = 48 << 10  # more of it would need a function attribute that no plugin can set
 
 
@@ -34,13 +35,17 @@ class KernelError(Exception):
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel's PTX: it takes `parameters` pointers and scalars, `threads` a program, `shared_bytes` of memory."""
+    """A kernel's PTX: it takes `parameters` pointers and scalars, `threads` a program, `shared_bytes` of memory.
+
+    `target` is what it is assembled for where that is one chip alone, such as sm_90a.
+    """
 
     name: str
     ptx: str
     parameters: int
     threads: int
     shared_bytes: int
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,43 @@ class Resources:
 def compile_plan(plan: Plan, dtype: Type, residual: bool) -> Compiled:
     """The kernel of `plan` for tensors of `dtype`, with or without a residual.
 
-    Raises KernelError where Triton cannot compile it or a plugin could not launch it.
+    Raises KernelError where it cannot be compiled or a plugin could not launch it.
     """
-    return _compile(plan.kernel, tuple(plan.constants.items()), plan.warps, plan.stages, dtype, residual)
+    constants = tuple(plan.constants.items())
+    if plan.is_cuda:
+        return _compile_cuda(constants, plan.warps, plan.capability, dtype, residual)
+    return _compile(plan.kernel, constants, plan.warps, plan.stages, plan.capability, dtype, residual)
+
+
+def compiles(plan: Plan, dtype: Type, residual: bool) -> bool:
+    """Whether `compile_plan` gives a kernel: a larger tile may want more shared memory than there is for a plugin."""
+    try:
+        compile_plan(plan, dtype, residual)
+    except KernelError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=256)
+def _compile_cuda(
+    constants: tuple[tuple[str, int], ...], warps: int, capability: int, dtype: Type, residual: bool
+) -> Compiled:
+    defined = {**dict(constants), "TYPE": TYPE_NUMBERS[dtype], "RESIDUAL": int(residual)}
+    try:
+        ptx = cuda_compiler.ptx_of(cluster_eca.SOURCE, defined, capability)
+    except cuda_compiler.CompilerError as error:
+        raise KernelError(str(error)) from error
+    ptx = re.sub(r"^\.version .*$", f".version {PTX_ISA / 10}", ptx, count=1, flags=re.MULTILINE)
+    threads = re.search(r"\.maxntid (\d+)", ptx)
+    if not threads or int(threads[1]) != 32 * warps:
+        raise KernelError(f"{cluster_eca.SOURCE.name} was planned for {32 * warps} threads and compiled for others")
+    return _named(cluster_eca.ENTRY, ptx, 3 + residual, 32 * warps, 0, None)
+
+
+def _named(entry: str, ptx: str, parameters: int, threads: int, shared_bytes: int, target: str | None) -> Compiled:
+    """One engine holds many variants of a kernel: each gets a name of its own."""
+    name = f"{entry}_{hashlib.sha256(ptx.encode()).hexdigest()[:12]}"
+    return Compiled(name, ptx.replace(entry, name), parameters, threads, shared_bytes, target)
 
 
 @lru_cache(maxsize=256)
@@ -65,6 +104,7 @@ def _compile(
     constants: tuple[tuple[str, int], ...],
     warps: int,
     stages: int,
+    capability: int,
     dtype: Type,
     residual: bool,
 ) -> Compiled:
@@ -82,10 +122,10 @@ def _compile(
         with triton.knobs.compilation.scope():
             triton.knobs.compilation.disable_line_info = True  # it would put this machine's paths into the engine
             done = triton.compile(
-                ASTSource(kernel, signature, values, aligned), target=GPUTarget("cuda", CAPABILITY, 32), options=options
+                ASTSource(kernel, signature, values, aligned), target=GPUTarget("cuda", capability, 32), options=options
             )
     except Exception as error:  # of the compiler's many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # the lines before it quote the source
         raise KernelError(f"the kernel {kernel.__name__} cannot be compiled: {reason}") from error
     if done.metadata.global_scratch_size or done.metadata.profile_scratch_size:
         raise KernelError(f"the kernel {kernel.__name__} wants scratch memory, which a plugin cannot give it")
@@ -96,9 +136,8 @@ def _compile(
         )
     declared = sum(kind != "constexpr" for kind in signature.values())
     ptx = without_hidden_parameters(done.asm["ptx"], done.metadata.name, declared)
-    # One engine holds many variants of a kernel: each gets a name of its own.
-    name = f"{done.metadata.name}_{hashlib.sha256(ptx.encode()).hexdigest()[:12]}"
-    return Compiled(name, ptx.replace(done.metadata.name, name), declared, 32 * warps, done.metadata.shared)
+    target = "sm_90a" if ".target sm_90a" in ptx else None
+    return _named(done.metadata.name, ptx, declared, 32 * warps, done.metadata.shared, target)
 
 
 def without_hidden_parameters(ptx: str, name: str, declared: int) -> str:
@@ -128,7 +167,14 @@ def assemble(compiled: Compiled, chip: int) -> Resources:
         source = Path(folder, "kernel.ptx")
         source.write_text(compiled.ptx)
         done = subprocess.run(
-            [tool.path, "-v", f"--gpu-name=sm_{chip}", str(source), "-o", str(source.with_suffix(".cubin"))],
+            [
+                tool.path,
+                "-v",
+                f"--gpu-name={compiled.target or f'sm_{chip}'}",
+                str(source),
+                "-o",
+                str(source.with_suffix(".cubin")),
+            ],
             capture_output=True,
             text=True,
             check=False,
@@ -144,6 +190,8 @@ def assemble(compiled: Compiled, chip: int) -> Resources:
 
 def widest_load_bytes(ptx: str) -> int:
     """The most bytes that one thread reads from device memory with one instruction."""
-    plain = [int(count or 1) * int(bits) // 8 for count, bits in re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)]
+    plain = [
+        int(count or 1) * int(bits) // 8 for count, bits in re.findall(r"ld\.global\S*?(?:\.v(\d))?\.[bu](\d+)", ptx)
+    ]
     copied = [int(size, 16) for size in re.findall(r"cp\.async\.\S+ \[[^]]*\], \[[^]]*\], (0x\w+)", ptx)]
     return max(plain + copied, default=0)

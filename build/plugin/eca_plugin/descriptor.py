@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from eca_plugin import fused_eca, gated_conv1x1, scale_add_relu
+from eca_plugin import cluster_eca, fused_eca, gated_conv1x1, scale_add_relu
 from eca_plugin.ahead_of_time import Type
 from eca_plugin.plan import Plan
 
@@ -23,14 +23,16 @@ Shapes = Mapping[str, Shape]
 class Operator:
     """An operator's inputs without the residual, the first of which is a map [N, C, H, W].
 
-    `plan` makes the launch from the inputs' shapes, whether maps are NHWC, whether a ReLU ends it, and bytes a value.
+    `plans` makes the launches from the inputs' shapes, whether maps are NHWC, whether a ReLU ends it, bytes a value,
+    and the compute capability (90 is 9.0) of the one chip that will run them, None where it may be any. The first is
+    the one to take without a measurement, and runs on every chip.
     `channels` names the input and the axis that the result takes its channels from.
     """
 
     name: str
     inputs: tuple[str, ...]
     channels: tuple[str, int]
-    plan: Callable[[Shapes, bool, bool, int], Plan]
+    plans: Callable[[Shapes, bool, bool, int, int | None], tuple[Plan, ...]]
 
     def arguments(self, residual: bool) -> tuple[str, ...]:
         """Names of all inputs, in the kernel's order."""
@@ -45,28 +47,30 @@ def _pixels(shape: Shape) -> int:
     return shape[2] * shape[3]
 
 
+def _fused_eca(s: Shapes, nhwc: bool, relu: bool, value_bytes: int, chip: int | None) -> tuple[Plan, ...]:
+    channels, pixels, taps = s["x"][1], _pixels(s["x"]), s["w"][0]
+    found = fused_eca.plans(channels, pixels, taps, nhwc, relu, value_bytes)
+    if nhwc and chip is not None and chip >= cluster_eca.CAPABILITY:
+        found += cluster_eca.plans(channels, pixels, taps, relu, value_bytes)
+    return found
+
+
+def _scale_add_relu(s: Shapes, nhwc: bool, relu: bool, _bytes: int, _chip: int | None) -> tuple[Plan, ...]:
+    return scale_add_relu.plans(s["x"][1], _pixels(s["x"]), nhwc, relu)
+
+
+def _gated_conv1x1(s: Shapes, nhwc: bool, relu: bool, value_bytes: int, chip: int | None) -> tuple[Plan, ...]:
+    found = gated_conv1x1.plans(s["h"][1], s["weight"][0], _pixels(s["h"]), nhwc, relu, value_bytes)
+    if chip == gated_conv1x1.HOPPER and value_bytes == 2:
+        found += tuple(replace(plan, capability=chip, label=f"{plan.label}, wgmma") for plan in found)
+    return found
+
+
 OPERATORS = {
     operator.name: operator
     for operator in (
-        Operator(
-            "FusedECA",
-            ("x", "w"),
-            ("x", 1),
-            lambda s, nhwc, relu, _: fused_eca.plan(s["x"][1], _pixels(s["x"]), s["w"][0], nhwc, relu),
-        ),
-        Operator(
-            "ScaleAddReLU",
-            ("x", "gate"),
-            ("x", 1),
-            lambda s, nhwc, relu, _: scale_add_relu.plan(s["x"][1], _pixels(s["x"]), nhwc, relu),
-        ),
-        Operator(
-            "GatedConv1x1",
-            ("h", "weight", "bias", "gate"),
-            ("weight", 0),
-            lambda s, nhwc, relu, value_bytes: gated_conv1x1.plan(
-                s["h"][1], s["weight"][0], _pixels(s["h"]), nhwc, relu, value_bytes
-            ),
-        ),
+        Operator("FusedECA", ("x", "w"), ("x", 1), _fused_eca),
+        Operator("ScaleAddReLU", ("x", "gate"), ("x", 1), _scale_add_relu),
+        Operator("GatedConv1x1", ("h", "weight", "bias", "gate"), ("weight", 0), _gated_conv1x1),
     )
 }

@@ -1,4 +1,4 @@
-"""The three operators on PyTorch tensors: each launches its kernel once.
+"""The three operators on PyTorch tensors: each launches its kernel once, the way that `tuning` found to be the fastest.
 
 x, h, residual and the result are [N, C, H, W] in the same layout, contiguous (NCHW) or channels_last (NHWC), and share
 one type, float32, float16 or bfloat16, with weight, bias and gate. Arithmetic is in float32. The tensors lie on a GPU;
@@ -8,21 +8,22 @@ on a CPU only under Triton's interpreter. Raises ValueError for arguments that c
 from __future__ import annotations
 
 import torch
+import triton
 from torch import Tensor
 
-from eca_plugin import fused_eca as _fused_eca
-from eca_plugin import gated_conv1x1 as _gated_conv1x1
-from eca_plugin import scale_add_relu as _scale_add_relu
+from eca_plugin import driver, tuning
+from eca_plugin.ahead_of_time import Type, compile_plan
+from eca_plugin.descriptor import OPERATORS
 from eca_plugin.plan import Plan
+from eca_plugin.tuning import Site
 
-TYPES = (torch.float32, torch.float16, torch.bfloat16)
+NAMES: dict[torch.dtype, Type] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def fused_eca(x: Tensor, weight: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
     """act(x * sigmoid(conv1d(mean(x), weight)) + residual), weight [k], k odd, 1 to 9, zeros beyond the channels."""
     nhwc = _layout(x, residual, (weight,))
-    plan = _fused_eca.plan(x.shape[1], x.shape[2] * x.shape[3], weight.numel(), nhwc, relu)
-    return _launch(plan, x, (x, weight), residual, torch.empty_like(x))
+    return _launch("FusedECA", (x, weight), residual, torch.empty_like(x), nhwc, relu)
 
 
 def scale_add_relu(x: Tensor, gate: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -30,8 +31,7 @@ def scale_add_relu(x: Tensor, gate: Tensor, residual: Tensor | None = None, relu
     nhwc = _layout(x, residual, (gate,))
     if gate.shape != x.shape[:2]:
         raise ValueError(f"a gate of shape {tuple(gate.shape)} does not fit a map of shape {tuple(x.shape)}")
-    plan = _scale_add_relu.plan(x.shape[1], x.shape[2] * x.shape[3], nhwc, relu)
-    return _launch(plan, x, (x, gate), residual, torch.empty_like(x))
+    return _launch("ScaleAddReLU", (x, gate), residual, torch.empty_like(x), nhwc, relu)
 
 
 def gated_conv1x1(
@@ -48,8 +48,7 @@ def gated_conv1x1(
     out = torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=_format(nhwc))
     if residual is not None:
         _layout(out, residual, ())
-    plan = _gated_conv1x1.plan(h.shape[1], shape[1], shape[2] * shape[3], nhwc, relu, h.element_size())
-    return _launch(plan, h, (h, weight, bias, gate), residual, out)
+    return _launch("GatedConv1x1", (h, weight, bias, gate), residual, out, nhwc, relu)
 
 
 def _format(nhwc: bool) -> torch.memory_format:
@@ -58,7 +57,7 @@ def _format(nhwc: bool) -> torch.memory_format:
 
 def _layout(x: Tensor, residual: Tensor | None, others: tuple[Tensor, ...]) -> bool:
     """Whether `x` is NHWC, after the checks that all operators share."""
-    if x.dtype not in TYPES or any(t.dtype != x.dtype for t in (*others, *([] if residual is None else [residual]))):
+    if x.dtype not in NAMES or any(t.dtype != x.dtype for t in (*others, *([] if residual is None else [residual]))):
         raise ValueError("all arguments share one type: float32, float16 or bfloat16")
     if x.dim() != 4 or 0 in x.shape:
         raise ValueError(f"a map has four dimensions, none empty, not {tuple(x.shape)}")
@@ -70,9 +69,26 @@ def _layout(x: Tensor, residual: Tensor | None, others: tuple[Tensor, ...]) -> b
     return nhwc
 
 
-def _launch(plan: Plan, x: Tensor, inputs: tuple[Tensor, ...], residual: Tensor | None, out: Tensor) -> Tensor:
-    scalars = () if plan.rows_per_block is None else (plan.rows(x.shape[0]),)
-    plan.kernel[plan.grid(x.shape[0])](
-        *inputs, residual, *scalars, out, **plan.constants, num_warps=plan.warps, num_stages=plan.stages
-    )
+def _launch(
+    name: str, inputs: tuple[Tensor, ...], residual: Tensor | None, out: Tensor, nhwc: bool, relu: bool
+) -> Tensor:
+    shapes = dict(zip(OPERATORS[name].inputs, (tuple(tensor.shape) for tensor in inputs), strict=True))
+    site = tuning.site(name, shapes, NAMES[out.dtype], nhwc, residual is not None, relu)
+    launch(tuning.plan_of(site, traced=type(out) is not Tensor), site, inputs, residual, out)
     return out
+
+
+def launch(plan: Plan, site: Site, inputs: tuple[Tensor, ...], residual: Tensor | None, out: Tensor) -> None:
+    """Starts `plan` for `site` on the current stream. Raises KernelError where it cannot be compiled."""
+    batch = inputs[0].shape[0]
+    scalars = () if plan.rows_per_block is None else (plan.rows(batch),)
+    if not plan.is_cuda:
+        kernel = plan.kernel if triton.knobs.runtime.interpret else torch.library.wrap_triton(plan.kernel)
+        options = {"num_warps": plan.warps, "num_stages": plan.stages}
+        kernel[plan.grid(batch)](*inputs, residual, *scalars, out, **plan.constants, **options)
+        return
+    given = inputs if residual is None else (*inputs, residual)
+    addresses = [tensor.data_ptr() for tensor in given]
+    stream = torch.cuda.current_stream().cuda_stream
+    compiled = compile_plan(plan, site.dtype, site.residual)
+    driver.launch(compiled, plan.grid(batch), addresses, scalars, out.data_ptr(), stream)

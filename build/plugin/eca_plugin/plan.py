@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -13,14 +14,24 @@ class Plan:
 
     The grid is (blocks, N); where `rows_per_block` is given, it is (blocks * ceil(N PIXELS / rows_per_block),), and
     the kernel takes N PIXELS as its scalar. `warps` of 32 threads run a program, `stages` are those of its pipeline.
+    `label` tells a plan from the others for the same shape. `kernel` is a function in the Triton language, or the path
+    of a source in CUDA C++. Its PTX is for compute capability `capability` (80 is 8.0): for that chip and later ones,
+    or, where Triton makes it for 90, for that chip alone.
     """
 
-    kernel: Any  # of Triton, which has no types
+    kernel: Any  # Triton has no types
     constants: Mapping[str, int]
     blocks: int
     warps: int
+    label: str
     rows_per_block: int | None = None
     stages: int = 2
+    capability: int = 80
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it is in CUDA C++."""
+        return isinstance(self.kernel, Path)
 
     def rows(self, batch: int) -> int:
         """Pixels of all images of a batch."""

@@ -87,7 +87,7 @@ def register(trt: ModuleType) -> list[Any]:
             names = self.operator.arguments(residual)
             shapes = {name: tuple(desc.dims) for name, desc in zip(names, given, strict=True)}
             nhwc = given[0].format == trt.TensorFormat.HWC8
-            plan = self.operator.plan(shapes, nhwc, bool(self.relu), VALUE_BYTES[dtype])
+            plan = self.operator.plans(shapes, nhwc, bool(self.relu), VALUE_BYTES[dtype], None)[0]
             batch = given[0].dims[0]
             scalars = () if plan.rows_per_block is None else (plan.rows(batch),)
             driver.launch(compile_plan(plan, dtype, residual), plan.grid(batch), inputs, scalars, outputs[0], stream)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from eca_plugin.plan import Plan
 
-BLOCK = 2048
+BLOCKS = ((2048, 8), (2048, 4), (4096, 8), (1024, 4), (8192, 8))  # values of a program and its warps
 
 
 @triton.jit
@@ -28,20 +28,25 @@ def scale_add_relu(
     inside = at < CHANNELS * PIXELS
     start = image * (CHANNELS * PIXELS)
     channel = at % CHANNELS if NHWC else at // PIXELS
-    y = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(x + start + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
     y *= tl.load(gate + image * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32)
     if residual is not None:
-        y += tl.load(residual + start + at, mask=inside, other=0.0).to(tl.float32)
+        other = tl.load(residual + start + at, mask=inside, other=0.0, eviction_policy="evict_first")
+        y += other.to(tl.float32)
     if RELU:
         y = tl.where(y < 0, 0.0, y)  # keeps NaN, as PyTorch does
     tl.store(out + start + at, y.to(out.dtype.element_ty), mask=inside)
 
 
-def plan(channels: int, pixels: int, nhwc: bool, relu: bool) -> Plan:
-    """How `scale_add_relu` is launched on maps of that shape."""
-    return Plan(
-        kernel=scale_add_relu,
-        constants={"CHANNELS": channels, "PIXELS": pixels, "NHWC": nhwc, "RELU": relu, "BLOCK": BLOCK},
-        blocks=-(-channels * pixels // BLOCK),
-        warps=8 if nhwc else 4,
+def plans(channels: int, pixels: int, nhwc: bool, relu: bool) -> tuple[Plan, ...]:
+    """The ways to launch `scale_add_relu` on maps of that shape, the one without measurement first."""
+    return tuple(
+        Plan(
+            kernel=scale_add_relu,
+            constants={"CHANNELS": channels, "PIXELS": pixels, "NHWC": nhwc, "RELU": relu, "BLOCK": block},
+            blocks=-(-channels * pixels // block),
+            warps=warps,
+            label=f"triton {block}, {warps} warps",
+        )
+        for block, warps in BLOCKS
     )

@@ -1,0 +1,58 @@
+"""The kernels alone: whether they are right on this hardware, and how near to the speed of a copy they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from eca_build import custom_nodes
+from eca_plugin.ahead_of_time import Compiled
+from eca_plugin.timing import Spread
+from eca_plugin.tuner import Call, Kernels, calls, time_plans
+from eca_plugin.tuning import Site
+from torch import Tensor
+
+from tests.gpu.sites import FUSED, OPERATOR
+
+DEFINITION = {OPERATOR[name]: getattr(custom_nodes, name) for name in FUSED.values()}
+# The largest difference from float64 that is rounding: of inputs up to 1, through a product of up to 2048 of them.
+TOLERANCES = {"fp32": 1e-5, "fp16": 4e-3, "bf16": 3e-2}
+
+
+def exact(call: Call) -> Tensor:
+    """The operator's definition in float64."""
+    wide = [tensor.double() for tensor in call.inputs]
+    residual = None if call.residual is None else call.residual.double()
+    result: Tensor = DEFINITION[call.site.operator](*wide, residual, call.site.relu)
+    return result
+
+
+def differences(
+    sites: Sequence[Site], batch: int, chip: int | None, kernels: Kernels, device: str
+) -> Iterator[tuple[Site, str, float]]:
+    """Site, what ran, and its largest difference from float64, infinite where it wrote no number.
+
+    Every kernel is launched through the driver, as TensorRT would, and the first of each site through PyTorch's
+    operator too, whose compiler takes its time; without a GPU all go the latter way.
+    """
+    for site in sites:
+        call = Call(site, batch, device, seed=1)
+        expected = exact(call)
+        for number, plan in enumerate(site.plans(chip)):
+            compiled = kernels.get((site, plan.label))
+            ways: list[Compiled | None] = [compiled] if compiled else []
+            if chip is None or (compiled and number == 0):
+                ways.append(None)
+            for way in ways:
+                call.out.fill_(torch.nan)
+                call.launch(plan, way)
+                found = (call.out.double() - expected).abs().nan_to_num(torch.inf).max()
+                yield site, f"{plan.label}{'' if way else ', by PyTorch'}", float(found)
+
+
+def bandwidths(
+    site: Site, batch: int, kernels: Kernels, chip: int | None, cache_bytes: int, seconds: float
+) -> tuple[int, dict[str, Spread]]:
+    """Bytes that one launch must move, and its seconds by plan, the fastest first."""
+    sets = calls(site, batch, cache_bytes, "cuda")
+    return sets[0].bytes, time_plans(sets, site.plans(chip), kernels, seconds)

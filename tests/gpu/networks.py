@@ -1,0 +1,103 @@
+"""Whole networks: the time of a batch, and what attention costs in per cent of the network without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from eca_build import custom_nodes
+from eca_build.graphs import AttentionGraph
+from eca_build.networks.attention import Kind
+from eca_plugin import tuning
+from eca_plugin.timing import Spread, Timed, spread
+from torch import Tensor
+
+from tests.gpu import sites
+
+Mode = Literal["eager", "compiled", "aot"]
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network in one graph, run in one way."""
+
+    attention: Kind
+    graph: AttentionGraph = "plain"
+    mode: Mode = "eager"
+
+    @property
+    def name(self) -> str:
+        """It, on one line."""
+        attention = {"none": "baseline", "se": "SE", "eca": "ECA"}[self.attention]
+        return f"{attention} {self.graph}, {self.mode}" if self.attention != "none" else f"{attention}, {self.mode}"
+
+
+EAGER = (
+    Variant("none"),
+    Variant("se"),
+    *(Variant("eca", graph) for graph in ("plain", "fused", "epilogue", "hoisted-fused", "hoisted")),
+    *(Variant("se", graph) for graph in ("epilogue", "hoisted-fused")),
+)
+
+
+def compiled(mode: Mode, best: AttentionGraph) -> tuple[Variant, ...]:
+    """What is measured in a mode whose compiler takes its time: `best` is the graph that was the fastest without it."""
+    found = [Variant("none", mode=mode), Variant("se", mode=mode), Variant("eca", mode=mode)]
+    return (*found, Variant("eca", best, mode)) if best != "plain" else tuple(found)
+
+
+def forward(arch: str, variant: Variant, image: Tensor, folder: Path, dry: bool) -> Forward:
+    """The network as a function of images such as `image`; what it is compiled into lies in `folder`."""
+    net = sites.network(arch, variant.attention, variant.graph).to(image.device, image.dtype)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if variant.mode == "eager":
+        return cast(Forward, net)
+    if variant.mode == "compiled":
+        return cast(Forward, torch.compile(net, backend="eager" if dry else "inductor", dynamic=False))
+    program = torch.export.export(net, (image,))
+    if dry:
+        return cast(Forward, program.module())
+    package = folder / f"{arch}-{variant.attention}-{variant.graph}.pt2"
+    torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+    return cast(Forward, torch._inductor.aoti_load_package(str(package)))
+
+
+def measure(
+    arch: str,
+    variants: Sequence[Variant],
+    batch: int,
+    table: tuning.Table | None,
+    seconds: float,
+    folder: Path,
+    dry: bool = False,
+) -> Iterator[tuple[Variant, Spread | str]]:
+    """Each variant with seconds a batch, as CUDA graphs replayed in turns for `seconds` each, or why there are none."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side = sites.pixels(arch)
+    dtype = torch.float32 if dry else torch.float16
+    image = torch.rand(batch, 3, side, side, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    timed: dict[Variant, Timed] = {}
+    # What is compiled is opaque to an interpreter: a dry run compiles plain graphs alone.
+    with torch.inference_mode(), tuning.use(table):
+        for variant in variants:
+            fused = variant.graph in sites.FUSED
+            if dry and fused and variant.mode != "eager":
+                continue
+            try:
+                with custom_nodes.as_operators() if fused else nullcontext():
+                    run = forward(arch, variant, image, folder, dry)
+                    timed[variant] = Timed([lambda run=run: run(image)])  # type: ignore[misc]
+            except Exception as error:  # one compiler's failure is a row of the report, the others are measured
+                yield variant, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        samples: dict[Variant, list[float]] = {variant: [] for variant in timed}
+        for _ in range(1 if dry else 5):  # in turns: the clock drifts
+            for variant, one in timed.items():
+                with custom_nodes.as_operators() if variant.graph in sites.FUSED else nullcontext():
+                    samples[variant] += one.samples(0 if dry else seconds / 5)
+    for variant, taken in samples.items():
+        yield variant, spread(taken)

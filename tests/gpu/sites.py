@@ -1,0 +1,66 @@
+"""Networks to measure, and the calls of the custom operators in them."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from unittest import mock
+
+import torch
+from eca_build import custom_nodes
+from eca_build.graphs import AttentionGraph, fold_batch_norms, rewrite
+from eca_build.networks import create, with_formula
+from eca_build.networks.attention import Kind
+from eca_plugin import tuning
+from eca_plugin.ahead_of_time import Type
+from eca_plugin.descriptor import OPERATORS
+from eca_plugin.tuning import Site
+from torch import Tensor, nn
+
+# The kernel sizes of the published ECA-ResNet-50 and ECA-MobileNetV2 are of their weights; these are the formula's.
+ARCHS = ("resnet50", "mobilenetv2")
+TINY = "tiny"
+FUSED: dict[AttentionGraph, str] = {
+    "fused": "fused_eca",
+    "hoisted-fused": "scale_add_relu",
+    "epilogue": "gated_conv1x1",
+}
+OPERATOR = {"fused_eca": "FusedECA", "scale_add_relu": "ScaleAddReLU", "gated_conv1x1": "GatedConv1x1"}
+
+
+def network(arch: str, attention: Kind, graph: AttentionGraph = "plain") -> nn.Module:
+    """The network with random weights, batch norms folded, rewritten; `tiny` is one that an interpreter can run."""
+    torch.manual_seed(0)
+    spec = (
+        with_formula("mobilenetv2_cifar", attention, 10, 0.1) if arch == TINY else with_formula(arch, attention, 1000)
+    )
+    made = create(spec)
+    fold_batch_norms(made.eval())
+    rewrite(made, graph)
+    return made
+
+
+def pixels(arch: str) -> int:
+    """The side of its images."""
+    return 16 if arch == TINY else 224
+
+
+def uses(arch: str, graph: AttentionGraph, dtype: Type, nhwc: bool = True) -> Counter[Site]:
+    """How often the ECA network calls its custom operator at which site, in the order of the network."""
+    name = FUSED[graph]
+    found: Counter[Site] = Counter()
+    definition = getattr(custom_nodes, name)
+
+    def record(*arguments: Tensor | None, **_: object) -> Tensor:
+        *inputs, residual, relu = arguments
+        tensors = [tensor for tensor in inputs if tensor is not None]
+        names = OPERATORS[OPERATOR[name]].inputs
+        shapes = {key: tuple(tensor.shape) for key, tensor in zip(names, tensors, strict=True)}
+        found[tuning.site(OPERATOR[name], shapes, dtype, nhwc, residual is not None, bool(relu))] += 1
+        result: Tensor = definition(*arguments)
+        return result
+
+    with torch.device("meta"), mock.patch.object(custom_nodes, name, record), torch.inference_mode():
+        side = pixels(arch)
+        copy.deepcopy(network(arch, "eca", graph))(torch.empty(1, 3, side, side))
+    return found

@@ -1,0 +1,110 @@
+"""The script that measures on a GPU goes through all its sections on a CPU, and keeps what it found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="needs the extra `plugin`")
+
+from eca_plugin import tuning
+from eca_plugin.timing import spread
+
+from tests.gpu import sites
+from tests.gpu.report import BEGIN, END, Report
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_dry_run_goes_through_every_section(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    sections = ["correctness", "bandwidth", "networks", "compiled", "aot"]  # the service: tests/integration
+    only = [word for section in sections for word in ("--only", section)]
+    command = ["-m", "tests.gpu.measure", "--dry-run", "--out", str(tmp_path), "--write", str(page), *only]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "measured.json").read_text())
+    assert "dry run" in found["environment"]["chip"]
+    assert [row["right"] for row in found["sections"]["correctness"]] == ["yes"] * 3
+    variants = [row["variant"] for row in found["sections"]["networks"]]
+    assert {f"ECA {graph}, eager" for graph in ("plain", "hoisted", *sites.FUSED)} < set(variants)
+    assert all("tax %" in row for row in found["sections"]["networks"] if row["variant"] != "baseline, eager")
+    for section in ("compiled", "aot"):
+        assert {row["variant"].split()[0] for row in found["sections"][section]} == {"baseline,", "SE", "ECA"}
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| tiny | ECA fused, eager | 1 |" in text
+
+
+def test_a_machine_without_a_gpu_is_a_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.measure", "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("measure: PyTorch finds no GPU here; --dry-run")
+
+
+def test_figures_are_on_disk_before_the_next_comes(tmp_path: Path) -> None:
+    report = Report(tmp_path / "measured.json", {"chip": "c"})
+    report.add("networks", {"network": "n", "ms": 1.23456})
+    assert json.loads(report.file.read_text())["sections"] == {"networks": [{"network": "n", "ms": 1.23456}]}
+    report.add("networks", {"network": "m", "tax %": 2.0})
+    assert "| m |  | 2 |" in report.markdown()
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the lines"):
+        report.write_into(page)
+
+
+@pytest.mark.parametrize(("arch", "count"), [("resnet50", 16), ("mobilenetv2", 17)])
+def test_every_site_is_measured(arch: str, count: int) -> None:
+    for graph in sites.FUSED:
+        found = sites.uses(arch, graph, "fp16")
+        assert sum(found.values()) == count
+        assert all(site.nhwc for site in found)
+
+
+SITE = tuning.site("FusedECA", {"x": (1, 256, 56, 56), "w": (5,)}, "fp16", nhwc=True, residual=True, relu=True)
+
+
+def test_the_fastest_plan_is_launched(tmp_path: Path) -> None:
+    plans = SITE.plans(90)
+    assert not any(plan.is_cuda for plan in SITE.plans(89))
+    cluster = next(plan for plan in plans if plan.is_cuda)
+    taken = [cluster.label, plans[2].label, plans[0].label]
+    table = tuning.Table("chip", 90, {SITE.key: taken})
+    table.save(tmp_path / "kernels.json")
+    read = tuning.load(tmp_path / "kernels.json", "chip")
+    assert read == table
+    assert tuning.load(tmp_path / "kernels.json", "another chip") is None
+    assert tuning.load(tmp_path / "none.json", "chip") is None
+    with tuning.use(read):
+        assert tuning.plan_of(SITE, traced=False).label == cluster.label
+        assert tuning.plan_of(SITE, traced=True).label == plans[2].label, "a compiler sees Triton's language alone"
+    assert tuning.plan_of(SITE, traced=False).label == plans[0].label
+
+
+def test_spread_is_of_the_samples() -> None:
+    found = spread([float(number) for number in range(1, 12)])
+    assert (found.p10, found.p50, found.p90) == (2, 6, 10)
+    assert spread([3.0]).p90 == 3
