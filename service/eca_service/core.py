@@ -163,22 +163,22 @@ class Core:
         if len(images) > 1:
             permit.grow(images=len(images) - 1)
             self.require_time(contract, len(images), deadline)
-        batcher = self.engines.of(contract)
         # a large request leaves the decoders to others too
         turns = asyncio.Semaphore(self.settings.decode_threads) if len(images) > 1 else contextlib.nullcontext()
 
         async def one(image: bytes | ServiceError) -> Result:
-            if isinstance(image, ServiceError):
-                return Result(error=image)
             try:
+                if isinstance(image, ServiceError):
+                    raise image
                 async with turns:
                     decoded, decode_s = await self.decode(image, contract)
             except ServiceError as error:
+                turn.skip()
                 return Result(error=error)
-            row = await batcher.submit(permit, decoded.pixels, deadline)
+            row = await turn.submit(decoded.pixels, deadline)
             return self.named(contract, row, top_k, decoded, decode_s)
 
-        with self.suspicious():
+        with self.suspicious(), self.engines.of(contract).turn(len(images)) as turn:
             results = [await one(images[0])] if len(images) == 1 else await all_of(one(image) for image in images)
         return Answer(contract, results, time.perf_counter() - started)
 
@@ -205,7 +205,8 @@ class Core:
         batcher = self.engines.of(contract)
         if batcher.idle and not self._decoding:
             return  # nobody is ahead: what was learnt from others may not hold for this one, so it is tried
-        decode_s = (self._decoding + images) * self._decode_s / self.settings.decode_threads
+        encoded = max(self._decoding, batcher.coming) + images
+        decode_s = encoded * self._decode_s / self.settings.decode_threads
         wait_s = decode_s + batcher.wait_s(images)
         if wait_s > MOST_OF_THE_DEADLINE * left_s:
             metrics.rejected.labels("deadline").inc()

@@ -22,6 +22,7 @@ from eca_service.peers import Peers
 from eca_service.settings import Settings
 
 QUIET_S = 0.3  # callers on open connections are told to close them, with the answer `draining`
+FRESH_S = 1.0  # callers that have just connected get as long to say what they want
 PATIENCE_S = 15.0  # for the golden answers of a worker that replaces another
 DEMO_IMAGE = "build/demo/images/dog-1.jpg"  # there in a clone, from which `make serve` is run
 
@@ -98,8 +99,18 @@ async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:
         elif time.monotonic() - quiet_since > QUIET_S:
             break
         await asyncio.sleep(0.02)
+    for listener in server.servers:
+        listener.close()
+    end = time.monotonic() + FRESH_S
+    while _fresh(server) and time.monotonic() < end and not patience.done():
+        await asyncio.sleep(0.02)
     patience.cancel()
     server.should_exit = True
+
+
+def _fresh(server: Server) -> bool:
+    """Whether a connection was made whose first request has not come yet: it is still told `draining`."""
+    return any(getattr(connection, "cycle", None) is None for connection in server.server_state.connections)
 
 
 async def _announce(core: Core) -> None:

@@ -27,9 +27,11 @@ from tritonclient.grpc import service_pb2_grpc
 
 from tests.integration.callers import infer_request
 from tests.integration.conftest import MODEL, ROOT, Service, start
+from tests.load import noop
 
 IMAGES = 8
 CALLERS = 16
+MULTIPLES = (0.8, 1.0, 1.5, 2.0, 3.0, 5.0)
 REFUSED = {"overloaded"}
 MOST_REQUESTS = 20_000  # whatever the capacity, the generator is bounded
 
@@ -51,11 +53,11 @@ class Outcome:
 
 
 class Generator:
-    """Asks one model of a service, over one channel for each core that the service has."""
+    """Asks one model of a service, over one channel."""
 
-    def __init__(self, service: Service, deadline_s: float) -> None:
+    def __init__(self, service: Service, model: str, deadline_s: float) -> None:
         images = [path.read_bytes() for path in sorted((ROOT / "build" / "demo" / "images").iterdir())]
-        self._requests = [infer_request(MODEL, images[at : at + IMAGES]) for at in range(0, 48, IMAGES)]
+        self._requests = [infer_request(model, images[at : at + IMAGES]) for at in range(0, 48, IMAGES)]
         self._address = f"127.0.0.1:{service.grpc_port}"
         self._deadline_s = deadline_s
 
@@ -67,10 +69,10 @@ class Generator:
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
 
-    async def one(self, index: int) -> str:
+    async def one(self, index: int, timeout_s: float) -> str:
         """The code of one request."""
         try:
-            await self._infer(self._requests[index % len(self._requests)], timeout=self._deadline_s)
+            await self._infer(self._requests[index % len(self._requests)], timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             found = dict(error.trailing_metadata() or ()).get("eca-code", error.code().name.lower())
             return found if isinstance(found, str) else found.decode()
@@ -83,7 +85,7 @@ class Generator:
         async def caller() -> None:
             nonlocal counted
             while time.monotonic() < end:
-                answered = await self.one(counted) == "ok"
+                answered = await self.one(counted, 30) == "ok"
                 counted += answered
 
         started = time.monotonic()
@@ -91,7 +93,10 @@ class Generator:
         return counted / (time.monotonic() - started)
 
     async def offer(self, rate: float, seconds: float, seed: int = 0) -> Outcome:
-        """`rate` requests a second for so long, whether answered or not."""
+        """`rate` requests a second for so long, whether answered or not.
+
+        Answers count from when the first deadline passes, for until then the queue only fills, to the last arrival.
+        """
         draw, codes, spent = random.Random(seed), Counter[str](), []
         tasks: list[asyncio.Task[None]] = []
         in_time = 0
@@ -99,12 +104,13 @@ class Generator:
 
         async def planned(at: float, index: int) -> None:
             nonlocal in_time
-            code = await self.one(index)
+            code = await self.one(index, self._deadline_s)
             took = loop.time() - at
             codes[code] += 1
             if code not in REFUSED:
                 spent.append(took)
-            in_time += code == "ok" and took <= self._deadline_s
+            steady = began + self._deadline_s < loop.time() <= began + seconds
+            in_time += steady and code == "ok" and took <= self._deadline_s
 
         began = at = loop.time()
         while at < began + seconds and len(tasks) < MOST_REQUESTS:
@@ -116,15 +122,15 @@ class Generator:
         await asyncio.gather(*tasks)
         spent.sort()
         p99 = spent[int(0.99 * (len(spent) - 1))] if spent else 0.0
-        return Outcome(IMAGES * len(tasks) / offered_s, IMAGES * in_time / offered_s, p99, codes)
+        return Outcome(IMAGES * len(tasks) / offered_s, IMAGES * in_time / (seconds - self._deadline_s), p99, codes)
 
 
 async def sweep(
-    service: Service, multiples: Sequence[float], rounds: int, seconds: float, deadline_s: float
+    service: Service, model: str, multiples: Sequence[float], rounds: int, seconds: float, deadline_s: float
 ) -> dict[float, list[Outcome]]:
     """Each multiple of the capacity, once in every round."""
     found: dict[float, list[Outcome]] = {multiple: [] for multiple in multiples}
-    async with Generator(service, deadline_s) as generator:
+    async with Generator(service, model, deadline_s) as generator:
         await generator.offer(5, 2)  # costs are learnt
         for turn in range(rounds):
             capacity = await generator.capacity(seconds / 2)
@@ -137,16 +143,23 @@ async def sweep(
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--seconds", default=5.0, show_default=True, help="Of each load in a round.")
-@click.option("--deadline-ms", default=500.0, show_default=True)
+@click.option("--seconds", default=8.0, show_default=True, help="Of each load in a round.")
+@click.option("--deadline-ms", default=1500.0, show_default=True)
 @click.option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
-def main(rounds: int, seconds: float, deadline_ms: float, repository: Path) -> None:
+@click.option("--paced", is_flag=True, help="An engine that takes 5 ms an image and no processor, not a network.")
+def main(rounds: int, seconds: float, deadline_ms: float, repository: Path, paced: bool) -> None:
     """Sweeps the offered load; exit code 1 where five times the capacity costs goodput or deadlines."""
     with tempfile.TemporaryDirectory() as folder:
+        if paced:
+            repository = Path(folder) / "repository"
+            noop.publish(repository, crop=32, pace_s=0.005)
         service = start(repository, Path(folder), triton_threads=1, decode_threads=1)
         try:
             service.await_ready()
-            found = asyncio.run(sweep(service, (0.8, 1.0, 1.5, 2.0, 3.0, 5.0), rounds, seconds, deadline_ms / 1000))
+            model = noop.NAME if paced else MODEL
+            found = asyncio.run(
+                sweep(service, model, (0.8, 1.0, 1.5, 2.0, 3.0, 5.0), rounds, seconds, deadline_ms / 1000)
+            )
         finally:
             service.process.send_signal(signal.SIGTERM)
             service.process.wait(40)
