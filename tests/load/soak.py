@@ -43,7 +43,8 @@ def tell(*_):
         file.write(str(tasks))
 signal.signal(signal.SIGUSR1, tell)
 """
-SLOPE_KIB_PER_MIN = 512  # of memory, over the second half
+NOISE_KIB = 8 << 10  # of memory, over the second half
+SLACK = {"descriptors": 3, "threads": 2, "tasks": 0, "requests": 0, "shared": 2, "temporary": 0}
 CALLERS = 8
 
 
@@ -237,10 +238,14 @@ def tasks_of(pid: int, told: Path) -> int:
     return min(looks)
 
 
-def slope(samples: list[tuple[float, float]]) -> float:
-    """KiB a minute over the second half: the first fills caches and pools."""
+def growth_kib(samples: list[tuple[float, float]]) -> float:
+    """By how much memory grew over the second half, by its slope there: the first half fills caches and pools."""
     half = samples[len(samples) // 2 :]
-    return float(np.polyfit([m for m, _ in half], [kib for _, kib in half], 1)[0]) if len(half) > 2 else 0.0
+    if len(half) < 3:
+        return 0.0
+    minutes = [minute for minute, _ in half]
+    slope = float(np.polyfit(minutes, [kib for _, kib in half], 1)[0])
+    return slope * (minutes[-1] - minutes[0])
 
 
 def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> list[str]:
@@ -250,8 +255,9 @@ def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> lis
         folder, scratch = Path(name), Path(name) / "tmp"
         scratch.mkdir()
         (folder / "sitecustomize.py").write_text(TELLER)
-        changed = {"TMPDIR": str(scratch), "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
         before = os.environ.copy()
+        path = os.pathsep.join(filter(None, (str(folder), before.get("PYTHONPATH"))))
+        changed = {"TMPDIR": str(scratch), "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         os.environ.update(changed)
         try:
             service = start(repository, folder, max_body_bytes=4 << 20, keep_alive_ms=1000)
@@ -286,6 +292,7 @@ def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> lis
             wrong.append(f"temporary files are left: {left_files}")
         if shared := [p.name for p in Path("/dev/shm").glob(f"eca_*_{service.process.pid}_*")]:
             wrong.append(f"shared memory is left: {shared}")
+    report(f"memory over the second half: {growth_kib(found.memory):+.0f} KiB")
     for (kind, answer), count in sorted(found.answers.items()):
         report(f"{kind}: {count} times {answer}")
     return wrong
@@ -294,9 +301,8 @@ def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> lis
 def verdict(found: Findings) -> list[str]:
     """What grew, and what was answered that should not have been."""
     wrong = [f"{found.wrong.count(one)} times {one}" for one in sorted(set(found.wrong))]
-    grows = slope(found.memory)
-    if grows > SLOPE_KIB_PER_MIN:
-        wrong.append(f"memory grew by {grows:.0f} KiB a minute, {SLOPE_KIB_PER_MIN} are noise")
+    if (grew := growth_kib(found.memory)) > NOISE_KIB:
+        wrong.append(f"memory grew by {grew:.0f} KiB in the second half, {NOISE_KIB} are noise")
     first, last = found.held[0], found.held[-1]
     for what, slack in (
         ("descriptors", 3),
