@@ -32,6 +32,10 @@ from eca_service.rollout import Rollout
 from eca_service.settings import Settings
 
 T = TypeVar("T")
+ENDED = {
+    "deadline_exceeded": "the request's deadline passed before its answer was ready",
+    "client_closed": "the caller went away",
+}
 MOST_OF_THE_DEADLINE = 0.8  # a request that is predicted to need more than this share of its time is refused
 
 
@@ -280,18 +284,16 @@ async def in_time(
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    reasons: list[ServiceError] = []
+    reasons: list[str] = []
 
-    def end(reason: ServiceError) -> None:
-        reasons.append(reason)
+    def end(code: str) -> None:
+        reasons.append(code)
         task.cancel()
 
-    late = ServiceError("deadline_exceeded", "the request's deadline passed before its answer was ready")
-    timer = loop.call_at(deadline, end, late)
+    timer = loop.call_at(deadline, end, "deadline_exceeded")
     watch = loop.create_task(gone()) if gone else None
     if watch:
-        left = ServiceError("client_closed", "the caller went away")
-        watch.add_done_callback(lambda ended: None if ended.cancelled() else end(left))
+        watch.add_done_callback(lambda ended: None if ended.cancelled() else end("client_closed"))
     try:
         return await work
     except asyncio.CancelledError:
@@ -300,7 +302,7 @@ async def in_time(
         if sys.version_info >= (3, 11):
             for _ in reasons:
                 task.uncancel()
-        raise reasons[0] from None
+        raise ServiceError(reasons[0], ENDED[reasons[0]]) from None
     finally:
         timer.cancel()
         if watch:
