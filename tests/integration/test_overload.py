@@ -7,6 +7,7 @@ import signal
 import statistics
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,7 @@ from tests.integration.traffic import TURNED_AWAY, Load
 from tests.load import noop
 from tests.load.goodput import sweep
 
-DEADLINE_S = 1.0
+DEADLINE_S = 1.6
 
 
 def test_goodput_at_five_times_the_capacity(tmp_path: Path) -> None:
@@ -88,3 +89,23 @@ def test_ending_under_load_loses_nothing_on_any_protocol(repository: Path, tmp_p
     assert codes["ok"] >= 60
     assert set(codes) <= {"ok", *TURNED_AWAY}, codes
     assert codes["draining"] > 0, "some are told why"
+
+
+def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, tmp_path: Path) -> None:
+    """Two instances of half a second an image: four images take a second, not two."""
+    noop.publish(tmp_path / "repository", max_batch=1, crop=32, pace_s=0.5, instances=2)
+    running = start(tmp_path / "repository", tmp_path)
+    try:
+        running.await_ready()
+        image = golden_png(repository, MODEL)
+        took = []
+        for _ in range(2):
+            started = time.monotonic()
+            with ThreadPoolExecutor(4) as pool:
+                replies = list(pool.map(lambda protocol: call(protocol, running, noop.NAME, [image]), PROTOCOLS))
+            took.append(time.monotonic() - started)
+            assert [reply.code for reply in replies] == ["ok"] * 4
+        assert 0.95 < min(took) < 1.9, took
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(40) == 0

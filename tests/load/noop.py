@@ -24,7 +24,7 @@ backend: "{backend}"
 max_batch_size: {max_batch}
 input [ {{ name: "image" data_type: TYPE_UINT8 dims: [ {crop}, {crop}, 3 ] }} ]
 output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] }} ]
-instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+instance_group [ {{ count: {instances} kind: KIND_CPU }} ]
 dynamic_batching {{ }}
 version_policy {{ latest {{ num_versions: 2 }} }}
 """
@@ -46,7 +46,9 @@ class TritonPythonModel:
 """
 
 
-def publish(repository: Path, max_batch: int = 32, crop: int = CROP, pace_s: float | None = None) -> Contract:
+def publish(
+    repository: Path, max_batch: int = 32, crop: int = CROP, pace_s: float | None = None, instances: int = 1
+) -> Contract:
     """Writes the model into `repository` and returns its contract; golden.npy holds four images of noise.
 
     With `pace_s` its engine sleeps for so long for each image, and answers all classes alike.
@@ -117,6 +119,8 @@ def publish(repository: Path, max_batch: int = 32, crop: int = CROP, pace_s: flo
     (folder / GOLDEN_FILE).write_bytes(golden.getvalue())
     (folder / CONTRACT_FILE).write_text(contract.model_dump_json(indent=1))
     backend = "python" if pace_s else "onnxruntime"
-    text = CONFIG.format(name=NAME, backend=backend, max_batch=max_batch, crop=crop, classes=CLASSES)
+    text = CONFIG.format(
+        name=NAME, backend=backend, max_batch=max_batch, crop=crop, classes=CLASSES, instances=instances
+    )
     (folder.parent / "config.pbtxt").write_text(text)
     return contract

@@ -3,8 +3,9 @@
     python -m tests.load.soak [--minutes 30] [--repository model_repository]
 
 Callers: valid images, corrupt ones, images that are too large in bytes or pixels, some that hang up in the middle, some
-whose deadline cannot be met, some that speak no HTTP; over REST, OIP JSON and binary, and gRPC. Whenever the
-traffic pauses: the gateway's resident memory, file descriptors, threads, asyncio tasks, shared memory, temporary files. Exit code 0 where nothing grew, no answer was wrong and nothing is left when the service has ended.
+whose deadline cannot be met, some that speak no HTTP; over REST, OIP JSON and binary, and gRPC. Whenever the traffic
+pauses: the gateway's resident memory, file descriptors, threads, asyncio tasks, shared memory, temporary files. Exit
+code 0 where nothing grew, no answer was wrong and nothing is left when the service has ended.
 """
 
 from __future__ import annotations
