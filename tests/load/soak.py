@@ -255,7 +255,7 @@ def growth_kib(samples: list[float]) -> float:
 
 def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> list[str]:
     """What is wrong, in sentences; none where all is well."""
-    found, rounds = Findings(), max(6, round(minutes))
+    found = Findings()
     with tempfile.TemporaryDirectory(prefix="eca-soak-") as name:
         folder, scratch = Path(name), Path(name) / "tmp"
         scratch.mkdir()
@@ -274,12 +274,12 @@ def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> lis
             service.await_ready()
             traffic = Traffic(service, found)
             traffic.run(min(20.0, 15 * minutes))  # pools and caches fill
-            for turn in range(rounds):
-                until = time.monotonic() + 60 * minutes / rounds
-                traffic.run(until - time.monotonic())
+            end = time.monotonic() + 60 * minutes
+            while time.monotonic() < end or len(found.held) < 6:
+                traffic.run(min(60.0, 10 * minutes))
                 found.held.append(held(service, folder))
                 found.memory.append(quiet_kib(service.process.pid))
-                report(f"round {turn + 1} of {rounds}: {found.memory[-1] / 1024:.0f} MiB, {found.held[-1]}")
+                report(f"round {len(found.held)}: {found.memory[-1] / 1024:.0f} MiB, {found.held[-1]}")
             children = service.children()
         finally:
             service.process.send_signal(signal.SIGTERM)
