@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from eca_service import metrics
-from eca_service.admission import Admission, Permit
+from eca_service.admission import Admission, Margin, Permit
 from eca_service.backend import Triton
 from eca_service.batching import Row
 from eca_service.contract import Contract
@@ -36,7 +36,6 @@ ENDED = {
     "deadline_exceeded": "the request's deadline passed before its answer was ready",
     "client_closed": "the caller went away",
 }
-MOST_OF_THE_DEADLINE = 0.8  # a request that is predicted to need more than this share of its time is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +92,7 @@ class Core:
         address = settings.triton_url or f"127.0.0.1:{settings.triton_grpc_port}"
         self.triton = Triton(address, settings.triton_shared_memory)
         self.admission = Admission(settings.max_inflight_images, settings.max_inflight_bytes)
+        self.margin = Margin()
         self.engines = Engines(self.triton)
         self.rollout = Rollout(self.registry, self.triton, self.engines, settings.retire_ms / 1000)
         self.readiness = Readiness(self.registry, self.triton, self.engines, self.rollout, peers)
@@ -182,8 +182,14 @@ class Core:
             row = await turn.submit(decoded.pixels, deadline)
             return self.named(contract, row, top_k, decoded, decode_s)
 
-        with self.suspicious(), self.engines.of(contract).turn(len(images)) as turn:
-            results = [await one(images[0])] if len(images) == 1 else await all_of(one(image) for image in images)
+        loop, batcher = asyncio.get_running_loop(), self.engines.of(contract)
+        hasty = deadline - loop.time() < 2 * batcher.costs.seconds(batcher.max_batch)  # its end says nothing of others'
+        try:
+            with self.suspicious(), batcher.turn(len(images)) as turn:
+                results = [await one(images[0])] if len(images) == 1 else await all_of(one(image) for image in images)
+        finally:
+            if not hasty:
+                self.margin.learn(late=loop.time() >= deadline)
         return Answer(contract, results, time.perf_counter() - started)
 
     @contextlib.contextmanager
@@ -212,7 +218,7 @@ class Core:
         encoded = max(self._decoding, batcher.coming) + images
         decode_s = encoded * self._decode_s / self.settings.decode_threads
         wait_s = decode_s + batcher.wait_s(images)
-        if wait_s > MOST_OF_THE_DEADLINE * left_s:
+        if wait_s > self.margin.share * left_s:
             metrics.rejected.labels("deadline").inc()
             raise ServiceError(
                 "overloaded", f"an answer would take about {wait_s:.2f} s, the request's deadline is in {left_s:.2f} s"
