@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import resource
 import signal
 import socket
@@ -22,6 +23,8 @@ from eca_service.peers import Peers
 from eca_service.settings import Settings
 
 QUIET_S = 0.3  # callers on open connections are told to close them, with the answer `draining`
+M_MMAP_THRESHOLD = -3  # malloc.h
+LARGE_BYTES = 8 << 20  # an image of two million pixels
 FRESH_S = 1.0  # callers that have just connected get as long to say what they want
 PATIENCE_S = 15.0  # for the golden answers of a worker that replaces another
 DEMO_IMAGE = "build/demo/images/dog-1.jpg"  # there in a clone, from which `make serve` is run
@@ -44,6 +47,7 @@ def serve(
     One of several workers is given the HTTP socket that they have in common, and its `peers`; where it `replaces` one
     that died, it listens only once its models are golden: the others take the requests until then.
     """
+    _release_memory()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand idle connections are none of our troubles
     peers = peers or Peers()
@@ -106,6 +110,12 @@ async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:
         await asyncio.sleep(0.02)
     patience.cancel()
     server.should_exit = True
+
+
+def _release_memory() -> None:
+    """Has large images given back to the system: glibc raises its limit for that, and keeps what they took for ever."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _fresh(server: Server) -> bool:

@@ -208,7 +208,7 @@ def memory_kib(pid: int) -> int:
 def quiet_kib(pid: int) -> int:
     """The least of several looks: large images that nobody waits for any more may still be being decoded."""
     looks = []
-    for _ in range(8):
+    for _ in range(4):
         looks.append(memory_kib(pid))
         time.sleep(0.25)
     return min(looks)
@@ -220,7 +220,7 @@ def held(service: Service, folder: Path) -> Held:
     settled, end = -1, time.monotonic() + 20
     while (now := len(list(Path(f"/proc/{pid}/fd").iterdir()))) != settled and time.monotonic() < end:
         settled = now
-        time.sleep(1.5)
+        time.sleep(1)
     inflight = re.search(r"^eca_inflight (\S+)", httpx.get(service.url + "/metrics").text, re.MULTILINE)
     assert inflight
     return Held(
@@ -236,7 +236,7 @@ def held(service: Service, folder: Path) -> Held:
 def tasks_of(pid: int, told: Path) -> int:
     """asyncio tasks of a process: the fewest of several looks, for some come and go."""
     looks = []
-    for _ in range(5):
+    for _ in range(3):
         told.unlink(missing_ok=True)
         os.kill(pid, signal.SIGUSR1)
         end = time.monotonic() + 10
@@ -265,7 +265,7 @@ def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> lis
         changed = {"TMPDIR": str(scratch), "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         os.environ.update(changed)
         try:
-            service = start(repository, folder, max_body_bytes=4 << 20, keep_alive_ms=1000)
+            service = start(repository, folder, max_body_bytes=4 << 20, keep_alive_ms=500)
         finally:
             os.environ.clear()
             os.environ.update(before)
