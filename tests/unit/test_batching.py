@@ -92,6 +92,7 @@ async def test_as_many_batches_as_slots() -> None:
 async def test_a_large_request_does_not_starve_single_images() -> None:
     engine = Engine()
     queue = batcher(engine)
+    queue.costs.learn(4, 4.0)  # a second an image, however slow this machine is
     large = queue.turn(100)
     tasks = [submit(queue, 1, large) for _ in range(100)]
     await settle()
