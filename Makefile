@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := $(sort $(wildcard build/demo/*.safetensors))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models test bench test-deploy lint clean
+.PHONY: help serve models test bench test-deploy soak lint clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -36,6 +36,9 @@ bench: $(READY) ## Load tests and their report, ten minutes; FULL=1: the whole m
 
 test-deploy: $(READY) ## Build the images and try the CPU stack for real; needs a Docker engine
 	$(BIN)/python -m pytest tests/deploy
+
+soak: models ## Half an hour of good and bad traffic: does anything grow or stay behind?
+	$(BIN)/python -m tests.load.soak --minutes 30
 
 clean: ## Remove the environment and everything generated
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache $(filter-out model_repository/README.md,$(wildcard model_repository/*))

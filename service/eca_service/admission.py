@@ -63,3 +63,20 @@ class Permit:
         house.requests -= 1
         self.images = self.size = 0
         metrics.inflight.set(house.requests)
+
+
+class Margin:
+    """The share of a request's time that its predicted answer may take: what is over it is refused at once.
+
+    It shrinks where what was accepted comes too late, as on a machine that does much else, and grows again where it
+    does not: so at most about one in a hundred is late.
+    """
+
+    LEAST, MOST = 0.4, 0.8
+
+    def __init__(self) -> None:
+        self.share = self.MOST
+
+    def learn(self, late: bool) -> None:
+        """How an accepted request ended."""
+        self.share = max(self.LEAST, 0.95 * self.share) if late else min(self.MOST, self.share + 0.0005)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from bisect import bisect_right, insort
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +19,8 @@ Pixels = NDArray[np.uint8]
 Tensors = Mapping[str, NDArray[np.float32]]  # by name, each with one row an image
 Run = Callable[[Sequence[Pixels], float, tuple[str, ...]], Awaitable[Tensors]]
 MOST_WITH_FURTHER = 8  # images in a batch that wants further outputs: feature maps are large
+LEAST_OF_THE_COST = 0.8  # a batch is hardly ever done in less of what it is known to take
+UNKNOWN_COST_S = 0.01  # of an image, before any was seen
 LATE = "the request's deadline passed before its images were classified"
 
 
@@ -35,8 +37,9 @@ class Row:
     further: Tensors = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
+    due: float
     pixels: Pixels
     deadline: float
     arrived: float
@@ -78,7 +81,10 @@ class Costs:
 
 
 class Batcher:
-    """The queue in front of one engine. Requests take turns, so that a large one does not starve the others.
+    """The queue in front of one engine. First come first served, so that the time until an answer can be foretold.
+
+    A large request does not starve the others: its images are due one after the other, each by an image's share of the
+    engine's time later, as if it had sent them at the pace at which they can be answered.
 
     `run` answers a batch: n images uint8 [H, W, 3], a deadline of the event loop's clock, the names of the outputs
     wanted beside the probabilities. Images that want the same outputs share a batch; the others wait their turn.
@@ -91,79 +97,97 @@ class Batcher:
         self.costs = Costs()
         self.totals = Totals()
         self._run = run
-        self._queues: OrderedDict[object, deque[_Entry]] = OrderedDict()
-        self._running: set[asyncio.Task[None]] = set()
-        self._waiting = 0
+        self._queue: list[_Entry] = []  # by `due`
+        self._turns: set[Turn] = set()
+        self._running: dict[asyncio.Task[None], float] = {}  # and when each is expected to end
         self._depth = metrics.queue_depth.labels(name)
         self._batch_size = metrics.batch_size.labels(name)
 
-    async def submit(self, caller: object, pixels: Pixels, deadline: float, further: tuple[str, ...] = ()) -> Row:
-        """The answer for one image of `caller`'s; cancelling it takes the image out of the queue.
+    def turn(self, images: int) -> Turn:
+        """The place of a request whose `images` images will be submitted one by one; to be used in a `with`."""
+        return Turn(self, images)
 
-        `further` names outputs wanted beside the probabilities, the same for all images of one caller.
-
-        Raises deadline_exceeded, or what the engine's batch raised.
-        """
-        loop = asyncio.get_running_loop()
-        entry = _Entry(pixels, deadline, loop.time(), loop.create_future(), further)
-        self._queues.setdefault(caller, deque()).append(entry)
-        self._count(1)
-        self._dispatch()
-        return await entry.future
+    async def submit(self, pixels: Pixels, deadline: float, further: tuple[str, ...] = ()) -> Row:
+        """The answer for a request of one image, as `Turn.submit` gives it."""
+        with self.turn(1) as turn:
+            return await turn.submit(pixels, deadline, further)
 
     def wait_s(self, images: int = 1) -> float:
-        """Predicted seconds until `images` more images would be answered."""
-        waiting = self._waiting + images
+        """Predicted seconds until a request of `images` images that came now would be answered."""
+        pace_s = self.pace_s()
+        due = time.perf_counter() + (images - 1) * pace_s
+        waiting = bisect_right(self._queue, due, key=_due) + images
+        for turn in self._turns:  # whose images are still being decoded
+            if turn.coming and turn.due <= due:
+                waiting += min(turn.coming, 1 + int((due - turn.due) / pace_s))
         rounds, rest = divmod(waiting, self.max_batch * self.slots)
-        started = self.costs.seconds(self.max_batch) / 2 if len(self._running) >= self.slots else 0.0
+        free_at = min(self._running.values()) if len(self._running) >= self.slots else 0.0
+        started = max(0.0, free_at - time.perf_counter())
         last = self.costs.seconds(-(-rest // self.slots)) if rest else 0.0
         return started + rounds * self.costs.seconds(self.max_batch) + last
 
+    def pace_s(self) -> float:
+        """Seconds of the engine's time that an image takes when it is busy."""
+        return self.costs.seconds(self.max_batch) / (self.max_batch * self.slots) or UNKNOWN_COST_S
+
     @property
     def idle(self) -> bool:
-        """Nothing waits and nothing runs."""
-        return not self._running and not self._waiting
+        """Nothing waits, nothing is on its way here and nothing runs."""
+        return not self._running and not self._queue and not self.coming
 
-    def _count(self, change: int) -> None:
-        self._waiting += change
-        self._depth.set(self._waiting)
+    @property
+    def coming(self) -> int:
+        """Images of requests that were taken in, which are not decoded yet."""
+        return sum(turn.coming for turn in self._turns)
 
     def _dispatch(self) -> None:
         while len(self._running) < self.slots and (batch := self._next()):
             task = asyncio.create_task(self._answer(batch))
-            self._running.add(task)
+            self._running[task] = time.perf_counter() + self.costs.seconds(len(batch))
             task.add_done_callback(self._ended)
+        self._depth.set(len(self._queue))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        self._running.pop(task, None)
         self._dispatch()
 
     def _next(self) -> list[_Entry]:
-        """Up to `max_batch` entries, one of each request in turn; without those that nobody awaits any more."""
+        """Up to `max_batch` entries, those due first; without those that nobody awaits any more.
+
+        What would be answered too late gives its place to what would not. Where there is nothing else it is tried: what
+        was learnt of the engine's time may be wrong.
+        """
         now = asyncio.get_running_loop().time()
+        soonest = now + LEAST_OF_THE_COST * self.costs.seconds(min(len(self._queue), self.max_batch) or 1)
         batch: list[_Entry] = []
-        others: list[tuple[object, deque[_Entry]]] = []  # want other outputs than the first: theirs is the next batch
-        most = self.max_batch
-        while self._queues and len(batch) < most:
-            caller, queue = self._queues.popitem(last=False)
-            if batch and queue[0].further != batch[0].further:
-                others.append((caller, queue))
-                continue
-            entry = queue.popleft()
-            self._count(-1)
-            if queue:
-                self._queues[caller] = queue
+        others: list[_Entry] = []  # want other outputs than the first: theirs is the next batch
+        doomed: list[_Entry] = []
+        most, wanted, taken = self.max_batch, None, 0
+        for entry in self._queue:
+            if len(batch) == most:
+                break
+            taken += 1
             if entry.future.done():
                 continue
             if entry.deadline <= now:
                 entry.future.set_exception(ServiceError("deadline_exceeded", LATE))
-                continue
-            batch.append(entry)
-            if entry.further:
-                most = min(self.max_batch, MOST_WITH_FURTHER)
-        for caller, queue in reversed(others):
-            self._queues[caller] = queue
-            self._queues.move_to_end(caller, last=False)
+            elif wanted is not None and entry.further != wanted:
+                others.append(entry)
+            elif entry.deadline <= soonest:
+                doomed.append(entry)
+            else:
+                batch.append(entry)
+                wanted = entry.further
+                if wanted:
+                    most = min(self.max_batch, MOST_WITH_FURTHER)
+        self._queue[:taken] = others
+        if not batch:
+            wanted = doomed[0].further if doomed else ()
+            batch = [entry for entry in doomed if entry.further == wanted][: MOST_WITH_FURTHER if wanted else None]
+            batch = batch[: self.max_batch]
+        for entry in doomed:
+            if entry not in batch:
+                entry.future.set_exception(ServiceError("deadline_exceeded", LATE))
         return batch
 
     async def _answer(self, batch: list[_Entry]) -> None:
@@ -179,8 +203,7 @@ class Batcher:
 
         for entry in batch:
             entry.future.add_done_callback(gone)
-        loop = asyncio.get_running_loop()
-        began, started = loop.time(), time.perf_counter()
+        started = time.perf_counter()  # uvloop's own clock counts whole milliseconds
         self._batch_size.observe(len(batch))
         try:
             latest = max(entry.deadline for entry in batch)
@@ -204,9 +227,51 @@ class Batcher:
         self.totals.images += len(batch)
         self.totals.batches += 1
         self.totals.infer_s += spent * len(batch)
-        self.totals.queue_s += sum(began - entry.arrived for entry in batch)
+        self.totals.queue_s += sum(started - entry.arrived for entry in batch)
         self.totals.last_s = time.time()
         for index, entry in enumerate(batch):
             if not entry.future.done():
                 further = {name: tensor[index] for name, tensor in answer.items()}
-                entry.future.set_result(Row(rows[index], began - entry.arrived, spent, further))
+                entry.future.set_result(Row(rows[index], started - entry.arrived, spent, further))
+
+
+class Turn:
+    """One request's place in the queue: when its next image is `due`, and how many of them are still `coming`."""
+
+    __slots__ = ("_batcher", "coming", "due")
+
+    def __init__(self, batcher: Batcher, images: int) -> None:
+        self._batcher = batcher
+        self.due = time.perf_counter()
+        self.coming = images
+
+    def __enter__(self) -> Turn:
+        self._batcher._turns.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batcher._turns.discard(self)
+
+    def skip(self) -> None:
+        """One image will not come."""
+        self.coming -= 1
+
+    async def submit(self, pixels: Pixels, deadline: float, further: tuple[str, ...] = ()) -> Row:
+        """The answer for one image; cancelling it takes the image out of the queue.
+
+        `further` names outputs wanted beside the probabilities, the same for all images of one request.
+
+        Raises deadline_exceeded, or what the engine's batch raised.
+        """
+        batcher = self._batcher
+        future = asyncio.get_running_loop().create_future()
+        entry = _Entry(self.due, pixels, deadline, time.perf_counter(), future, further)
+        self.coming -= 1
+        self.due += batcher.pace_s()
+        insort(batcher._queue, entry, key=_due)
+        batcher._dispatch()
+        return await entry.future
+
+
+def _due(entry: _Entry) -> float:
+    return entry.due

@@ -88,7 +88,7 @@ async def compare(
         try:
             core.require(model, deadline)
             with core.suspicious():
-                row = await core.engines.of(contract).submit(permit, decoded.pixels, deadline)
+                row = await core.engines.of(contract).submit(decoded.pixels, deadline)
         except ServiceError as error:
             return Compared(contract, error=error)
         result = core.named(contract, row, top_k, decoded, decode_s)

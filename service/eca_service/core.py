@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from eca_service import metrics
-from eca_service.admission import Admission, Permit
+from eca_service.admission import Admission, Margin, Permit
 from eca_service.backend import Triton
 from eca_service.batching import Row
 from eca_service.contract import Contract
@@ -32,7 +32,10 @@ from eca_service.rollout import Rollout
 from eca_service.settings import Settings
 
 T = TypeVar("T")
-MOST_OF_THE_DEADLINE = 0.8  # a request that is predicted to need more than this share of its time is refused
+ENDED = {
+    "deadline_exceeded": "the request's deadline passed before its answer was ready",
+    "client_closed": "the caller went away",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Core:
         address = settings.triton_url or f"127.0.0.1:{settings.triton_grpc_port}"
         self.triton = Triton(address, settings.triton_shared_memory)
         self.admission = Admission(settings.max_inflight_images, settings.max_inflight_bytes)
+        self.margin = Margin()
         self.engines = Engines(self.triton)
         self.rollout = Rollout(self.registry, self.triton, self.engines, settings.retire_ms / 1000)
         self.readiness = Readiness(self.registry, self.triton, self.engines, self.rollout, peers)
@@ -163,23 +167,29 @@ class Core:
         if len(images) > 1:
             permit.grow(images=len(images) - 1)
             self.require_time(contract, len(images), deadline)
-        batcher = self.engines.of(contract)
         # a large request leaves the decoders to others too
         turns = asyncio.Semaphore(self.settings.decode_threads) if len(images) > 1 else contextlib.nullcontext()
 
         async def one(image: bytes | ServiceError) -> Result:
-            if isinstance(image, ServiceError):
-                return Result(error=image)
             try:
+                if isinstance(image, ServiceError):
+                    raise image
                 async with turns:
                     decoded, decode_s = await self.decode(image, contract)
             except ServiceError as error:
+                turn.skip()
                 return Result(error=error)
-            row = await batcher.submit(permit, decoded.pixels, deadline)
+            row = await turn.submit(decoded.pixels, deadline)
             return self.named(contract, row, top_k, decoded, decode_s)
 
-        with self.suspicious():
-            results = [await one(images[0])] if len(images) == 1 else await all_of(one(image) for image in images)
+        loop, batcher = asyncio.get_running_loop(), self.engines.of(contract)
+        hasty = deadline - loop.time() < 2 * batcher.costs.seconds(batcher.max_batch)  # its end says nothing of others'
+        try:
+            with self.suspicious(), batcher.turn(len(images)) as turn:
+                results = [await one(images[0])] if len(images) == 1 else await all_of(one(image) for image in images)
+        finally:
+            if not hasty:
+                self.margin.learn(late=loop.time() >= deadline)
         return Answer(contract, results, time.perf_counter() - started)
 
     @contextlib.contextmanager
@@ -205,9 +215,10 @@ class Core:
         batcher = self.engines.of(contract)
         if batcher.idle and not self._decoding:
             return  # nobody is ahead: what was learnt from others may not hold for this one, so it is tried
-        decode_s = (self._decoding + images) * self._decode_s / self.settings.decode_threads
+        encoded = max(self._decoding, batcher.coming) + images
+        decode_s = encoded * self._decode_s / self.settings.decode_threads
         wait_s = decode_s + batcher.wait_s(images)
-        if wait_s > MOST_OF_THE_DEADLINE * left_s:
+        if wait_s > self.margin.share * left_s:
             metrics.rejected.labels("deadline").inc()
             raise ServiceError(
                 "overloaded", f"an answer would take about {wait_s:.2f} s, the request's deadline is in {left_s:.2f} s"
@@ -279,18 +290,16 @@ async def in_time(
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    reasons: list[ServiceError] = []
+    reasons: list[str] = []
 
-    def end(reason: ServiceError) -> None:
-        reasons.append(reason)
+    def end(code: str) -> None:
+        reasons.append(code)
         task.cancel()
 
-    late = ServiceError("deadline_exceeded", "the request's deadline passed before its answer was ready")
-    timer = loop.call_at(deadline, end, late)
+    timer = loop.call_at(deadline, end, "deadline_exceeded")
     watch = loop.create_task(gone()) if gone else None
     if watch:
-        left = ServiceError("client_closed", "the caller went away")
-        watch.add_done_callback(lambda ended: None if ended.cancelled() else end(left))
+        watch.add_done_callback(lambda ended: None if ended.cancelled() else end("client_closed"))
     try:
         return await work
     except asyncio.CancelledError:
@@ -299,7 +308,7 @@ async def in_time(
         if sys.version_info >= (3, 11):
             for _ in reasons:
                 task.uncancel()
-        raise reasons[0] from None
+        raise ServiceError(reasons[0], ENDED[reasons[0]]) from None
     finally:
         timer.cancel()
         if watch:

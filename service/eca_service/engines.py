@@ -51,9 +51,9 @@ class Engines:
             raise ServiceError("model_not_ready", f"{GOLDEN_FILE} is not the file that the build wrote")
         images = np.load(io.BytesIO(raw))
         expected = np.asarray(contract.golden.probabilities, np.float32)
-        caller, deadline = object(), asyncio.get_running_loop().time() + GOLDEN_S
-        batcher = self.of(contract)
-        rows = [await batcher.submit(caller, image, deadline) for image in images]
+        deadline = asyncio.get_running_loop().time() + GOLDEN_S
+        with self.of(contract).turn(len(images)) as turn:
+            rows = [await turn.submit(image, deadline) for image in images]
         got = np.stack([row.probabilities for row in rows])
         difference = float(np.abs(got - expected).max())
         if not difference <= contract.golden.tolerance:

@@ -78,7 +78,7 @@ async def explain(
         head = await core.aside(head_of, model.folder, contract.engine_sha256)
         decoded, decode_s = await core.decode(image, contract, preview_px)
         further = (FEATURES, GATES) if gates else (FEATURES,)
-        row = await core.engines.of(contract).submit(permit, decoded.pixels, deadline, further)
+        row = await core.engines.of(contract).submit(decoded.pixels, deadline, further)
     result = core.named(contract, row, top_k, decoded, decode_s)
     if index is None:
         index = result.predictions[0].index

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import resource
 import signal
 import socket
@@ -23,6 +24,9 @@ from eca_service.peers import Peers
 from eca_service.settings import Settings
 
 QUIET_S = 0.3  # callers on open connections are told to close them, with the answer `draining`
+M_MMAP_THRESHOLD = -3  # malloc.h
+LARGE_BYTES = 8 << 20  # an image of two million pixels
+FRESH_S = 1.0  # callers that have just connected get as long to say what they want
 PATIENCE_S = 15.0  # for the golden answers of a worker that replaces another
 
 
@@ -43,6 +47,7 @@ def serve(
     One of several workers is given the HTTP socket that they have in common, and its `peers`; where it `replaces` one
     that died, it listens only once its models are golden: the others take the requests until then.
     """
+    _release_memory()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand idle connections are none of our troubles
     peers = peers or Peers()
@@ -98,8 +103,24 @@ async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:
         elif time.monotonic() - quiet_since > QUIET_S:
             break
         await asyncio.sleep(0.02)
+    for listener in server.servers:
+        listener.close()
+    end = time.monotonic() + FRESH_S
+    while _fresh(server) and time.monotonic() < end and not patience.done():
+        await asyncio.sleep(0.02)
     patience.cancel()
     server.should_exit = True
+
+
+def _release_memory() -> None:
+    """Has large images given back to the system: glibc raises its limit for that, and keeps what they took for ever."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def _fresh(server: Server) -> bool:
+    """Whether a connection was made whose first request has not come yet: it is still told `draining`."""
+    return any(getattr(connection, "cycle", None) is None for connection in server.server_state.connections)
 
 
 async def _announce(core: Core) -> None:

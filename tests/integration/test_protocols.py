@@ -38,6 +38,14 @@ from tests.integration.test_service import golden_png, triton_of
 all_protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 
+@all_protocols
+def test_messages_larger_than_grpc_takes_by_itself(service: Service, protocol: str) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((1300, 1300, 3), np.uint8)).save(out, "BMP")
+    assert len(out.getvalue()) > 5_000_000, "gRPC's own limit is 4 MiB"
+    assert call(protocol, service, MODEL, [out.getvalue()]).code == "ok"
+
+
 def slow_image() -> bytes:
     """Takes long to decode and little to send."""
     out = io.BytesIO()

@@ -6,9 +6,7 @@ import os
 import re
 import signal
 import tempfile
-import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import grpc
@@ -17,6 +15,7 @@ import httpx
 from tests.integration.callers import call
 from tests.integration.conftest import MODEL, Service, start
 from tests.integration.test_service import alive, golden_png
+from tests.integration.traffic import Load
 
 
 def workers_of(service: Service) -> list[int]:
@@ -39,50 +38,6 @@ def answered(service: Service) -> float:
 def scrape(service: Service) -> str:
     """/metrics, over a connection of its own."""
     return httpx.get(service.url + "/metrics").text
-
-
-class Load:
-    """Callers over all protocols, each request on a connection of its own; `codes` counts what they were answered."""
-
-    def __init__(self, service: Service, image: bytes) -> None:
-        self.codes: Counter[str] = Counter()
-        self._enough = threading.Event()
-        protocols = ("rest", "oip-json", "oip-binary", "grpc", "rest", "grpc")
-        self._threads = [threading.Thread(target=self._drive, args=(service, image, p)) for p in protocols]
-        for thread in self._threads:
-            thread.start()
-
-    def _drive(self, service: Service, image: bytes, protocol: str) -> None:
-        while not self._enough.is_set():
-            try:
-                code = call(protocol, service, MODEL, [image]).code
-            except httpx.ConnectError:
-                code = "refused"
-            except httpx.HTTPError as error:
-                code = f"lost: {error!r}"
-            self.codes[code] += 1
-            if code in {"draining", "refused", "unavailable"}:
-                return
-
-    def until(self, count: int) -> None:
-        """Returns once `count` more requests were answered."""
-        at, end = self.codes.total(), time.monotonic() + 60
-        while self.codes.total() < at + count:
-            assert time.monotonic() < end, self.codes
-            time.sleep(0.02)
-
-    def turned_away(self) -> Counter[str]:
-        """What all were answered, once each was told that the service ends."""
-        for thread in self._threads:
-            thread.join(60)
-        return self.end()
-
-    def end(self) -> Counter[str]:
-        """What all were answered."""
-        self._enough.set()
-        for thread in self._threads:
-            thread.join()
-        return self.codes
 
 
 def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def measure(rounds: int, seconds: float, callers: int = 32) -> Figures:
         triton.start()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ECA_")}
         settings = {"HTTP_PORT": port, "GRPC_PORT": free_port(), "TRITON_URL": triton.address, "REPOSITORY": repository}
-        settings |= {"DECODE_THREADS": 1}
+        settings |= {"DECODE_THREADS": 1, "TRITON_SHARED_MEMORY": True}  # as in `eca-serve up`
         ours = environment | {f"ECA_{name}": str(value) for name, value in settings.items()}
         try:
             with (

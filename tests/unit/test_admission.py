@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from eca_service.admission import Admission
+from eca_service.admission import Admission, Margin
 from eca_service.errors import ServiceError
 
 
@@ -34,3 +34,16 @@ def test_an_unannounced_body_is_covered_as_it_comes() -> None:
         permit.cover(101)
     permit.release()
     assert house.size == 0
+
+
+def test_a_margin_for_one_late_answer_in_a_hundred() -> None:
+    margin = Margin()
+    for _ in range(1000):
+        margin.learn(late=False)
+    assert margin.share == Margin.MOST
+    for index in range(10_000):
+        margin.learn(late=index % 10 == 0)
+    assert margin.share < 0.5, "one in ten is too many"
+    for index in range(10_000):
+        margin.learn(late=index % 200 == 0)
+    assert margin.share > 0.75, "one in two hundred is not"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from eca_service.batching import MOST_WITH_FURTHER, Batcher, Costs, Pixels, Row, Tensors
+from eca_service.batching import MOST_WITH_FURTHER, Batcher, Costs, Pixels, Row, Tensors, Turn
 from eca_service.contract import PROBABILITIES
 from eca_service.errors import ServiceError
 
@@ -53,8 +53,8 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def submit(queue: Batcher, value: int, caller: object = None) -> asyncio.Task[Row]:
-    return asyncio.create_task(queue.submit(caller or object(), pixels(value), far()))
+def submit(queue: Batcher, value: int, turn: Turn | None = None) -> asyncio.Task[Row]:
+    return asyncio.create_task((turn or queue.turn(1)).submit(pixels(value), far()))
 
 
 async def test_a_lone_image_leaves_at_once_and_the_waiting_leave_together() -> None:
@@ -92,7 +92,8 @@ async def test_as_many_batches_as_slots() -> None:
 async def test_a_large_request_does_not_starve_single_images() -> None:
     engine = Engine()
     queue = batcher(engine)
-    large = object()
+    queue.costs.learn(4, 4.0)  # a second an image, however slow this machine is
+    large = queue.turn(100)
     tasks = [submit(queue, 1, large) for _ in range(100)]
     await settle()
     tasks += [submit(queue, 2), submit(queue, 3)]
@@ -143,13 +144,38 @@ async def test_a_passed_deadline_is_not_sent() -> None:
     queue = batcher(engine)
     first = submit(queue, 0)
     await settle()
-    late = asyncio.create_task(queue.submit(object(), pixels(1), asyncio.get_running_loop().time() - 1))
+    late = asyncio.create_task(queue.turn(1).submit(pixels(1), asyncio.get_running_loop().time() - 1))
     await settle()
     engine.gates[0].set()
     with pytest.raises(ServiceError, match="deadline_exceeded"):
         await late
     await first
     assert engine.batches == [[0]]
+
+
+async def test_what_would_be_late_gives_its_place_to_what_would_not() -> None:
+    engine = Engine()
+    queue = batcher(engine)
+    for size in (1, 2, 4):
+        queue.costs.learn(size, 10.0)
+    first = submit(queue, 0)
+    await settle()
+    soon = asyncio.get_running_loop().time() + 5
+    late = asyncio.create_task(queue.turn(1).submit(pixels(1), soon))
+    good = submit(queue, 2)
+    await settle()
+    engine.gates[0].set()
+    with pytest.raises(ServiceError, match="deadline_exceeded"):
+        await late
+    assert engine.batches == [[0], [2]]
+    alone = asyncio.create_task(queue.turn(1).submit(pixels(3), soon))
+    await settle()
+    engine.gates[1].set()
+    await asyncio.gather(first, good)
+    await settle()
+    assert engine.batches[2:] == [[3]], "nothing else waits, so it is tried"
+    engine.gates[2].set()
+    assert (await alone).probabilities[0] == 3
 
 
 async def test_a_failure_reaches_every_caller_and_the_queue_goes_on() -> None:
@@ -188,10 +214,42 @@ async def test_predicted_wait_grows_with_the_queue() -> None:
     assert queue.wait_s() == pytest.approx(0.01)
     tasks = [submit(queue, value) for value in range(9)]
     await settle()
-    assert queue.wait_s(1) == pytest.approx(0.01 + 2 * 0.02 + 0.01), "half a batch runs, two full ones wait, one's own"
+    expected = 0.01 + 2 * 0.02 + 0.01
+    assert queue.wait_s(1) == pytest.approx(expected, abs=0.005), "one runs, two full batches wait, and one's own"
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_predicted_wait_counts_who_is_being_decoded_but_not_who_is_due_later() -> None:
+    queue = batcher(Engine())
+    queue.costs.learn(4, 4.0)  # a second an image
+    with queue.turn(8) as large:
+        assert not queue.idle
+        assert queue.wait_s(1) == pytest.approx(4), "the large request's first image and one's own, in one batch"
+        assert queue.wait_s(8) == pytest.approx(16), "all of the large request's, and eight"
+        for _ in range(8):
+            large.skip()
+        assert queue.idle
+
+
+async def test_first_come_first_served() -> None:
+    """Equal requests do not share the engine, which would have all of them finish at the end."""
+    engine = Engine()
+    queue = batcher(engine)
+    queue.costs.learn(4, 1e-9)
+    blocking = submit(queue, 0)
+    await settle()
+    tasks = []
+    for value in (1, 2, 3):
+        turn = queue.turn(4)
+        tasks += [submit(queue, value, turn) for _ in range(4)]
+        await settle()
+    for _ in range(4):
+        engine.gates[-1].set()
+        await settle()
+    assert engine.batches == [[0], [1] * 4, [2] * 4, [3] * 4]
+    await asyncio.gather(blocking, *tasks)
 
 
 def test_costs_of_sizes_not_seen() -> None:
@@ -213,9 +271,9 @@ async def test_what_wants_more_shares_no_batch_with_what_does_not() -> None:
     first = submit(queue, 0)
     await settle()
     plain = [submit(queue, value) for value in range(1, 4)]
-    caller = object()
+    turn = queue.turn(1 + MOST_WITH_FURTHER)
     wide = [
-        asyncio.create_task(queue.submit(caller, pixels(value), far(), ("features",)))
+        asyncio.create_task(turn.submit(pixels(value), far(), ("features",)))
         for value in range(10, 11 + MOST_WITH_FURTHER)
     ]
     plain += [submit(queue, 4)]

@@ -110,5 +110,6 @@ def environment(threads: int) -> dict[str, str]:
         "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
         "ECA_SITE_PACKAGES": os.pathsep.join(own),
         "ECA_TRITON_THREADS": str(threads),
+        "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's wheels report to their maker unless told not to
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -1,0 +1,114 @@
+"""More load than the service can carry, large callers beside small ones, and the end in the middle of it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import statistics
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from tests.integration.callers import PROTOCOLS, call
+from tests.integration.conftest import MODEL, start
+from tests.integration.test_service import golden_png
+from tests.integration.traffic import TURNED_AWAY, Load
+from tests.load import noop
+from tests.load.goodput import sweep
+
+DEADLINE_S = 1.2
+PER_S = 200
+
+
+def test_goodput_at_five_times_the_capacity(tmp_path: Path) -> None:
+    """Of an engine whose time other programs do not change; of a network: python -m tests.load.goodput."""
+    noop.publish(tmp_path / "repository", crop=32, pace_s=1 / PER_S)
+    running = start(tmp_path / "repository", tmp_path)
+    try:
+        running.await_ready()
+        found = asyncio.run(sweep(running, noop.NAME, (1.2, 5.0), rounds=3, seconds=3.2, deadline_s=DEADLINE_S))
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(40) == 0
+    peak, flooded = (statistics.median(one.goodput_per_s for one in found[multiple]) for multiple in (1.2, 5.0))
+    told = [(one.offered_per_s, one.goodput_per_s, one.p99_s, one.codes) for row in found.values() for one in row]
+    # A machine that others use stops us for longer than our margins: that shows in what the engine's pace comes to.
+    steady = peak > 0.9 * PER_S
+    assert flooded >= (0.95 if steady else 0.7) * peak > 0, told
+    assert statistics.median(one.p99_s for one in found[5.0]) < 1.05 * DEADLINE_S, told
+    assert statistics.median(one.late for one in found[5.0]) < (0.02 if steady else 0.2), told
+    assert sum(one.codes["overloaded"] for one in found[5.0]) > 0, "what cannot be met is refused at once"
+    assert {code for row in found.values() for one in row for code in one.codes} <= {
+        "ok",
+        "overloaded",
+        "deadline_exceeded",
+    }
+
+
+def test_a_thousand_images_of_one_caller_leave_room_for_the_others(repository: Path, tmp_path: Path) -> None:
+    running = start(repository, tmp_path, max_images=1000, max_inflight_images=2000)
+    try:
+        running.await_ready()
+        image, rows, waits = golden_png(repository, MODEL), list[object](), list[float]()
+        call("rest", running, MODEL, [image] * 40)  # what an image costs is learnt
+        started = time.monotonic()
+
+        def large() -> None:
+            rows.extend(call("oip-binary", running, MODEL, [image] * 1000).rows)
+
+        thread = threading.Thread(target=large)
+        thread.start()
+        try:
+            while "eca_inflight 1.0" not in httpx.get(running.url + "/metrics").text:
+                assert time.monotonic() < started + 10
+            while thread.is_alive():
+                asked = time.monotonic()
+                assert call(PROTOCOLS[len(waits) % 4], running, MODEL, [image]).code == "ok"
+                waits.append(time.monotonic() - asked)
+        finally:
+            thread.join()
+        took = time.monotonic() - started
+        assert [isinstance(row, list) for row in rows] == [True] * 1000
+        assert len(waits) >= 4, "others were answered all along"
+        assert statistics.median(waits) < took / 5, (took, waits)
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(40) == 0
+
+
+def test_ending_under_load_loses_nothing_on_any_protocol(repository: Path, tmp_path: Path) -> None:
+    running = start(repository, tmp_path)
+    try:
+        running.await_ready()
+        load = Load(running, golden_png(repository, MODEL))
+        load.until(60)
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+    codes = load.turned_away()
+    assert running.process.wait(30) == 0, running.log.read_text()
+    assert codes["ok"] >= 60
+    assert set(codes) <= {"ok", *TURNED_AWAY}, codes
+    assert codes["draining"] > 0, "some are told why"
+
+
+def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, tmp_path: Path) -> None:
+    """Two instances of half a second an image: four images take a second, not two."""
+    noop.publish(tmp_path / "repository", max_batch=1, crop=32, pace_s=0.5, instances=2)
+    running = start(tmp_path / "repository", tmp_path)
+    try:
+        running.await_ready()
+        image = golden_png(repository, MODEL)
+        took = []
+        for _ in range(2):
+            started = time.monotonic()
+            with ThreadPoolExecutor(4) as pool:
+                replies = list(pool.map(lambda protocol: call(protocol, running, noop.NAME, [image]), PROTOCOLS))
+            took.append(time.monotonic() - started)
+            assert [reply.code for reply in replies] == ["ok"] * 4
+        assert 0.95 < min(took) < 1.9, took
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(40) == 0
