@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from eca_service import metrics
 from eca_service.contract import PROBABILITIES
 from eca_service.errors import ServiceError
+from eca_service.tracing import Trace
 
 Pixels = NDArray[np.uint8]
 Tensors = Mapping[str, NDArray[np.float32]]  # by name, each with one row an image
-Run = Callable[[Sequence[Pixels], float, tuple[str, ...]], Awaitable[Tensors]]
+Run = Callable[[Sequence[Pixels], float, tuple[str, ...], Sequence[Trace]], Awaitable[Tensors]]
 MOST_WITH_FURTHER = 8  # images in a batch that wants further outputs: feature maps are large
 LATE = "the request's deadline passed before its images were classified"
 
@@ -26,10 +27,12 @@ LATE = "the request's deadline passed before its images were classified"
 class Row:
     """One image's answer: probabilities float32 [K], and the seconds it waited and the engine took.
 
-    `further` holds the other outputs that were asked for, by name.
+    `began` is when its batch left, by time.perf_counter's clock: the event loop's has whole milliseconds. `further`
+    holds the other outputs that were asked for, by name.
     """
 
     probabilities: NDArray[np.float32]
+    began: float
     queue_s: float
     infer_s: float
     further: Tensors = field(default_factory=dict)
@@ -42,6 +45,7 @@ class _Entry:
     arrived: float
     future: asyncio.Future[Row]
     further: tuple[str, ...]
+    trace: Trace | None
 
 
 @dataclass(slots=True)
@@ -81,8 +85,8 @@ class Batcher:
     """The queue in front of one engine. Requests take turns, so that a large one does not starve the others.
 
     `run` answers a batch: n images uint8 [H, W, 3], a deadline of the event loop's clock, the names of the outputs
-    wanted beside the probabilities. Images that want the same outputs share a batch; the others wait their turn.
-    `slots` batches, each of at most `max_batch` images, are with the engine at once.
+    wanted beside the probabilities, the traces that the images belong to. Images that want the same outputs share a
+    batch; the others wait their turn. `slots` batches, each of at most `max_batch` images, are with the engine at once.
     """
 
     def __init__(self, name: str, run: Run, max_batch: int, slots: int) -> None:
@@ -97,7 +101,14 @@ class Batcher:
         self._depth = metrics.queue_depth.labels(name)
         self._batch_size = metrics.batch_size.labels(name)
 
-    async def submit(self, caller: object, pixels: Pixels, deadline: float, further: tuple[str, ...] = ()) -> Row:
+    async def submit(
+        self,
+        caller: object,
+        pixels: Pixels,
+        deadline: float,
+        further: tuple[str, ...] = (),
+        trace: Trace | None = None,
+    ) -> Row:
         """The answer for one image of `caller`'s; cancelling it takes the image out of the queue.
 
         `further` names outputs wanted beside the probabilities, the same for all images of one caller.
@@ -105,7 +116,7 @@ class Batcher:
         Raises deadline_exceeded, or what the engine's batch raised.
         """
         loop = asyncio.get_running_loop()
-        entry = _Entry(pixels, deadline, loop.time(), loop.create_future(), further)
+        entry = _Entry(pixels, deadline, time.perf_counter(), loop.create_future(), further, trace)
         self._queues.setdefault(caller, deque()).append(entry)
         self._count(1)
         self._dispatch()
@@ -179,13 +190,13 @@ class Batcher:
 
         for entry in batch:
             entry.future.add_done_callback(gone)
-        loop = asyncio.get_running_loop()
-        began, started = loop.time(), time.perf_counter()
+        began = time.perf_counter()
         self._batch_size.observe(len(batch))
         try:
             latest = max(entry.deadline for entry in batch)
-            answer = dict(await self._run([entry.pixels for entry in batch], latest, batch[0].further))
-            spent = time.perf_counter() - started
+            traces = [entry.trace for entry in batch if entry.trace]
+            answer = dict(await self._run([entry.pixels for entry in batch], latest, batch[0].further, traces))
+            spent = time.perf_counter() - began
             for tensor in answer.values():
                 if len(tensor) != len(batch):
                     raise ServiceError("internal", f"the engine gave {len(tensor)} answers for {len(batch)} images")
@@ -209,4 +220,4 @@ class Batcher:
         for index, entry in enumerate(batch):
             if not entry.future.done():
                 further = {name: tensor[index] for name, tensor in answer.items()}
-                entry.future.set_result(Row(rows[index], began - entry.arrived, spent, further))
+                entry.future.set_result(Row(rows[index], began, began - entry.arrived, spent, further))
