@@ -152,15 +152,16 @@ def test_the_command_line_speaks_to_it(safe: Service, folder: Path, repository: 
     image = folder / "image.png"
     image.write_bytes(golden_png(repository, MODEL))
     (folder / "secret").write_text(safe.key + "\n")
-    known = ("--url", safe.url, "--ca", folder / "ca.pem")
-    done = run("eca_service", "classify", image, *known, "--api-key-file", folder / "secret")
-    assert done.returncode == 0, done.stderr
-    done = run("eca_service", "classify", image, *known)
-    assert (done.returncode, "unauthorized: a key is needed" in done.stderr) == (1, True), done.stderr
+    for url in (safe.url, f"grpcs://localhost:{safe.grpc_port}"):
+        known = ("--url", url, "--ca", folder / "ca.pem")
+        done = run("eca_service", "classify", image, *known, "--api-key-file", folder / "secret")
+        assert done.returncode == 0, done.stderr
+        done = run("eca_service", "classify", image, *known)
+        assert (done.returncode, "a key is needed" in done.stderr) == (2, True), done.stderr
     done = run("eca_service", "classify", image, "--url", safe.url)
-    assert (done.returncode, "is not trusted" in done.stderr, "--ca" in done.stderr) == (1, True, True), done.stderr
+    assert (done.returncode, "is not trusted" in done.stderr, "--ca" in done.stderr) == (2, True, True), done.stderr
     done = run("eca_service", "classify", image, "--url", safe.url, "--ca", image)
-    assert (done.returncode, "holds no certificate" in done.stderr) == (1, True), done.stderr
+    assert (done.returncode, "holds no certificate" in done.stderr) == (2, True), done.stderr
 
 
 def test_doctor_looks_at_it(safe: Service, folder: Path) -> None:
@@ -276,10 +277,9 @@ def test_each_key_has_its_own_rate(limited: tuple[Service, dict[str, str]], repo
 
 
 def test_without_keys_an_address_has_its_rate_over_all_protocols(repository: Path, tmp_path: Path) -> None:
-    """No engine is needed to be refused, or not."""
-    service = start(
-        repository, tmp_path, "gateway", triton_url="127.0.0.1:1", rate_limit=0.01, rate_burst=8, rate_by="address"
-    )
+    """Two workers count together; no engine is needed to be refused, or not."""
+    limits = {"rate_limit": 0.01, "rate_burst": 8, "rate_by": "address"}
+    service = start(repository, tmp_path, "gateway", triton_url="127.0.0.1:1", workers=2, **limits)
     try:
         service.await_ready("/livez")
         codes = [call(protocol, service, MODEL, [b"x"]).code for protocol in PROTOCOLS * 3]
