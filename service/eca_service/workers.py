@@ -155,7 +155,8 @@ def _end(workers: list[_Worker], asked: threading.Semaphore, patience_s: float) 
         if asked.acquire(timeout=0.05):
             for process in processes:
                 process.terminate()
-    return 0 if all(process.poll() == 0 for process in processes) else 1
+    # a worker that SIGTERM itself ended had not begun to answer yet
+    return 0 if all(process.poll() in {0, -signal.SIGTERM} for process in processes) else 1
 
 
 def work() -> None:
