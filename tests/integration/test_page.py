@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import httpx
 import pytest
+from eca_service.keys import make
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
@@ -259,6 +260,37 @@ def test_busy_is_told_and_tried_again(chromium: Browser, repository: Path, tmp_p
         running.process.wait(30)
     chromium.give(DOG, "dog.jpg")
     chromium.until(lambda: chromium.text("#notice-title") == "The service cannot be reached")
+
+
+def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(chromium: Browser, repository: Path, tmp_path: Path) -> None:
+    secret, line = make("people")
+    (tmp_path / "keys").write_text(line + "\n")
+    running = start(repository, tmp_path, api_keys_file=tmp_path / "keys")
+    try:
+        running.await_ready()
+        opened(chromium, running)
+        chromium.give(DOG, "dog.jpg")
+        chromium.until(lambda: chromium.text("#key-dialog"))
+        assert "a key is needed" in chromium.text("#key-why")
+        chromium.press(*"wrong", Keys.ENTER)
+        chromium.until(lambda: "not known here" in chromium.text("#key-why"))
+        chromium.press(*secret, Keys.ENTER)
+        answered(chromium, "dog")
+        assert chromium.text("#key-dialog") == ""
+        opened(chromium, running)
+        chromium.give(SHIP, "ship.jpg")
+        answered(chromium, "ship")
+        stored = "return JSON.stringify({...localStorage}) + document.cookie"
+        assert chromium.run(stored) == "{}", "nowhere but in the tab"
+        chromium.run("document.getElementById('key-button').click()")
+        chromium.run("document.getElementById('key-forget').click()")
+        chromium.give(DOG, "dog.jpg")
+        chromium.until(lambda: chromium.text("#key-dialog"))
+        chromium.run("document.getElementById('key-cancel').click()")
+        chromium.until(lambda: chromium.text("#notice-title") == "A valid key is needed")
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)
 
 
 def test_nothing_leaves_the_host_and_the_policy_is_strict(chromium: Browser, service: Service) -> None:
