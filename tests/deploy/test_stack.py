@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import numpy as np
 import tritonclient.grpc as triton
+import trustme
 from eca_service.client import Client, Retry
+from eca_service.keys import make
 from tritonclient.utils import InferenceServerException
 
 from tests.deploy.stack import ROOT, Stack, docker, logs, versions
@@ -178,6 +182,55 @@ def test_the_gateway_is_upgraded_without_a_failed_request(stack: Stack) -> None:
     stack.compose("up", "-d", "--no-deps", "gateway")
     stack.await_ready()
     docker("image", "rm", f"eca-serve/gateway:{upgraded['ECA_VERSION']}")
+
+
+def test_keys_and_tls_are_files_that_may_change(stack: Stack, tmp_path: Path) -> None:
+    """Callers need a key over TLS; a second key is added, the first removed, and nobody restarts anything."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    issued.private_key_pem.write_to_path(str(tmp_path / "tls.key"))
+    (tmp_path / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    first, line = make("team-a")
+    (tmp_path / "keys").write_text(line + "\n")
+    for file in tmp_path.iterdir():
+        os.chown(file, 10001, 10001)
+        file.chmod(0o400)
+    tmp_path.chmod(0o755)
+    settings = {
+        "ECA_SECRETS": str(tmp_path),
+        "ECA_API_KEYS_FILE": "/run/secrets/keys",
+        "ECA_TLS_CERT": "/run/secrets/tls.crt",
+        "ECA_TLS_KEY": "/run/secrets/tls.key",
+    }
+    stack.compose("up", "-d", "--no-deps", "gateway", timeout_s=120, **settings)
+    try:
+        await_health(stack.container("gateway"), "healthy", 60)
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        url = stack.url.replace("http://", "https://") + "/v1/classify"
+
+        def status(key: str | None) -> int:
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            return httpx.post(url, content=DOG.read_bytes(), headers=headers, verify=context, timeout=30).status_code
+
+        assert (status(None), status("eca_wrong"), status(first)) == (401, 401, 200)
+        second, line = make("team-a")
+        with (tmp_path / "keys").open("a") as keys:
+            keys.write(line + "\n")
+        until(lambda: status(second) == 200, 5)
+        assert status(first) == 200, "both hold while callers change"
+        replacement = tmp_path / "keys.new"
+        replacement.write_text(line + "\n")
+        os.chown(replacement, 10001, 10001)
+        replacement.chmod(0o400)
+        replacement.replace(tmp_path / "keys")
+        until(lambda: status(first) == 401, 5)
+        assert status(second) == 200
+        for secret in (first, second):
+            assert secret not in logs(stack.container("gateway"))
+    finally:
+        stack.compose("up", "-d", "--no-deps", "gateway")
+        stack.await_ready()
 
 
 def test_ends_under_load_without_losing_a_request(stack: Stack) -> None:
