@@ -15,6 +15,7 @@ REFUSED = {
     "overloaded": "the service holds as many images or bytes as it may (ECA_MAX_INFLIGHT_IMAGES, ..._BYTES)",
     "deadline": "their answers would have come after their deadlines",
     "draining": "the service is ending",
+    "rate_limited": "callers sent more than ECA_RATE_LIMIT lets them",
 }
 
 
@@ -79,7 +80,9 @@ def _refusals(window: Window) -> Iterator[Finding]:
     for reason in window.values("eca_rejected_total", "reason"):
         if count := window.gained("eca_rejected_total", reason=reason):
             why = REFUSED.get(reason, reason)
-            yield Finding(f"{count:.0f} requests were refused in {window.seconds:.0f} s: {why}.", wrong=True)
+            yield Finding(
+                f"{count:.0f} requests were refused in {window.seconds:.0f} s: {why}.", reason != "rate_limited"
+            )
 
 
 def _model(window: Window, model: str, max_batch: int) -> Iterator[Finding]:

@@ -137,6 +137,7 @@ class Stack:
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_PROFILES": "balanced",
             "ECA_BIND": "127.0.0.1",
+            "ECA_DRAIN_DELAY_MS": "4000",  # these callers and the stack share few cores
             **{name: str(port) for name, port in self.ports.items()},
         }
 

@@ -23,6 +23,7 @@ KUBERNETES = ("1.29.0", "1.33.0", "1.37.0")
 ALL = {
     "build": {"enabled": True, "checkpointsClaim": "checkpoints"},
     "autoscaling": {"kind": "keda"},
+    "networkPolicy": {"egress": [{"ports": [{"port": 4317, "protocol": "TCP"}]}]},
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
     "gateway": {
         "env": {"ECA_DEADLINE_MS": "2000"},
@@ -170,6 +171,10 @@ def test_only_gateways_reach_triton() -> None:
     assert grpc["ports"] == [{"port": 8001, "protocol": "TCP"}]
     assert "namespaceSelector" in metrics["from"][0]
     assert spec["egress"] == []
+    ports = [
+        rule["ports"][0]["port"] for rule in manifests(ALL)["NetworkPolicy", "demo-eca-serve-gateway"]["spec"]["egress"]
+    ]
+    assert ports == [8001, 53, 4317]
 
 
 def test_selectors_find_their_pods_and_nobody_else_s() -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import numpy as np
 import tritonclient.grpc as triton
+import trustme
 from eca_service.client import Client, Retry
+from eca_service.keys import make
 from tritonclient.utils import InferenceServerException
 
 from tests.deploy.stack import ROOT, Stack, docker, logs, versions
 
 DOG = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
 MODEL = "resnet14-eca"
+PLAIN = ssl.create_default_context()  # made once: for each client it takes longer than a request
 
 
 def await_status(url: str, status: int, timeout_s: float) -> None:
@@ -137,7 +143,7 @@ def test_the_gateway_is_upgraded_without_a_failed_request(stack: Stack) -> None:
     def over_http(keep: bool) -> None:
         image = DOG.read_bytes()
         while not ended.is_set():
-            with httpx.Client(timeout=30) as client:
+            with httpx.Client(timeout=30, verify=PLAIN) as client:
                 for _ in range(50 if keep else 1):
                     try:
                         codes[f"http {client.post(stack.balanced + '/v1/classify', content=image).status_code}"] += 1
@@ -178,6 +184,55 @@ def test_the_gateway_is_upgraded_without_a_failed_request(stack: Stack) -> None:
     docker("image", "rm", f"eca-serve/gateway:{upgraded['ECA_VERSION']}")
 
 
+def test_keys_and_tls_are_files_that_may_change(stack: Stack, tmp_path: Path) -> None:
+    """Callers need a key over TLS; a second key is added, the first removed, and nobody restarts anything."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    issued.private_key_pem.write_to_path(str(tmp_path / "tls.key"))
+    (tmp_path / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    first, line = make("team-a")
+    (tmp_path / "keys").write_text(line + "\n")
+    for file in tmp_path.iterdir():
+        os.chown(file, 10001, 10001)
+        file.chmod(0o400)
+    tmp_path.chmod(0o755)
+    settings = {
+        "ECA_SECRETS": str(tmp_path),
+        "ECA_API_KEYS_FILE": "/run/secrets/keys",
+        "ECA_TLS_CERT": "/run/secrets/tls.crt",
+        "ECA_TLS_KEY": "/run/secrets/tls.key",
+    }
+    stack.compose("up", "-d", "--no-deps", "gateway", timeout_s=120, **settings)
+    try:
+        await_health(stack.container("gateway"), "healthy", 60)
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        url = stack.url.replace("http://", "https://") + "/v1/classify"
+
+        def status(key: str | None) -> int:
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            return httpx.post(url, content=DOG.read_bytes(), headers=headers, verify=context, timeout=30).status_code
+
+        assert (status(None), status("eca_wrong"), status(first)) == (401, 401, 200)
+        second, line = make("team-a")
+        with (tmp_path / "keys").open("a") as keys:
+            keys.write(line + "\n")
+        until(lambda: status(second) == 200, 5)
+        assert status(first) == 200, "both hold while callers change"
+        replacement = tmp_path / "keys.new"
+        replacement.write_text(line + "\n")
+        os.chown(replacement, 10001, 10001)
+        replacement.chmod(0o400)
+        replacement.replace(tmp_path / "keys")
+        until(lambda: status(first) == 401, 5)
+        assert status(second) == 200
+        for secret in (first, second):
+            assert secret not in logs(stack.container("gateway"))
+    finally:
+        stack.compose("up", "-d", "--no-deps", "gateway")
+        stack.await_ready()
+
+
 def test_ends_under_load_without_losing_a_request(stack: Stack) -> None:
     """Asked to end it is no longer ready but answers; callers leave as a balancer would, and none sees an error."""
     gateway, image = stack.container("gateway"), DOG.read_bytes()
@@ -188,7 +243,7 @@ def test_ends_under_load_without_losing_a_request(stack: Stack) -> None:
     async def caller() -> list[int]:
         statuses = []
         while not leaving.is_set():
-            async with httpx.AsyncClient(timeout=30) as client:
+            async with httpx.AsyncClient(timeout=30, verify=PLAIN) as client:
                 answer = await client.post(f"http://{address}:8080/v1/classify", content=image)
             statuses.append(answer.status_code)
         return statuses

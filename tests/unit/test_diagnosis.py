@@ -61,6 +61,7 @@ def test_a_busy_service_that_is_well_has_its_figures_alone() -> None:
         (stages(400, 3, 0.1, 5, 400), 8, "hardly any has to wait", False),
         ({'eca_rejected_total{reason="overloaded"}': 3}, 8, "ECA_MAX_INFLIGHT_IMAGES", True),
         ({'eca_rejected_total{reason="deadline"}': 3}, 8, "deadlines", True),
+        ({'eca_rejected_total{reason="rate_limited"}': 3}, 8, "ECA_RATE_LIMIT", False),
         ({'eca_requests_total{model="m",code="backend_unavailable"}': 5}, 8, "5 backend_unavailable", True),
     ],
 )
