@@ -50,6 +50,7 @@ def main(
 
     Exit code 1 where a request failed or --compare found something worse.
     """
+    measure.end_on_sigterm()
     try:
         before = report.load(older) if older else None
         again = report.load(drawn) if drawn else None
@@ -60,7 +61,7 @@ def main(
     except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from None
     plan = matrix.Preset(**(plan.__dict__ | {k: v for k, v in (("rounds", rounds), ("seconds", seconds)) if v}))
-    run = again or measured(plan, images, source, models, seed)
+    run = again or measured(plan, images, source, models, out, seed)
     changed = compare.changes(run.cells, before.cells) if before else []
     caution = compare.other_machine(run.environment, before.environment) if before else ""
     page = report.write(run, out, changed, caution)
@@ -77,8 +78,11 @@ def main(
     sys.exit(1 if failures or any(change.verdict == "worse" for change in changed) else 0)
 
 
-def measured(plan: matrix.Preset, images: list[bytes], source: str, models: Path, seed: int) -> report.Run:
-    """Builds and measures; the bar's time left is that of the blocks, which take equally long."""
+def measured(plan: matrix.Preset, images: list[bytes], source: str, models: Path, out: Path, seed: int) -> report.Run:
+    """Builds and measures; the bar's time left is that of the blocks, which take equally long.
+
+    What was measured is kept in bench.json after each backbone: --draw makes a report of it if the rest is cut off.
+    """
     variants = {name: plan.variants(name) for name in plan.backbones}
     every = [variant for group in variants.values() for variant in group]
     with tqdm(total=len(every), desc="building", unit="model", disable=None) as bar:
@@ -103,6 +107,8 @@ def measured(plan: matrix.Preset, images: list[bytes], source: str, models: Path
             with tempfile.TemporaryDirectory(prefix="eca-bench-") as scratch:
                 repository = models / "repositories" / name
                 cells += measure.run(plan, served, repository, images, Path(scratch), seed, step)
+            out.mkdir(parents=True, exist_ok=True)
+            report.save(report.Run(facts, cells, notes), out / "bench.json")
     return report.Run(facts, cells, notes)
 
 

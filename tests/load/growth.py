@@ -33,7 +33,7 @@ from tqdm import tqdm
 from tests.integration.conftest import Service
 from tests.load.environment import busy, environment
 from tests.load.generator import closed_loop
-from tests.load.measure import serving
+from tests.load.measure import end_on_sigterm, serving
 from tests.load.overhead import processor_s
 from tests.load.photographs import made, photographs
 from tests.load.protocols import Http
@@ -178,6 +178,7 @@ def available(axis: str) -> str:
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write all figures there.")
 def main(axes: tuple[str, ...], seconds: float, models: Path, file: Path | None) -> None:
     """Prints a table: one line a point."""
+    end_on_sigterm()
     wanted = [axis for axis in (axes or tuple(AXES)) if not available(axis)]
     for axis in axes or tuple(AXES):
         if reason := available(axis):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -60,6 +61,11 @@ class Cell:
     def asdict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM ends this process as Ctrl-C does: with all that it started, and without temporary files."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 @contextmanager

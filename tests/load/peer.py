@@ -40,7 +40,7 @@ from tests.load.generator import Block, closed_loop
 from tests.load.in_process import Loops, Order
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio
 from tests.load.matrix import Variant, build
-from tests.load.measure import serving
+from tests.load.measure import end_on_sigterm, serving
 from tests.load.overhead import processor_s
 from tests.load.photographs import photographs
 from tests.load.protocols import Http, TritonGrpc, Way
@@ -267,6 +267,7 @@ def main(
     file: Path | None,
 ) -> None:
     """Prints images/s and latency of each contender, and the ratios that are asked of ours."""
+    end_on_sigterm()
     images, source = photographs(folder)
     facts = environment(source)
     with contextlib.ExitStack() as stack:
