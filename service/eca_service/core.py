@@ -243,8 +243,9 @@ class Core:
         self._decoding += 1
         try:
             loop = asyncio.get_running_loop()
-            recipe, most = contract.preprocessing, self.settings.max_pixels
-            decoded, busy_s = await loop.run_in_executor(self._decoders, _timed_decode, image, recipe, most, preview_px)
+            fast = self.settings.preprocessing == "fast"
+            arguments = (image, contract.preprocessing, self.settings.max_pixels, fast, preview_px)
+            decoded, busy_s = await loop.run_in_executor(self._decoders, _timed_decode, *arguments)
         finally:
             self._decoding -= 1
         self._decode_s += 0.1 * (busy_s - self._decode_s)
@@ -278,9 +279,9 @@ def _yielding() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
-def _timed_decode(image: bytes, recipe: Any, max_pixels: int, preview_px: int) -> tuple[Decoded, float]:
+def _timed_decode(image: bytes, recipe: Any, max_pixels: int, fast: bool, preview_px: int) -> tuple[Decoded, float]:
     started = time.perf_counter()
-    return decode(image, recipe, max_pixels, preview_px), time.perf_counter() - started
+    return decode(image, recipe, max_pixels, fast, preview_px), time.perf_counter() - started
 
 
 async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
