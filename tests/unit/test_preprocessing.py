@@ -100,6 +100,19 @@ def test_any_size_has_its_place(fast: str) -> None:
         assert apart(encoded(image, "BMP"), recipe).max() <= 2
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_previews_are_alike(fast: str, orientation: int) -> None:
+    """Though a JPEG is decoded for it on its own, at a size near the one that is asked for."""
+    for kind, size, longest_px in (("JPEG", (1365, 1024), 300), ("JPEG", (500, 375), 900), ("PNG", (500, 375), 300)):
+        data = file_of(kind, *size, orientation)
+        exact, quick = (decode(data, Preprocessing(), 10**8, way, longest_px).preview for way in (False, True))
+        assert exact is not None
+        assert quick is not None
+        assert exact.shape == quick.shape
+        assert max(exact.shape) == min(longest_px, max(size))
+        assert np.abs(exact.astype(int) - quick).mean() < 3
+
+
 @pytest.mark.skipif(not PHOTOS, reason="the photographs are no part of the project")
 def test_parity_on_photographs(fast: str) -> None:
     levels = [apart(path.read_bytes(), Preprocessing()) for path in PHOTOS]
