@@ -36,9 +36,10 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     most = _range(values)
     gray = np.empty(values.shape, np.uint8)
-    for top in range(0, len(gray), BAND):
-        band = np.nan_to_num(values[top : top + BAND].astype(np.float64), posinf=most, neginf=0)
-        gray[top : top + BAND] = np.clip(np.rint(band * (255 / most)), 0, 255)
+    with np.errstate(invalid="ignore", over="ignore"):  # a float may be no number, or a huge one
+        for top in range(0, len(gray), BAND):
+            band = np.nan_to_num(values[top : top + BAND].astype(np.float64), posinf=most, neginf=0)
+            gray[top : top + BAND] = np.clip(np.rint(band * (255 / most)), 0, 255)
     reduced = Image.fromarray(gray)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
