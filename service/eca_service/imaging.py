@@ -29,6 +29,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 TILE_SIDES = (322, 323)
+ROOM = 2.5  # a JPEG that is scaled while it is decoded stays so many times larger than the recipe's size
 # What Pillow's decoders raise on damaged files: they have no common error.
 DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, ArithmeticError, LookupError, struct.error, zlib.error)
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
@@ -54,7 +55,7 @@ def decode(data: bytes, recipe: Preprocessing, max_pixels: int, fast: bool = Fal
     """Decodes and follows the recipe: turned by EXIF, to RGB, shorter side resized, centre cropped.
 
     The reference turns and resizes the whole image with Pillow. `fast` resizes only what the crop keeps and turns that,
-    and a JPEG of at least four times the recipe's size is scaled down to no less than twice that while it is decoded;
+    and a JPEG of at least five times the recipe's size is scaled while it is decoded, to no less than 2.5 times that;
     tests/load/preprocessing.py measures how far the two are apart. With `preview_px` the whole image is kept too, its
     longer side at most so many pixels.
 
@@ -139,7 +140,7 @@ def _kept(
     """What `box` holds of the image, resized to the crop: uint8 [crop, crop, 3], not yet turned by EXIF."""
     shrink = 1
     if opened.format in {"JPEG", "MPO"}:
-        while shrink < 8 and min(opened.size) >= 4 * shrink * recipe.resize:
+        while shrink < 8 and min(opened.size) >= 2 * shrink * ROOM * recipe.resize:
             shrink *= 2
         if opened.mode != "CMYK":
             pixels = jpeg.decode_scaled(data, opened.size, shrink)

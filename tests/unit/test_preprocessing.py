@@ -76,7 +76,7 @@ def test_parity_of_a_turned_image(fast: str, orientation: int) -> None:
     assert levels.mean() <= 1.5, "turned the other way it is tens of levels apart"
 
 
-@pytest.mark.parametrize(("size", "resize"), [((1365, 1024), 256), ((1280, 1100), 256), ((1080, 1440), 128)])
+@pytest.mark.parametrize(("size", "resize"), [((1366, 1280), 256), ((1080, 1440), 128), ((1080, 1440), 96)])
 def test_parity_of_a_large_jpeg(fast: str, size: tuple[int, int], resize: int) -> None:
     """Scaled to a half, a half and a quarter while decoded; photographs, less noisy, are nearer to the reference."""
     levels = apart(file_of("JPEG", *size), Preprocessing(resize=resize, crop=resize - 16))
@@ -117,5 +117,7 @@ def test_previews_are_alike(fast: str, orientation: int) -> None:
 def test_parity_on_photographs(fast: str) -> None:
     levels = [apart(path.read_bytes(), Preprocessing()) for path in PHOTOS]
     assert np.mean([one.mean() for one in levels]) <= 0.25
-    assert sorted(one.max() for one in levels)[-2] <= 2, "all but the one that is large enough to be scaled"
-    assert max(one.mean() for one in levels) <= 0.7
+    assert max(one.max() for one in levels) <= 2, "none is large enough to be scaled"
+    halved = [apart(path.read_bytes(), Preprocessing(resize=66, crop=56)) for path in PHOTOS]
+    assert np.mean([one.mean() for one in halved]) <= 0.7
+    assert max(one.mean() for one in halved) <= 2
