@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
+from eca_service.core import require_few
 from eca_service.errors import ServiceError
 
 Images = Sequence[bytes | ServiceError]
@@ -57,7 +58,7 @@ async def read_images(request: Request, most_bytes: int, most_images: int) -> Im
         async with request.form(max_files=most_images) as form:
             return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
     if kind == "application/json":
-        return _base64(await read_json(request, most_bytes))
+        return _base64(await read_json(request, most_bytes), most_images)
     body = await read_body(request, most_bytes)
     return [body] if body else []
 
@@ -70,10 +71,11 @@ def from_base64(text: str) -> bytes | ServiceError:
         return ServiceError("bad_request", "the text is not base64")
 
 
-def _base64(body: Any) -> list[bytes | ServiceError]:
+def _base64(body: Any, most: int) -> list[bytes | ServiceError]:
     entries = body.get("images") if isinstance(body, dict) else None
     if not isinstance(entries, list):
         raise ServiceError("bad_request", 'the JSON body must be {"images": [{"b64": "..."}]}')
+    require_few(len(entries), most)
     texts = [entry.get("b64") if isinstance(entry, dict) else None for entry in entries]
     if not all(isinstance(text, str) for text in texts):
         raise ServiceError("bad_request", 'each entry of "images" must be {"b64": "..."}')

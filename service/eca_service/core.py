@@ -155,6 +155,11 @@ class Core:
         self.readiness.require(model)
         self.require_time(model.contract, 1, deadline)
 
+    @property
+    def most_images(self) -> int:
+        """The most images that a request may hold."""
+        return min(self.settings.max_images, self.settings.max_inflight_images)
+
     async def classify(
         self, model: Model, images: Sequence[bytes | ServiceError], top_k: int, deadline: float, permit: Permit
     ) -> Answer:
@@ -166,11 +171,9 @@ class Core:
         contract, entry = model.contract, permit.entry
         entry.images = len(images)
         self.require_top_k(contract, top_k)
-        most = min(self.settings.max_images, self.settings.max_inflight_images)
         if not images:
             raise ServiceError("bad_request", "the request holds no image; send its bytes as the body, or in a form")
-        if len(images) > most:
-            raise ServiceError("bad_request", f"the request holds {len(images)} images, at most {most} are taken")
+        require_few(len(images), self.most_images)
         if len(images) > 1:
             permit.grow(images=len(images) - 1)
             self.access.charge(entry.account, len(images) - 1)
@@ -243,8 +246,9 @@ class Core:
         self._decoding += 1
         try:
             loop = asyncio.get_running_loop()
-            recipe, most = contract.preprocessing, self.settings.max_pixels
-            decoded, busy_s = await loop.run_in_executor(self._decoders, _timed_decode, image, recipe, most, preview_px)
+            fast = self.settings.preprocessing == "fast"
+            arguments = (image, contract.preprocessing, self.settings.max_pixels, fast, preview_px)
+            decoded, busy_s = await loop.run_in_executor(self._decoders, _timed_decode, *arguments)
         finally:
             self._decoding -= 1
         self._decode_s += 0.1 * (busy_s - self._decode_s)
@@ -278,9 +282,15 @@ def _yielding() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
-def _timed_decode(image: bytes, recipe: Any, max_pixels: int, preview_px: int) -> tuple[Decoded, float]:
+def _timed_decode(image: bytes, recipe: Any, max_pixels: int, fast: bool, preview_px: int) -> tuple[Decoded, float]:
     started = time.perf_counter()
-    return decode(image, recipe, max_pixels, preview_px), time.perf_counter() - started
+    return decode(image, recipe, max_pixels, fast, preview_px), time.perf_counter() - started
+
+
+def require_few(images: int, most: int) -> None:
+    """Raises bad_request for too many images in a request; asked before any is unpacked, for there may be millions."""
+    if images > most:
+        raise ServiceError("bad_request", f"the request holds {images} images, at most {most} are taken")
 
 
 async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

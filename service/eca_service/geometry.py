@@ -18,6 +18,10 @@ class Box:
     right: float
     bottom: float
 
+    def shrunk(self, factor: int) -> Box:
+        """The same part of the picture in an image that is so many times smaller."""
+        return Box(self.left / factor, self.top / factor, self.right / factor, self.bottom / factor)
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:

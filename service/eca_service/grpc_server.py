@@ -130,7 +130,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         if len(request.inputs) != 1:
             raise ServiceError("bad_request", f"the request has {len(request.inputs)} inputs, the model has one: image")
         tensor = request.inputs[0]
-        count = oip.require_input(tensor.name, tensor.datatype, tensor.shape)
+        count = oip.require_input(tensor.name, tensor.datatype, tensor.shape, core.most_images)
         if request.raw_input_contents:
             images = oip.unpack(b"".join(request.raw_input_contents), count)
         else:

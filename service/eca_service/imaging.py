@@ -1,8 +1,7 @@
-"""From the bytes of an image to the pixels that a network is given; the only module that knows the codec."""
+"""From the bytes of an image to the pixels that a network is given; the only module that opens them."""
 
 from __future__ import annotations
 
-import io
 import struct
 import warnings
 import zlib
@@ -10,17 +9,31 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from eca_service import bounds, jpeg, resampling
+from eca_service.colours import to_rgb
 from eca_service.contract import Preprocessing
 from eca_service.errors import ServiceError
-from eca_service.geometry import Size, placement
+from eca_service.geometry import Box, Size, as_stored, crop_box
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = tuple(bounds.SIGNATURES)
 ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TILE_SIDES = (322, 323)
+ROOM = 2.5  # a JPEG that is scaled while it is decoded stays so many times larger than the recipe's size
 # What Pillow's decoders raise on damaged files: they have no common error.
 DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, ArithmeticError, LookupError, struct.error, zlib.error)
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
+warnings.filterwarnings("ignore", module="PIL")  # it warns of odd metadata that changes no pixel
 
 
 @dataclass(frozen=True)
@@ -38,84 +51,118 @@ class Decoded:
     preview: NDArray[np.uint8] | None = None
 
 
-def decode(data: bytes, recipe: Preprocessing, max_pixels: int, preview_px: int = 0) -> Decoded:
+def decode(data: bytes, recipe: Preprocessing, max_pixels: int, fast: bool = False, preview_px: int = 0) -> Decoded:
     """Decodes and follows the recipe: turned by EXIF, to RGB, shorter side resized, centre cropped.
 
-    With `preview_px` the whole image is kept too, its longer side at most so many pixels.
+    The reference turns and resizes the whole image with Pillow. `fast` resizes only what the crop keeps and turns that,
+    and a JPEG of at least five times the recipe's size is scaled while it is decoded, to no less than 2.5 times that;
+    tests/load/preprocessing.py measures how far the two are apart. With `preview_px` the whole image is kept too, its
+    longer side at most so many pixels.
 
     Raises ServiceError: unsupported_image_format, image_too_many_pixels, image_truncated, image_undecodable.
     """
+    kind = bounds.format_of(data)
+    if kind is None:
+        raise ServiceError("unsupported_image_format", f"the {len(data)} bytes do not begin like {', '.join(FORMATS)}")
+    try:
+        bounds.require_few_parts(data, kind)
+        _require_few(bounds.claimed_pixels(data, kind), max_pixels, "the image")
+        with Image.open(bounds.Parts(data), formats=(kind,)) as opened:
+            _require_few(opened.width * opened.height, max_pixels, f"the image, {opened.width} x {opened.height},")
+            _require_few(_tile_px(opened), max_pixels, "a tile of the image")
+            return _follow(data, opened, recipe, fast, preview_px)
+    except bounds.TooManyParts as error:
+        raise ServiceError("image_undecodable", f"the {kind} image is not decoded: {error}") from None
+    except UnidentifiedImageError:
+        code = "image_truncated" if bounds.ends_early(data, kind) else "image_undecodable"
+        raise ServiceError(code, f"the {kind} image's header is damaged") from None
+    except DAMAGE as error:
+        cut = "truncated" in str(error).lower() or bounds.ends_early(data, kind)
+        code = "image_truncated" if cut else "image_undecodable"
+        raise ServiceError(code, f"the {kind} image cannot be decoded: {error}") from None
+
+
+def _require_few(pixels: int, most: int, what: str) -> None:
+    if pixels > most:
+        raise ServiceError("image_too_many_pixels", f"{what} has {pixels} pixels, at most {most} are taken")
+
+
+def _tile_px(opened: ImageFile.ImageFile) -> int:
+    """The pixels of one of a TIFF's tiles, which is unpacked whole, however small the image; 0 for other images."""
+    tags = getattr(opened, "tag_v2", {})
+    width, height = (tags.get(tag, 0) for tag in TILE_SIDES)
+    return width * height if isinstance(width, int) and isinstance(height, int) else 0
+
+
+def _follow(data: bytes, opened: ImageFile.ImageFile, recipe: Preprocessing, fast: bool, preview_px: int) -> Decoded:
     notes: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata that changes no pixel
-        try:
-            opened = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError:
-            raise ServiceError(
-                "unsupported_image_format", f"the {len(data)} bytes are no image in {', '.join(FORMATS)}"
-            ) from None
-        except DAMAGE as error:
-            raise ServiceError("image_undecodable", f"the image's header is damaged: {error}") from None
-        with opened:
-            pixels = opened.width * opened.height
-            if pixels > max_pixels:
-                raise ServiceError(
-                    "image_too_many_pixels",
-                    f"the image has {opened.width} x {opened.height} = {pixels} pixels, at most {max_pixels} are taken",
-                )
-            try:
-                if getattr(opened, "n_frames", 1) > 1:
-                    notes.append("first_frame")
-                    opened.seek(0)
-                opened.load()
-                orientation = opened.getexif().get(ORIENTATION, 1)
-                image = to_rgb(opened, notes)
-                if orientation not in range(2, 9):
-                    orientation = 1
-                else:
-                    notes.append("exif_rotated")
-                    image.getexif()[ORIENTATION] = orientation
-                    image = ImageOps.exif_transpose(image)
-            except DAMAGE as error:
-                cut = "truncated" in str(error) or isinstance(error, EOFError)
-                code = "image_truncated" if cut else "image_undecodable"
-                raise ServiceError(code, f"the {opened.format} image cannot be decoded: {error}") from None
-    return Decoded(
-        np.asarray(fit(image, recipe)),
-        tuple(notes),
-        image.size,
-        orientation,
-        np.asarray(_shrunk(image, preview_px)) if preview_px else None,
-    )
+    if getattr(opened, "is_animated", False):  # not n_frames, which may go through the whole file
+        notes.append("first_frame")
+    if not _srgb(opened.info.get("icc_profile")):
+        notes.append("colour_profile_ignored")
+    if opened.mode in {"RGB", "RGBA"} and any(";16" in str(tile[3]) for tile in opened.tile[:1]):
+        notes.append("reduced_to_8_bit")  # by Pillow while it is loaded; to_rgb does the other modes
+    orientation = _orientation(opened)  # a PNG is loaded here: its EXIF may lie behind its pixels
+    turn = 1 if opened.format == "TIFF" else orientation  # Pillow turns a TIFF while it loads it
+    upright = opened.size[::-1] if turn >= 5 else opened.size
+    if fast:
+        box = as_stored(crop_box(upright, recipe), upright, turn)
+        pixels = _turned(_kept(data, opened, box, recipe, notes), turn)
+    else:
+        opened.load()
+        image = to_rgb(opened, notes)
+        pixels = resampling.fit(image.transpose(TURNS[turn]) if turn in TURNS else image, recipe)
+    if orientation in TURNS:
+        notes.append("exif_rotated")
+    preview = _preview(opened, turn, preview_px) if preview_px else None
+    return Decoded(pixels, tuple(notes), upright, orientation, preview)
 
 
-def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    """The conversion policy: gray repeated, transparency over white, 16 bits scaled to 8, CMYK by Pillow's formula."""
-    if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
-        notes.append("reduced_to_8_bit")
-        values = np.asarray(image).astype(np.float64)
-        # "I" and "F" say nothing of their range: what fits into 8 bits is taken as 8 bits.
-        scaled = values / 257 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else values
-        image = Image.fromarray(np.clip(scaled.round(), 0, 255).astype(np.uint8))
-    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() != (255, 255):
-            notes.append("alpha_on_white")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode == "CMYK":
-        notes.append("converted_cmyk")
-    return image if image.mode == "RGB" else image.convert("RGB")  # a needless copy of a large image is slow
+def _srgb(profile: bytes | None) -> bool:
+    """Whether colours need no profile: there is none, or it names sRGB, in either of the encodings profiles use."""
+    return not profile or b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
 
 
-def fit(image: Image.Image, recipe: Preprocessing) -> Image.Image:
-    """Shorter side to `resize` pixels by the recipe's antialiased filter, then the centre `crop` x `crop`."""
-    placed = placement(image.size, recipe)
-    if (placed.width, placed.height) != image.size:
-        image = image.resize((placed.width, placed.height), Image.Resampling[recipe.filter.upper()])
-    return image.crop((placed.left, placed.top, placed.left + recipe.crop, placed.top + recipe.crop))
+def _orientation(opened: ImageFile.ImageFile) -> int:
+    """EXIF's orientation, 1 to 8; 1 also where EXIF is damaged, for the pixels may well be whole."""
+    try:
+        found = opened.getexif().get(ORIENTATION, 1)
+    except DAMAGE:
+        if not opened.info.keys() & {"exif", "Raw profile type exif"}:
+            raise  # a PNG is loaded to look for it, and that failed
+        return 1
+    return int(found) if found in TURNS else 1
 
 
-def _shrunk(image: Image.Image, longest_px: int) -> Image.Image:
-    copy = image.copy()
-    copy.thumbnail((longest_px, longest_px))
-    return copy
+def _kept(
+    data: bytes, opened: ImageFile.ImageFile, box: Box, recipe: Preprocessing, notes: list[str]
+) -> NDArray[np.uint8]:
+    """What `box` holds of the image, resized to the crop: uint8 [crop, crop, 3], not yet turned by EXIF."""
+    shrink = 1
+    if opened.format in {"JPEG", "MPO"}:
+        while shrink < 8 and min(opened.size) >= 2 * shrink * ROOM * recipe.resize:
+            shrink *= 2
+        if opened.mode != "CMYK":
+            pixels = jpeg.decode_scaled(data, opened.size, shrink)
+            if pixels is not None:
+                return resampling.keep(pixels, box.shrunk(shrink), recipe)
+        opened.draft(None, (opened.width // shrink, opened.height // shrink))
+    opened.load()
+    return resampling.keep(to_rgb(opened, notes), box.shrunk(shrink), recipe)
+
+
+def _preview(opened: ImageFile.ImageFile, turn: int, longest_px: int) -> NDArray[np.uint8]:
+    opened.draft(None, (longest_px, longest_px))  # of a JPEG that was not loaded yet
+    image = to_rgb(opened, [])
+    image = image.transpose(TURNS[turn]) if turn in TURNS else image.copy()
+    image.thumbnail((longest_px, longest_px))
+    return np.asarray(image)
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """uint8 [n, n, 3] turned as EXIF's orientation says."""
+    if orientation in {3, 4, 6, 7}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 7, 8}:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels.swapaxes(0, 1) if orientation >= 5 else pixels)

@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from eca_service.batching import Totals
 from eca_service.contract import INPUT, Contract
-from eca_service.core import Answer
+from eca_service.core import Answer, require_few
 from eca_service.errors import ServiceError
 
 PLATFORM = "eca-serve"
@@ -121,14 +121,15 @@ def _number(value: Any, field: Any) -> Any:
     return int(value) if wide and isinstance(value, str) else value
 
 
-def require_input(name: str, datatype: str, shape: Sequence[int]) -> int:
-    """The number of images that an input tensor announces. Raises bad_request where it is not ours."""
+def require_input(name: str, datatype: str, shape: Sequence[int], most: int) -> int:
+    """The number of images that an input tensor announces, at most `most`. Raises bad_request where it is not ours."""
     if name != INPUT:
         raise ServiceError("bad_request", f"there is no input {name!r}; the input is {INPUT!r}")
     if datatype != "BYTES":
         raise ServiceError("bad_request", f"{INPUT} has datatype {datatype}; it is BYTES: encoded images")
     if not shape or len(shape) > 2 or shape[0] < 1 or list(shape[1:]) not in ([], [1]):
         raise ServiceError("bad_request", f"{INPUT} has shape {list(shape)}; it is [number of images]")
+    require_few(shape[0], most)
     return int(shape[0])
 
 

@@ -79,12 +79,13 @@ async def statistics(request: Request, model: str, version: str = "") -> Respons
 @router.post("/models/{model}/versions/{version}/infer", openapi_extra=takes_tensor())
 async def infer(request: Request, model: str, version: str = "") -> Response:
     """Classifies the encoded images of the input `image`."""
-    limit = core_of(request).settings.max_body_bytes
+    core = core_of(request)
     asked = _Asked([], 0, "", [], set())
 
     async def read(contract: Contract) -> tuple[Images, int]:
         nonlocal asked
-        asked = _parse(await read_body(request, limit), request.headers.get(HEADER_LENGTH), contract)
+        body = await read_body(request, core.settings.max_body_bytes)
+        asked = _parse(body, request.headers.get(HEADER_LENGTH), contract, core.most_images)
         return asked.images, asked.top_k
 
     answer = await answer_to(request, model, oip.require_version(version), read)
@@ -121,7 +122,7 @@ class _Asked:
     binary: set[str]
 
 
-def _parse(body: bytes, header_length: str | None, contract: Contract) -> _Asked:
+def _parse(body: bytes, header_length: str | None, contract: Contract, most_images: int) -> _Asked:
     """Raises bad_request or bad_parameter where the body is not an inference request."""
     length = len(body)
     if header_length is not None:
@@ -139,7 +140,7 @@ def _parse(body: bytes, header_length: str | None, contract: Contract) -> _Asked
     shape = given.get("shape")
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
         raise ServiceError("bad_request", f"the shape of {INPUT} must be a list of whole numbers")
-    count = oip.require_input(str(given.get("name")), str(given.get("datatype")), shape)
+    count = oip.require_input(str(given.get("name")), str(given.get("datatype")), shape, most_images)
     size = _parameters(given).get("binary_data_size")
     if size is None:
         images = _from_json(given.get("data"), count)

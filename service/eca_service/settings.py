@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     max_images: int = Field(64, ge=1, le=4096, description="most images in a request")
     max_inflight_images: int = Field(256, ge=1, description="most images being answered, above it 429")
     max_inflight_bytes: int = Field(256 << 20, ge=1024, description="most bytes of bodies being answered, above it 429")
+    preprocessing: Literal["fast", "reference"] = Field(
+        "fast", description="fast, or reference: whole image by Pillow; service/ACCURACY.md says what differs"
+    )
     decode_threads: int = Field(
         len(os.sched_getaffinity(0)),
         ge=1,

@@ -1,15 +1,23 @@
-"""The build verifies on the pixels that the gateway would send."""
+"""The build verifies on the pixels that the gateway would send, and the gateway's fast way stays close to them."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
 from eca_build.images import load
+from eca_service import jpeg, resampling
 from eca_service.contract import Preprocessing
 from eca_service.imaging import decode
+from numpy.typing import NDArray
 from PIL import Image
+
+from tests.unit.image_files import encoded, scene, turned_by_exif
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = sorted((ROOT.parent / "shared" / "data" / "photos").glob("*.JPEG"))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (301, 200), (200, 333), (20, 90)])
@@ -19,3 +27,97 @@ def test_build_and_gateway_agree(tmp_path: Path, size: tuple[int, int]) -> None:
     recipe = Preprocessing(resize=40, crop=32)
     gateway = decode((tmp_path / "a.png").read_bytes(), recipe, 10**6).pixels
     assert np.array_equal(load(tmp_path, recipe)[0], gateway)
+
+
+@pytest.fixture(params=["all", "without simd", "pillow alone"])
+def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the libraries that this platform has, and with those that others lack taken away."""
+    if request.param != "all":
+        monkeypatch.setattr(resampling, "simd", None)
+    if request.param == "pillow alone":
+        monkeypatch.setattr(jpeg, "simplejpeg", None)
+    return str(request.param)
+
+
+@functools.cache
+def file_of(kind: str, width: int, height: int, orientation: int = 1) -> bytes:
+    return turned_by_exif(scene(width, height), orientation, kind, **({"quality": 90} if kind == "JPEG" else {}))
+
+
+@functools.cache
+def reference(data: bytes, recipe: Preprocessing) -> NDArray[np.int64]:
+    return decode(data, recipe, 10**8).pixels.astype(np.int64)
+
+
+def apart(data: bytes, recipe: Preprocessing) -> NDArray[np.int64]:
+    """Levels between the fast way and the reference."""
+    pixels = decode(data, recipe, 10**8, fast=True).pixels
+    assert pixels.shape == (recipe.crop, recipe.crop, 3)
+    levels: NDArray[np.int64] = np.abs(pixels - reference(data, recipe))
+    return levels
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 501), (224, 224), (257, 256), (231, 700), (90, 70)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_parity(fast: str, kind: str, size: tuple[int, int]) -> None:
+    levels = apart(file_of(kind, *size), Preprocessing())
+    assert levels.max() <= 2
+    assert levels.mean() <= 0.3
+    levels = apart(file_of(kind, *size), Preprocessing(resize=300, crop=288, filter="bicubic"))
+    assert (levels > 2).mean() <= 0.005, "bicubic overshoots, and clips earlier or later"
+    assert levels.mean() <= 0.35
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_parity_of_a_turned_image(fast: str, orientation: int) -> None:
+    levels = apart(file_of("JPEG", 301, 400, orientation), Preprocessing())
+    assert levels.max() <= 2
+    levels = apart(file_of("JPEG", 800, 601, orientation), Preprocessing(resize=128, crop=112))
+    assert levels.mean() <= 1.5, "turned the other way it is tens of levels apart"
+
+
+@pytest.mark.parametrize(("size", "resize"), [((1366, 1280), 256), ((1080, 1440), 128), ((1080, 1440), 96)])
+def test_parity_of_a_large_jpeg(fast: str, size: tuple[int, int], resize: int) -> None:
+    """Scaled to a half, a half and a quarter while decoded; photographs, less noisy, are nearer to the reference."""
+    levels = apart(file_of("JPEG", *size), Preprocessing(resize=resize, crop=resize - 16))
+    assert levels.mean() <= 1.5
+    assert levels.max() <= 16
+
+
+def test_right_size_is_exact(fast: str) -> None:
+    for kind in ("JPEG", "PNG"):
+        for size in ((32, 32), (47, 32), (32, 64)):
+            assert apart(file_of(kind, *size), Preprocessing(resize=32, crop=32)).max() == 0
+
+
+def test_any_size_has_its_place(fast: str) -> None:
+    """The edges of the box never lie outside of the image, however they round."""
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        width, height = random.integers(1, 300, 2)
+        recipe = Preprocessing(resize=int(random.integers(8, 60)), crop=int(random.integers(8, 60)))
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        assert apart(encoded(image, "BMP"), recipe).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_previews_are_alike(fast: str, orientation: int) -> None:
+    """Though a JPEG is decoded for it on its own, at a size near the one that is asked for."""
+    for kind, size, longest_px in (("JPEG", (1365, 1024), 300), ("JPEG", (500, 375), 900), ("PNG", (500, 375), 300)):
+        data = file_of(kind, *size, orientation)
+        exact, quick = (decode(data, Preprocessing(), 10**8, way, longest_px).preview for way in (False, True))
+        assert exact is not None
+        assert quick is not None
+        assert exact.shape == quick.shape
+        assert max(exact.shape) == min(longest_px, max(size))
+        assert np.abs(exact.astype(int) - quick).mean() < 3
+
+
+@pytest.mark.skipif(not PHOTOS, reason="the photographs are no part of the project")
+def test_parity_on_photographs(fast: str) -> None:
+    levels = [apart(path.read_bytes(), Preprocessing()) for path in PHOTOS]
+    assert np.mean([one.mean() for one in levels]) <= 0.25
+    assert max(one.max() for one in levels) <= 2, "none is large enough to be scaled"
+    halved = [apart(path.read_bytes(), Preprocessing(resize=66, crop=56)) for path in PHOTOS]
+    assert np.mean([one.mean() for one in halved]) <= 0.7
+    assert max(one.mean() for one in halved) <= 2

@@ -1,0 +1,120 @@
+"""What an image file may ask of its decoder: looked at in its bytes, before any pixel is decoded.
+
+A small file can claim many pixels, and a large one can hold millions of tiny parts; both cost the decoder far more than
+their bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+
+import numpy as np
+
+MOST_READS = 100_000  # about 0.3 s of Pillow's header parsers, which go from part to part
+MOST_SCANS = 100  # a progressive JPEG has about ten; each costs a pass over all coefficients
+MOST_NUMBERS = 65_536  # in one tag of a TIFF: one strip a row for the highest image
+SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "BMP": re.compile(rb"BM"),
+    "TIFF": re.compile(rb"(II|MM)([*+]\0|\0[*+])"),
+}
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_ONE_BYTE_TYPES = (1, 2, 6, 7)
+
+
+class TooManyParts(Exception):
+    """A file of so many parts that going through them alone would take long; the message says which parts."""
+
+
+class Parts(io.BytesIO):
+    """The bytes of an image as a file that may be read MOST_READS times, then raises TooManyParts."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file."""
+        self.reads += 1
+        if self.reads > MOST_READS:
+            raise TooManyParts(f"it has more than {MOST_READS} parts")
+        return super().read(size)
+
+
+def format_of(data: bytes) -> str | None:
+    """The format that the first bytes are the signature of, whatever the file is called."""
+    return next((name for name, signature in SIGNATURES.items() if signature.match(data)), None)
+
+
+def ends_early(data: bytes, kind: str) -> bool:
+    """Whether a damaged file of format `kind` lacks its end, as far as the format can tell."""
+    if kind == "JPEG":
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda") or b"\xff\xda" not in data
+    if kind == "PNG":
+        return b"IEND" not in data[-1024:]
+    if kind == "GIF":
+        return not data.rstrip(b"\0").endswith(b";")
+    if kind == "WEBP":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if kind == "BMP":
+        return int.from_bytes(data[2:6], "little") > len(data)
+    return int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big") >= len(data)  # where a TIFF's tags are
+
+
+def claimed_pixels(data: bytes, kind: str) -> int:
+    """The pixels that a WebP's header claims, 0 where it is none: its decoder takes their memory when it is opened."""
+    chunk, head = data[12:16], data[20:30]
+    if kind != "WEBP" or len(head) < 10:
+        return 0
+    if chunk == b"VP8X":
+        return (int.from_bytes(head[4:7], "little") + 1) * (int.from_bytes(head[7:10], "little") + 1)
+    if chunk == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return ((bits & 0x3FFF) + 1) * ((bits >> 14 & 0x3FFF) + 1)
+    return (int.from_bytes(head[6:8], "little") & 0x3FFF) * (int.from_bytes(head[8:10], "little") & 0x3FFF)
+
+
+def require_few_parts(data: bytes, kind: str) -> None:
+    """Raises TooManyParts for a JPEG of many scans or a TIFF with a tag of many numbers."""
+    if kind == "JPEG" and _many_scans(data):
+        raise TooManyParts(f"it has more than {MOST_SCANS} scans")
+    if kind == "TIFF" and _many_numbers(data):
+        raise TooManyParts(f"it has more than {MOST_NUMBERS} strips, tiles, or numbers in another tag")
+
+
+def _many_scans(data: bytes) -> bool:
+    octets = np.frombuffer(data, np.uint8)
+    if np.count_nonzero((octets[:-1] == 0xFF) & (octets[1:] == _SOS)) <= MOST_SCANS:
+        return False  # the usual case, found in microseconds; more may be chance in what follows the image
+    at, scans = 2, 0
+    for _ in range(MOST_READS):
+        found = _MARKER.search(data, at)
+        if found is None or found[1][0] == _EOI:
+            return False
+        at = found.end()
+        if found[1][0] not in (_SOI, 0x01):
+            at += int.from_bytes(data[at : at + 2], "big")
+        scans += found[1][0] == _SOS
+        if scans > MOST_SCANS:
+            return True
+    return True
+
+
+def _many_numbers(data: bytes) -> bool:
+    order = "<" if data[:2] == b"II" else ">"
+    at, head, entry = ("8xQ", "Q", "2xHQ8x") if data[2:3] == b"+" else ("4xI", "H", "2xHI4x")  # "+" is BigTIFF
+    try:
+        (start,) = struct.unpack_from(order + at, data)
+        (entries,) = struct.unpack_from(order + head, data, start)
+        for index in range(min(entries, MOST_READS)):
+            place = start + struct.calcsize(order + head) + index * struct.calcsize(order + entry)
+            number_type, numbers = struct.unpack_from(order + entry, data, place)
+            if number_type not in _ONE_BYTE_TYPES and numbers > MOST_NUMBERS:
+                return True
+    except (struct.error, OverflowError):
+        pass  # the decoder will say what is wrong with it
+    return False
