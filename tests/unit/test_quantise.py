@@ -148,6 +148,6 @@ def test_nothing_to_quantise_is_a_sentence(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Cast", ["image"], ["probabilities"], to=TensorProto.FLOAT)
     graph = onnx.helper.make_graph([node], "g", [info], [out])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
-    with pytest.raises(BuildError, match="nothing that --precision int8 turns"):
+    with pytest.raises(BuildError, match="nothing that --precision int8 would"):
         quantise.quantise(tmp_path / "m.onnx", tmp_path / "q.onnx", images.synthetic(4, 2))
     assert not (tmp_path / "q.onnx").exists()
