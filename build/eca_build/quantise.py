@@ -54,7 +54,7 @@ def quantise(source: Path, target: Path, images: NDArray[np.uint8], scheme: Sche
     """
     model = onnx.load(source)
     names = {node.name for node in model.graph.node if node.op_type in scheme.operators}
-    kept = set(_kept_float(model))
+    kept = _kept_float(model)
     if not names - kept:
         raise BuildError(
             "the network has nothing that --precision int8 would turn into integers; use another precision"
@@ -85,13 +85,21 @@ def quantise(source: Path, target: Path, images: NDArray[np.uint8], scheme: Sche
     onnx.save(result, target)
 
 
-def _kept_float(model: onnx.ModelProto) -> Iterator[str]:
-    """Names of the convolutions that stay float32: the one that sees the pixels, and those of ECA's gates."""
-    axes = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    for index, node in enumerate(convolutions):
-        if index == 0 or axes.get(node.input[1]) == 3:  # over [N, 1, C]
-            yield node.name
+def _kept_float(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that stay float32: the convolution that sees the pixels, and those of the gates.
+
+    A gate ends in a sigmoid and begins where the map is pooled, over positions or, in CBAM, over channels.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    kept = {next((node.name for node in model.graph.node if node.op_type == "Conv"), "")}
+    waiting = [node for node in model.graph.node if node.op_type == "Sigmoid"]
+    while waiting:
+        node = waiting.pop()
+        kept.add(node.name)
+        if not node.op_type.startswith("Reduce"):
+            before = (makers.get(name) for name in node.input)
+            waiting += [maker for maker in before if maker is not None and maker.name not in kept]
+    return kept
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]

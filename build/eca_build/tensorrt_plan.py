@@ -1,10 +1,9 @@
-"""ONNX to a TensorRT plan for the GPU of this machine, and the plan's answers; each in a process of its own.
+"""ONNX to a TensorRT plan for the GPU of this machine, in a process of its own; and the plan opened to run.
 
-    python -m eca_build.tensorrt_plan build MODEL.onnx MODEL.plan MAX_BATCH TIMING_CACHE
-    python -m eca_build.tensorrt_plan run MODEL.plan IMAGES.npy ANSWERS.npy
+    python -m eca_build.tensorrt_plan MODEL.onnx MODEL.plan MAX_BATCH TIMING_CACHE
 
-are those processes. Both need TensorRT, a GPU and PyTorch with CUDA: NVIDIA's pytorch container has all three. Fused
-kernels go into the plan as PTX, so that a stock TensorRT backend of Triton's serves it.
+is that process; `verify` runs the plan. Both need TensorRT, a GPU and PyTorch with CUDA: NVIDIA's pytorch container has
+all three. Fused kernels go into the plan as PTX, so that a stock TensorRT backend of Triton's serves it.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from eca_plugin.sources import kernels_sha256
 from eca_service.contract import INPUT, PROBABILITIES, Passport
 from numpy.typing import NDArray
 
-from eca_build import verify
 from eca_build.custom_nodes import DOMAIN
 from eca_build.errors import BuildError
+from eca_build.sessions import Session
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -63,7 +62,7 @@ def build(onnx_file: Path, plan: Path, max_batch: int) -> Passport:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eca-serve" / "tensorrt-timing.cache"
     try:
         onnx.save(model, named)
-        command = [sys.executable, "-m", "eca_build.tensorrt_plan", "build", str(named), str(plan)]
+        command = [sys.executable, "-m", "eca_build.tensorrt_plan", str(named), str(plan)]
         done = subprocess.run([*command, str(max_batch), str(cache)], capture_output=True, text=True, check=False)
     finally:
         named.unlink(missing_ok=True)
@@ -83,11 +82,6 @@ def build(onnx_file: Path, plan: Path, max_batch: int) -> Passport:
         driver=driver,
         kernels_sha256=kernels_sha256() if nodes else None,
     )
-
-
-def answers(plan: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The plan's probabilities, as `verify.answers`."""
-    return verify.answers(plan, images, [sys.executable, "-m", "eca_build.tensorrt_plan", "run"])
 
 
 def name_plugins(model: onnx.ModelProto) -> int:
@@ -153,20 +147,21 @@ def _cuda_version() -> str:
     return torch.version.cuda or "unknown"
 
 
-def _run(engine: str, source: str, target: str, batch: int = 32) -> None:
+def open_plan(engine: Path) -> Session:
+    """The plan on the GPU, as a function from images to probabilities; see `sessions.open_session`."""
     import tensorrt as trt
     import torch
 
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    plan = runtime.deserialize_cuda_engine(Path(engine).read_bytes())
+    plan = runtime.deserialize_cuda_engine(engine.read_bytes())
     if plan is None:
-        sys.exit("TensorRT cannot read the plan back")
+        raise RuntimeError("TensorRT cannot read the plan back")
     context = plan.create_execution_context()
     largest = plan.get_tensor_profile_shape(INPUT, 0)[2][0]
     stream = torch.cuda.Stream()
-    parts = []
-    for part in torch.from_numpy(np.load(source)).split(min(batch, largest)):
-        image = part.cuda().contiguous()
+
+    def once(images: torch.Tensor) -> torch.Tensor:
+        image = images.cuda().contiguous()
         context.set_input_shape(INPUT, tuple(image.shape))
         held = {INPUT: image}
         for index in range(plan.num_io_tensors):
@@ -177,14 +172,18 @@ def _run(engine: str, source: str, target: str, batch: int = 32) -> None:
             context.set_tensor_address(name, tensor.data_ptr())
         torch.cuda.synchronize()
         if not context.execute_async_v3(stream.cuda_stream):
-            sys.exit("TensorRT could not run the plan")
+            raise RuntimeError("TensorRT could not run the plan")
         stream.synchronize()
-        parts.append(held[PROBABILITIES].cpu().numpy())
-    np.save(target, np.concatenate(parts))
+        return held[PROBABILITIES].cpu()
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        answers: NDArray[np.float32] = torch.cat(
+            [once(part) for part in torch.from_numpy(images).split(largest)]
+        ).numpy()
+        return answers
+
+    return run
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "build":
-        _build(sys.argv[2], sys.argv[3], int(sys.argv[4]), Path(sys.argv[5]))
-    else:
-        _run(sys.argv[2], sys.argv[3], sys.argv[4])
+    _build(sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
