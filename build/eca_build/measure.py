@@ -2,7 +2,7 @@
 
     python -m eca_build.measure ENGINES.json IMAGES.npy RATES.npy
 
-is that process. Blocks of a twentieth of a second alternate between the engines in an order that is drawn anew each
+is that process. Blocks of a fraction of a second alternate between the engines in an order that is drawn anew each
 round, so that whatever else the machine does meets all of them alike, and what is compared is the ratio within a round.
 """
 
@@ -27,9 +27,9 @@ from eca_build.errors import BuildError
 from eca_build.sessions import Kind, Session, open_session
 
 BATCHES = (1, 8, 32)
-BLOCK_S = 0.05
-LEAST_ROUNDS, MOST_ROUNDS = 3, 9
-BUDGET_S = 10.0
+BLOCK_S = 0.04
+LEAST_ROUNDS, MOST_ROUNDS = 3, 7
+ROUND_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,18 @@ def measure(
     images: NDArray[np.uint8],
     max_batch: int,
     streams: int = 1,
-    budget_s: float = BUDGET_S,
+    rounds: int = MOST_ROUNDS,
 ) -> list[Speed]:
     """The speed of each engine on `images`, uint8 [N, H, W, 3], at those of BATCHES that `max_batch` allows.
 
     All cores are used: by one session of each engine, or by `streams` sessions at once with a part of the cores each.
-    Takes about `budget_s`, or three rounds. Raises BuildError with the process's last line where it fails.
+    Ends after `rounds`, or after a few where they take long. Raises BuildError with the process's last line where it
+    fails.
     """
     batches = [batch for batch in BATCHES if batch <= max_batch]
     with tempfile.TemporaryDirectory(prefix="eca-measure-") as folder:
         plan, source, target = (Path(folder, name) for name in ("engines.json", "images.npy", "rates.npy"))
-        asked = {"batches": batches, "streams": streams, "budget_s": budget_s}
+        asked = {"batches": batches, "streams": streams, "rounds": rounds}
         plan.write_text(json.dumps(asked | {"engines": [asdict(engine) for engine in engines]}))
         np.save(source, images[np.arange(max(batches)) % len(images)])
         command = [sys.executable, "-m", "eca_build.measure", str(plan), str(source), str(target)]
@@ -112,9 +113,10 @@ def speeds(rates: NDArray[np.float64], batches: Sequence[int]) -> list[Speed]:
 def _run(plan_file: str, source: str, target: str) -> None:
     plan = json.loads(Path(plan_file).read_text())
     images, streams = np.load(source), plan["streams"]
+    threads = max(1, cores() // streams)
     with ThreadPoolExecutor(streams) as pool:
         engines = [
-            [open_session(one["kind"], one["precision"], Path(one["file"]), cores() // streams) for _ in range(streams)]
+            [open_session(one["kind"], one["precision"], Path(one["file"]), threads) for _ in range(streams)]
             for one in plan["engines"]
         ]
         blocks = [
@@ -124,8 +126,9 @@ def _run(plan_file: str, source: str, target: str) -> None:
         ]
         for *_, block in blocks:
             block()  # a first run at each shape prepares it
-        order, rounds, end = random.Random(0), list[NDArray[np.float64]](), time.perf_counter() + plan["budget_s"]
-        while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
+        order, rounds = random.Random(0), list[NDArray[np.float64]]()
+        end = time.perf_counter() + plan["rounds"] * ROUND_S
+        while len(rounds) < LEAST_ROUNDS or (len(rounds) < plan["rounds"] and time.perf_counter() < end):
             rates = np.zeros((len(engines), len(plan["batches"])))
             for engine, batch, block in order.sample(blocks, len(blocks)):
                 rates[engine, batch] = block()

@@ -60,12 +60,17 @@ class Variant:
     @property
     def kind(self) -> Kind | None:
         """How the engine is run where it is built; None where it cannot be."""
-        if self.target == "tensorrt-rtx":
-            return None
-        return self.runtime if self.target == "onnx" else self.target
+        return None if self.target == "tensorrt-rtx" else kind_of(self.target, self.runtime)
 
     def __str__(self) -> str:
         return f"{self.runtime or self.target} {self.precision} {self.attention_graph}"
+
+
+def kind_of(target: TargetName, runtime: Runtime | None) -> Kind:
+    """How an engine of `target` is run. Raises ValueError for TensorRT-RTX's, which is run nowhere here."""
+    if target == "tensorrt-rtx":
+        raise ValueError("nothing here runs TensorRT-RTX's engines")
+    return (runtime or "onnxruntime") if target == "onnx" else target
 
 
 @dataclass(frozen=True)
