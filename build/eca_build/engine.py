@@ -69,10 +69,6 @@ class Maker:
         Raises BuildError where the network has no such graph or the engine cannot be built or run.
         """
         step(f"build {variant}")
-        if self._expose_gates and variant.attention_graph == "fused":
-            raise BuildError(
-                "--attention-graph fused computes its gates inside of one operator; without --expose-gates"
-            )
         if variant.target == "onnx":
             return self._onnx(variant, home / "model.onnx", step)
         if variant.target == "inductor":

@@ -110,6 +110,8 @@ def variants(wish: Wish) -> list[Variant]:
         raise BuildError(f"--runtime {wish.runtime} is for --target onnx; leave it out with --target {wish.target}")
     if wish.auto and wish.target == "tensorrt-rtx":
         raise BuildError("auto takes the fastest, and no engine of --target tensorrt-rtx can be run here; choose one")
+    if wish.expose_gates and wish.attention_graph == "fused":
+        raise BuildError("--attention-graph fused computes its gates inside of one operator; without --expose-gates")
     runtimes = _runtimes(wish) if wish.target == "onnx" else (None,)
     precisions: tuple[Precision, ...] = get_args(Precision) if wish.precision == "auto" else (wish.precision,)
     graphs = ATTENTION_GRAPHS if wish.attention_graph == "auto" else (wish.attention_graph,)
@@ -118,7 +120,7 @@ def variants(wish: Wish) -> list[Variant]:
         for precision in precisions
         for graph in graphs
         for runtime in runtimes
-        if precision in PRECISIONS[runtime or wish.target]
+        if precision in PRECISIONS[runtime or wish.target] and not (wish.expose_gates and graph == "fused")
     ]
     if not found:
         asked = f"--target {wish.target}" + (f" --runtime {wish.runtime}" if wish.target == "onnx" else "")
