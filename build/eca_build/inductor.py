@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from eca_plugin.sources import kernels_sha256
 from eca_service.contract import Passport
 from torch import nn
 
+from eca_build.custom_nodes import as_operators
 from eca_build.errors import BuildError
 
 PACKAGE = "model.pt2"
@@ -50,7 +52,8 @@ def build(served: nn.Module, package: Path, crop: int, max_batch: int) -> Passpo
         served = served.to("cuda").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = example.cuda()
     batch = {0: torch.export.Dim("N", min=1, max=max_batch)} if max_batch > 1 else {}
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+    fusing = as_operators() if cuda else nullcontext()  # a CPU's compiler fuses plain operators by itself
+    with fusing, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         program = torch.export.export(served, (example,), dynamic_shapes={"image": batch})
         fused = any(str(node.target).startswith("eca.") for node in program.graph.nodes)
