@@ -1,6 +1,6 @@
 """A network to an AOTInductor package for the GPU of this machine, or for its CPU; compiled in a process of its own.
 
-    python -m eca_build.inductor PROGRAM.pt2 MODEL.pt2
+    python -m eca_build.inductor PROGRAM.pt2 MODEL.pt2 MAX_BATCH
 
 is that process. It needs PyTorch and a C++ compiler; on a GPU the fused operators are our Triton kernels, inside the
 package, on a CPU plain operators that the compiler fuses by itself.
@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def build(served: nn.Module, package: Path, crop: int, max_batch: int) -> Passpo
             source = Path(folder, "program.pt2")
             torch.export.save(program, source)
             done = subprocess.run(
-                [sys.executable, "-m", "eca_build.inductor", str(source), str(package)],
+                [sys.executable, "-m", "eca_build.inductor", str(source), str(package), str(max_batch)],
                 env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder},
                 capture_output=True,
                 text=True,
@@ -91,16 +92,29 @@ def instructions() -> tuple[str, ...]:
     return ()
 
 
-def _build(source: str, target: str) -> None:
+def _build(source: str, target: str, max_batch: int) -> None:
     from torch._inductor import aoti_compile_and_package
 
     if torch.cuda.is_available():
-        from eca_plugin import torch_operators  # noqa: F401  the program names its operators
+        import_module("eca_plugin.torch_operators")  # which the program names
     _exact()
+    program = torch.export.load(source)
     # The number of threads is the server's to choose, not this machine's.
-    aoti_compile_and_package(
-        torch.export.load(source), package_path=target, inductor_configs={"cpp.dynamic_threads": True}
-    )
+    with _fastest_kernels(program, max_batch):
+        aoti_compile_and_package(program, package_path=target, inductor_configs={"cpp.dynamic_threads": True})
+
+
+def _fastest_kernels(program: torch.export.ExportedProgram, batch: int) -> AbstractContextManager[None]:
+    """Where the program calls our kernels: within it each is launched as is fastest on this GPU, at that batch."""
+    if not torch.cuda.is_available():
+        return nullcontext()
+    from eca_plugin import tuner, tuning
+
+    sites = tuner.sites_of(program)
+    if not sites:
+        return nullcontext()
+    major, minor = torch.cuda.get_device_capability()
+    return tuning.use(tuner.tune(sites, batch, tuner.compile_all(sites, 10 * major + minor)))
 
 
 def _exact() -> None:
@@ -110,4 +124,4 @@ def _exact() -> None:
 
 
 if __name__ == "__main__":
-    _build(sys.argv[1], sys.argv[2])
+    _build(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -22,7 +22,8 @@ from eca_build.errors import BuildError
 from eca_build.export import Served, export_program
 from eca_build.graphs import AttentionGraph
 from eca_build.targets import Wish
-from eca_plugin.descriptor import OPERATORS
+from eca_plugin import tuner
+from eca_plugin.descriptor import OPERATORS, TORCH_NAMES
 
 from tests.unit.test_tensorrt_rtx import SMALL, tiny
 
@@ -35,10 +36,13 @@ def test_exported_program_keeps_our_operators(tmp_path: Path, graph: AttentionGr
     file = tmp_path / "program.pt2"
     export_program(Served(tiny("eca"), SMALL, graph, torch.float16), file, SMALL.crop, 64)
     program = torch.export.load(file)
+    sites = tuner.sites_of(program)
+    assert [site.shapes[0][1][-1] for site in sites] == [8, 4, 2, 1], "the sides of its maps"
+    assert all(site.nhwc and site.residual and site.relu and site.dtype == "fp16" for site in sites[:3])
     lowered = program.run_decompositions()  # as Torch-TensorRT does first
     calls = [node for node in lowered.graph.nodes if str(node.target) == f"eca.{OPERATOR[graph]}.default"]
     assert len(calls) == 4
-    plugin = torch_tensorrt_worker.PLUGINS[OPERATOR[graph]]
+    plugin = TORCH_NAMES[OPERATOR[graph]]
     for call in calls:
         *tensors, residual, relu = call.args
         assert len(tensors) == len(OPERATORS[plugin].inputs), "what the converter counts on"
@@ -67,7 +71,7 @@ def test_all_frontends_that_are_installed_are_tried(monkeypatch: pytest.MonkeyPa
 
 
 def test_arguments_are_the_plugin_s_in_its_order() -> None:
-    for name, plugin in torch_tensorrt_worker.PLUGINS.items():
+    for name, plugin in TORCH_NAMES.items():
         schema = getattr(torch.ops.eca, name).default._schema
         assert [argument.name for argument in schema.arguments[-2:]] == ["residual", "relu"]
         assert len(schema.arguments) - 2 == len(OPERATORS[plugin].inputs)
