@@ -22,7 +22,7 @@ RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends binutil
     && /opt/tools/bin/pip install -q -c constraints.txt hatchling
 # The dependencies first: this layer outlives changes of our code. Some wheels ship their debug symbols, and pillow a
 # codec that the service does not accept.
-RUN python requirements.py requirements > requirements.txt \
+RUN python requirements.py requirements tracing > requirements.txt \
     && $INSTALL -c constraints.txt -r requirements.txt \
     && cd /opt/eca/lib/python*/site-packages \
     && strip --strip-debug uvloop/*.so rapidjson*.so ml_dtypes/*.so httptools/parser/*.so \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eca_service import metrics
 from eca_service.errors import ServiceError
+from eca_service.journal import Entry
 
 
 class Admission:
@@ -16,9 +17,9 @@ class Admission:
         self.size = 0
         self.requests = 0
 
-    def enter(self, size: int) -> Permit:
+    def enter(self, size: int, entry: Entry) -> Permit:
         """A permit for a request of one image and `size` bytes; overloaded where there is no room for it."""
-        permit = Permit(self)
+        permit = Permit(self, entry)
         permit.grow(images=1, size=size)
         self.requests += 1
         metrics.inflight.set(self.requests)
@@ -26,12 +27,13 @@ class Admission:
 
 
 class Permit:
-    """What one request holds; it is given back by `release`."""
+    """What one request holds, given back by `release`; `entry` is the request's record."""
 
-    __slots__ = ("_admission", "images", "size")
+    __slots__ = ("_admission", "entry", "images", "size")
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, entry: Entry) -> None:
         self._admission = admission
+        self.entry = entry
         self.images = 0
         self.size = 0
 

@@ -26,6 +26,7 @@ from eca_service.region import Region, abandoned, remove_abandoned
 from eca_service.resolver import Resolver, target
 
 logger = logging.getLogger(__name__)
+Metadata = Sequence[tuple[str, str]]
 MAX_MESSAGE_BYTES = 512 << 20
 CONTROL_S = 3.0  # for an answer that needs no work
 PROBE_S = 0.5
@@ -156,20 +157,26 @@ class Triton:
                 names.discard(home.name)
 
     async def infer(
-        self, images: Sequence[NDArray[np.uint8]], contract: Contract, deadline: float, further: tuple[str, ...] = ()
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        contract: Contract,
+        deadline: float,
+        further: tuple[str, ...] = (),
+        metadata: Metadata = (),
     ) -> dict[str, NDArray[np.float32]]:
         """`probabilities` [N, K] for N images uint8 [H, W, 3], and the outputs named in `further`; all float32.
 
-        `deadline` is of the event loop's clock. Raises deadline_exceeded, backend_unavailable, model_not_ready,
-        internal.
+        `deadline` is of the event loop's clock, `metadata` travels with the call. Raises deadline_exceeded,
+        backend_unavailable, model_not_ready, internal.
         """
         if self._channel is None:
             raise ServiceError("backend_unavailable", "no Triton Inference Server has the models yet")
         outputs = (PROBABILITIES, *further)
         try:
-            answer = await self._infer_shared(images, contract, outputs, deadline)
+            answer = await self._infer_shared(images, contract, outputs, deadline, metadata)
             if answer is None:
-                answer = await self._infer(_encoded(images, contract, outputs), timeout=_left_s(deadline))
+                request = _encoded(images, contract, outputs)
+                answer = await self._infer(request, timeout=_left_s(deadline), metadata=metadata)
         except grpc.RpcError as error:
             raise _translated(error, contract.name) from None
         shapes = _shapes(contract)
@@ -184,7 +191,12 @@ class Triton:
         return tensors
 
     async def _infer_shared(
-        self, images: Sequence[NDArray[np.uint8]], contract: Contract, outputs: tuple[str, ...], deadline: float
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        contract: Contract,
+        outputs: tuple[str, ...],
+        deadline: float,
+        metadata: Metadata,
     ) -> Any:
         """The answer to images that travel in shared memory; None where they have to travel in the message."""
         if (region := self._region) is None or (offset := region.lay(images)) is None:
@@ -192,7 +204,7 @@ class Triton:
         place = (region.name, offset, len(images) * images[0].size)
         try:
             request = _head(contract.name, contract.version, outputs, (len(images), *images[0].shape), place)
-            return await self._infer(request, timeout=_left_s(deadline))
+            return await self._infer(request, timeout=_left_s(deadline), metadata=metadata)
         except grpc.RpcError as error:
             if region.name not in (error.details() or ""):
                 raise

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from eca_service import metrics
 from eca_service.contract import PROBABILITIES
 from eca_service.errors import ServiceError
+from eca_service.tracing import Trace
 
 Pixels = NDArray[np.uint8]
 Tensors = Mapping[str, NDArray[np.float32]]  # by name, each with one row an image
-Run = Callable[[Sequence[Pixels], float, tuple[str, ...]], Awaitable[Tensors]]
+Run = Callable[[Sequence[Pixels], float, tuple[str, ...], Sequence[Trace]], Awaitable[Tensors]]
 MOST_WITH_FURTHER = 8  # images in a batch that wants further outputs: feature maps are large
 LEAST_OF_THE_COST = 0.8  # a batch is hardly ever done in less of what it is known to take
 UNKNOWN_COST_S = 0.01  # of an image, before any was seen
@@ -28,10 +29,12 @@ LATE = "the request's deadline passed before its images were classified"
 class Row:
     """One image's answer: probabilities float32 [K], and the seconds it waited and the engine took.
 
-    `further` holds the other outputs that were asked for, by name.
+    `began` is when its batch left, by time.perf_counter's clock: the event loop's has whole milliseconds. `further`
+    holds the other outputs that were asked for, by name.
     """
 
     probabilities: NDArray[np.float32]
+    began: float
     queue_s: float
     infer_s: float
     further: Tensors = field(default_factory=dict)
@@ -45,6 +48,7 @@ class _Entry:
     arrived: float
     future: asyncio.Future[Row]
     further: tuple[str, ...]
+    trace: Trace | None
 
 
 @dataclass(slots=True)
@@ -87,8 +91,8 @@ class Batcher:
     engine's time later, as if it had sent them at the pace at which they can be answered.
 
     `run` answers a batch: n images uint8 [H, W, 3], a deadline of the event loop's clock, the names of the outputs
-    wanted beside the probabilities. Images that want the same outputs share a batch; the others wait their turn.
-    `slots` batches, each of at most `max_batch` images, are with the engine at once.
+    wanted beside the probabilities, the traces that the images belong to. Images that want the same outputs share a
+    batch; the others wait their turn. `slots` batches, each of at most `max_batch` images, are with the engine at once.
     """
 
     def __init__(self, name: str, run: Run, max_batch: int, slots: int) -> None:
@@ -103,13 +107,15 @@ class Batcher:
         self._depth = metrics.queue_depth.labels(name)
         self._batch_size = metrics.batch_size.labels(name)
 
-    def turn(self, images: int) -> Turn:
+    def turn(self, images: int, trace: Trace | None = None) -> Turn:
         """The place of a request whose `images` images will be submitted one by one; to be used in a `with`."""
-        return Turn(self, images)
+        return Turn(self, images, trace)
 
-    async def submit(self, pixels: Pixels, deadline: float, further: tuple[str, ...] = ()) -> Row:
+    async def submit(
+        self, pixels: Pixels, deadline: float, further: tuple[str, ...] = (), trace: Trace | None = None
+    ) -> Row:
         """The answer for a request of one image, as `Turn.submit` gives it."""
-        with self.turn(1) as turn:
+        with self.turn(1, trace) as turn:
             return await turn.submit(pixels, deadline, further)
 
     def wait_s(self, images: int = 1) -> float:
@@ -203,12 +209,13 @@ class Batcher:
 
         for entry in batch:
             entry.future.add_done_callback(gone)
-        started = time.perf_counter()  # uvloop's own clock counts whole milliseconds
+        began = time.perf_counter()  # uvloop's own clock counts whole milliseconds
         self._batch_size.observe(len(batch))
         try:
             latest = max(entry.deadline for entry in batch)
-            answer = dict(await self._run([entry.pixels for entry in batch], latest, batch[0].further))
-            spent = time.perf_counter() - started
+            traces = [entry.trace for entry in batch if entry.trace]
+            answer = dict(await self._run([entry.pixels for entry in batch], latest, batch[0].further, traces))
+            spent = time.perf_counter() - began
             for tensor in answer.values():
                 if len(tensor) != len(batch):
                     raise ServiceError("internal", f"the engine gave {len(tensor)} answers for {len(batch)} images")
@@ -227,21 +234,22 @@ class Batcher:
         self.totals.images += len(batch)
         self.totals.batches += 1
         self.totals.infer_s += spent * len(batch)
-        self.totals.queue_s += sum(started - entry.arrived for entry in batch)
+        self.totals.queue_s += sum(began - entry.arrived for entry in batch)
         self.totals.last_s = time.time()
         for index, entry in enumerate(batch):
             if not entry.future.done():
                 further = {name: tensor[index] for name, tensor in answer.items()}
-                entry.future.set_result(Row(rows[index], started - entry.arrived, spent, further))
+                entry.future.set_result(Row(rows[index], began, began - entry.arrived, spent, further))
 
 
 class Turn:
     """One request's place in the queue: when its next image is `due`, and how many of them are still `coming`."""
 
-    __slots__ = ("_batcher", "coming", "due")
+    __slots__ = ("_batcher", "_trace", "coming", "due")
 
-    def __init__(self, batcher: Batcher, images: int) -> None:
+    def __init__(self, batcher: Batcher, images: int, trace: Trace | None) -> None:
         self._batcher = batcher
+        self._trace = trace
         self.due = time.perf_counter()
         self.coming = images
 
@@ -265,7 +273,7 @@ class Turn:
         """
         batcher = self._batcher
         future = asyncio.get_running_loop().create_future()
-        entry = _Entry(self.due, pixels, deadline, time.perf_counter(), future, further)
+        entry = _Entry(self.due, pixels, deadline, time.perf_counter(), future, further, self._trace)
         self.coming -= 1
         self.due += batcher.pace_s()
         insort(batcher._queue, entry, key=_due)

@@ -71,15 +71,17 @@ async def compare(
     core: Core, models: Sequence[Model], image: bytes, top_k: int, deadline: float, permit: Permit
 ) -> Comparison:
     """Each model's answer. Raises what decoding raises; and where every model fails, the first one's error."""
-    started = time.perf_counter()
+    entry = permit.entry
+    entry.images = len(models)
     for model in models:
         core.require_top_k(model.contract, top_k)
     permit.grow(images=len(models) - 1)
+    core.access.charge(entry.account, len(models) - 1)
     seen: dict[str, tuple[Decoded, float]] = {}
     for model in models:
         recipe = model.contract.preprocessing_fingerprint
         if recipe not in seen:
-            seen[recipe] = await core.decode(image, model.contract)
+            seen[recipe] = await core.decode(image, model.contract, entry)
 
     async def one(model: Model) -> Compared:
         contract = model.contract
@@ -88,10 +90,10 @@ async def compare(
         try:
             core.require(model, deadline)
             with core.suspicious():
-                row = await core.engines.of(contract).submit(decoded.pixels, deadline)
+                row = await core.engines.of(contract).submit(decoded.pixels, deadline, trace=entry.trace)
         except ServiceError as error:
             return Compared(contract, error=error)
-        result = core.named(contract, row, top_k, decoded, decode_s)
+        result = core.named(contract, row, top_k, decoded, decode_s, entry)
         answer = Answer(contract, [result], decode_s + time.perf_counter() - begun)
         return Compared(contract, answer, crop_box(decoded.size, contract.preprocessing))
 
@@ -100,4 +102,4 @@ async def compare(
         assert entries[0].error is not None
         raise entries[0].error
     decoded, _ = next(iter(seen.values()))
-    return Comparison(entries, decoded.size, decoded.orientation, decoded.warnings, time.perf_counter() - started)
+    return Comparison(entries, decoded.size, decoded.orientation, decoded.warnings, entry.answered())

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from eca_service import metrics
+from eca_service.access import Access
 from eca_service.admission import Admission, Margin, Permit
 from eca_service.backend import Triton
 from eca_service.batching import Row
@@ -24,12 +25,14 @@ from eca_service.contract import Contract
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.imaging import Decoded, decode
+from eca_service.journal import Entry
 from eca_service.peers import Peers
 from eca_service.preflight import obstacle_of
 from eca_service.readiness import Readiness
 from eca_service.registry import Model, Registry
 from eca_service.rollout import Rollout
 from eca_service.settings import Settings
+from eca_service.tracing import Tracing
 
 T = TypeVar("T")
 ENDED = {
@@ -61,7 +64,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request gets; the stages' times are those of its slowest image."""
+    """What one request gets; the stages' times are those of its slowest image, the total is since the request came."""
 
     contract: Contract
     results: list[Result]
@@ -93,7 +96,9 @@ class Core:
         self.triton = Triton(address, settings.triton_shared_memory)
         self.admission = Admission(settings.max_inflight_images, settings.max_inflight_bytes)
         self.margin = Margin()
-        self.engines = Engines(self.triton)
+        self.access = Access(settings, peers.folder)
+        self.tracing = Tracing(settings.otlp_endpoint)
+        self.engines = Engines(self.triton, self.tracing)
         self.rollout = Rollout(self.registry, self.triton, self.engines, settings.retire_ms / 1000)
         self.readiness = Readiness(self.registry, self.triton, self.engines, self.rollout, peers)
         self.leaving = False  # asked to end: no longer ready, but still answering
@@ -105,6 +110,7 @@ class Core:
 
     async def start(self, patience_s: float) -> None:
         """Looks for Triton and asks for the golden answers, which it awaits for at most `patience_s`."""
+        self.tracing.start()
         self._watch = asyncio.create_task(self.readiness.watch())
         end = time.monotonic() + patience_s
         while not self.readiness.ready and time.monotonic() < end:
@@ -120,16 +126,17 @@ class Core:
             await asyncio.gather(self._watch, return_exceptions=True)
         await self.rollout.close()
         await self.triton.close()
+        await self.tracing.close()
         self._decoders.shutdown(cancel_futures=True)
 
-    def enter(self, size: int) -> Permit:
+    def enter(self, size: int, entry: Entry) -> Permit:
         """A permit for a request of `size` bytes, as announced. Raises draining, body_too_large, overloaded."""
         if self.draining:
             metrics.rejected.labels("draining").inc()
             raise ServiceError("draining", "the service is shutting down")
         if size > self.settings.max_body_bytes:
             raise self.too_large()
-        return self.admission.enter(size)
+        return self.admission.enter(size, entry)
 
     def too_large(self) -> ServiceError:
         """What a body over the limit is answered."""
@@ -156,8 +163,8 @@ class Core:
         Raises ServiceError where the request as a whole fails: bad_request for none or too many images,
         bad_parameter for a `top_k` that is not 1 to the number of classes.
         """
-        started = time.perf_counter()
-        contract = model.contract
+        contract, entry = model.contract, permit.entry
+        entry.images = len(images)
         self.require_top_k(contract, top_k)
         most = min(self.settings.max_images, self.settings.max_inflight_images)
         if not images:
@@ -166,6 +173,7 @@ class Core:
             raise ServiceError("bad_request", f"the request holds {len(images)} images, at most {most} are taken")
         if len(images) > 1:
             permit.grow(images=len(images) - 1)
+            self.access.charge(entry.account, len(images) - 1)
             self.require_time(contract, len(images), deadline)
         # a large request leaves the decoders to others too
         turns = asyncio.Semaphore(self.settings.decode_threads) if len(images) > 1 else contextlib.nullcontext()
@@ -175,22 +183,22 @@ class Core:
                 if isinstance(image, ServiceError):
                     raise image
                 async with turns:
-                    decoded, decode_s = await self.decode(image, contract)
+                    decoded, decode_s = await self.decode(image, contract, entry)
             except ServiceError as error:
                 turn.skip()
                 return Result(error=error)
             row = await turn.submit(decoded.pixels, deadline)
-            return self.named(contract, row, top_k, decoded, decode_s)
+            return self.named(contract, row, top_k, decoded, decode_s, entry)
 
         loop, batcher = asyncio.get_running_loop(), self.engines.of(contract)
         hasty = deadline - loop.time() < 2 * batcher.costs.seconds(batcher.max_batch)  # its end says nothing of others'
         try:
-            with self.suspicious(), batcher.turn(len(images)) as turn:
+            with self.suspicious(), batcher.turn(len(images), entry.trace) as turn:
                 results = [await one(images[0])] if len(images) == 1 else await all_of(one(image) for image in images)
         finally:
             if not hasty:
                 self.margin.learn(late=loop.time() >= deadline)
-        return Answer(contract, results, time.perf_counter() - started)
+        return Answer(contract, results, entry.answered())
 
     @contextlib.contextmanager
     def suspicious(self) -> Iterator[None]:
@@ -224,10 +232,12 @@ class Core:
                 "overloaded", f"an answer would take about {wait_s:.2f} s, the request's deadline is in {left_s:.2f} s"
             )
 
-    async def decode(self, image: bytes, contract: Contract, preview_px: int = 0) -> tuple[Decoded, float]:
+    async def decode(
+        self, image: bytes, contract: Contract, entry: Entry, preview_px: int = 0
+    ) -> tuple[Decoded, float]:
         """The image as the contract's recipe wants it, and the seconds that took; `preview_px` as for `imaging.decode`.
 
-        Raises what `imaging.decode` raises.
+        The time is written down in `entry`. Raises what `imaging.decode` raises.
         """
         started = time.perf_counter()
         self._decoding += 1
@@ -239,22 +249,25 @@ class Core:
             self._decoding -= 1
         self._decode_s += 0.1 * (busy_s - self._decode_s)
         spent = time.perf_counter() - started
-        metrics.stage_seconds.labels("decode", contract.name).observe(spent)
+        entry.stage("decode", contract.name, started, spent)
         return decoded, spent
 
     async def aside(self, work: Callable[..., T], *arguments: object) -> T:
         """The result of `work`, which runs among the decoders, off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, partial(work, *arguments))
 
-    def named(self, contract: Contract, row: Row, top_k: int, decoded: Decoded, decode_s: float) -> Result:
-        """The engine's answer for one image with the labels of its `top_k` best classes; it is counted."""
+    def named(
+        self, contract: Contract, row: Row, top_k: int, decoded: Decoded, decode_s: float, entry: Entry
+    ) -> Result:
+        """The engine's answer for one image with the labels of its `top_k` best classes; it is counted, and its times
+        are written down in `entry`.
+        """
         started = time.perf_counter()
         best = np.argsort(-row.probabilities, kind="stable")[:top_k].tolist()
         predictions = tuple(Prediction(i, contract.labels[i], float(row.probabilities[i])) for i in best)
-        stages = metrics.stage_seconds
-        stages.labels("queue", contract.name).observe(row.queue_s)
-        stages.labels("infer", contract.name).observe(row.infer_s)
-        stages.labels("postprocess", contract.name).observe(time.perf_counter() - started)
+        entry.stage("queue", contract.name, row.began - row.queue_s, row.queue_s)
+        entry.stage("infer", contract.name, row.began, row.infer_s)
+        entry.stage("postprocess", contract.name, started, time.perf_counter() - started)
         metrics.images.labels(contract.name).inc()
         return Result(predictions, decoded.warnings, None, decode_s, row.queue_s, row.infer_s)
 

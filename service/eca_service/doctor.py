@@ -8,15 +8,24 @@ import time
 from collections.abc import Iterator
 
 from eca_service import metrics
-from eca_service.client import Client, ClientError, Retry
+from eca_service.client import Client, ClientError
 from eca_service.diagnosis import Finding, Window, diagnose
+from eca_service.gateway import require_files
 from eca_service.preflight import obstacle_of
 from eca_service.registry import Registry, pinned, versions
 from eca_service.resolver import Resolver
-from eca_service.settings import Settings
+from eca_service.settings import Settings, SettingsError
 from eca_service.triton.server import TritonUnavailable, installation
 
 CONNECT_S = 2.0
+
+
+def files(settings: Settings) -> Iterator[Finding]:
+    """Whether the files of keys and certificates can be used."""
+    try:
+        require_files(settings)
+    except SettingsError as error:
+        yield Finding(str(error), wrong=True)
 
 
 def machine(settings: Settings) -> Iterator[Finding]:
@@ -61,18 +70,20 @@ def repository(settings: Settings, registry: Registry) -> Iterator[Finding]:
         yield Finding(wrong, wrong=True)
 
 
-def service(url: str, seconds: float, registry: Registry | None = None) -> Iterator[Finding]:
-    """What the service at `url` says of itself, and what it does in `seconds`; held against `registry` where given."""
-    with Client(url, retry=Retry(attempts=1)) as client:
+def service(client: Client, seconds: float, registry: Registry | None = None) -> Iterator[Finding]:
+    """What the service says of itself, and what it does in `seconds`; held against `registry` where given."""
+    with client:
         verdict = client.unready()
-        yield Finding(verdict, wrong=True) if verdict else Finding(f"The service at {url} is ready.")
+        yield Finding(verdict, wrong=True) if verdict else Finding(f"The service at {client.url} is ready.")
         try:
             before, began = metrics.parse(client.metrics()), time.monotonic()
             models = client.models()
             time.sleep(seconds)
             after = metrics.parse(client.metrics())
         except ClientError as error:
-            if verdict is None:
+            if error.code == "unauthorized":
+                yield Finding(f"It shows more to who has a key ({error.detail}); give one by --api-key-file.")
+            elif verdict is None:
                 yield Finding(error.detail, wrong=True)
             return
     if registry:

@@ -14,6 +14,7 @@ from eca_service.batching import Batcher, Pixels, Tensors
 from eca_service.contract import GOLDEN_FILE, Contract
 from eca_service.errors import ServiceError
 from eca_service.registry import Model
+from eca_service.tracing import Trace, Tracing
 
 GOLDEN_S = 10.0
 
@@ -21,8 +22,9 @@ GOLDEN_S = 10.0
 class Engines:
     """The batchers of all versions in use, made when they are first asked for."""
 
-    def __init__(self, triton: Triton) -> None:
+    def __init__(self, triton: Triton, tracing: Tracing) -> None:
         self._triton = triton
+        self._tracing = tracing
         self._batchers: dict[tuple[str, int], Batcher] = {}
 
     def of(self, contract: Contract) -> Batcher:
@@ -30,8 +32,11 @@ class Engines:
         key = (contract.name, contract.version)
         if key not in self._batchers:
 
-            async def run(images: Sequence[Pixels], deadline: float, further: tuple[str, ...]) -> Tensors:
-                return await self._triton.infer(images, contract, deadline, further)
+            async def run(
+                images: Sequence[Pixels], deadline: float, further: tuple[str, ...], traces: Sequence[Trace]
+            ) -> Tensors:
+                with self._tracing.infer(traces) as metadata:
+                    return await self._triton.infer(images, contract, deadline, further, metadata)
 
             self._batchers[key] = Batcher(contract.name, run, contract.max_batch, slots=1)
         return self._batchers[key]

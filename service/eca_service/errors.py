@@ -134,12 +134,16 @@ CODES: dict[str, Kind] = {
 
 
 class ServiceError(Exception):
-    """A handled failure: a code of CODES and one sentence for the caller."""
+    """A handled failure: a code of CODES and one sentence for the caller.
 
-    def __init__(self, code: str, detail: str) -> None:
+    `retry_after_s`, whole seconds, is what the table says, unless the failure knows better.
+    """
+
+    def __init__(self, code: str, detail: str, retry_after_s: int | None = None) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
+        self.retry_after_s = self.kind.retry_after_s if retry_after_s is None else retry_after_s
 
     @property
     def kind(self) -> Kind:

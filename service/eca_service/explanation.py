@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +62,8 @@ async def explain(
 
     Raises bad_parameter for a class or gates that the model has not, what decoding raises, and what inference raises.
     """
-    started = time.perf_counter()
-    contract = model.contract
+    contract, entry = model.contract, permit.entry
+    entry.images = 1
     index = None if wanted is None else class_index(contract.labels, wanted, contract.name)
     core.require_top_k(contract, top_k)
     if gates and not contract.gates:
@@ -76,14 +75,14 @@ async def explain(
         )
     with core.suspicious():
         head = await core.aside(head_of, model.folder, contract.engine_sha256)
-        decoded, decode_s = await core.decode(image, contract, preview_px)
+        decoded, decode_s = await core.decode(image, contract, entry, preview_px)
         further = (FEATURES, GATES) if gates else (FEATURES,)
-        row = await core.engines.of(contract).submit(decoded.pixels, deadline, further)
-    result = core.named(contract, row, top_k, decoded, decode_s)
+        row = await core.engines.of(contract).submit(decoded.pixels, deadline, further, entry.trace)
+    result = core.named(contract, row, top_k, decoded, decode_s, entry)
     if index is None:
         index = result.predictions[0].index
     return Explanation(
-        Answer(contract, [result], time.perf_counter() - started),
+        Answer(contract, [result], entry.answered()),
         Prediction(index, contract.labels[index], float(row.probabilities[index])),
         class_map(row.further[FEATURES], head, index),
         crop_box(decoded.size, contract.preprocessing),

@@ -16,12 +16,15 @@ import click
 import uvicorn
 import uvloop
 
+from eca_service.access import Access
 from eca_service.app import create_app
 from eca_service.connections import limited
 from eca_service.core import Core
 from eca_service.openapi import PHOTO
 from eca_service.peers import Peers
 from eca_service.settings import Settings
+from eca_service.tls import Certificate
+from eca_service.tracing import Tracing
 
 QUIET_S = 0.3  # callers on open connections are told to close them, with the answer `draining`
 M_MMAP_THRESHOLD = -3  # malloc.h
@@ -39,19 +42,32 @@ class Server(uvicorn.Server):
         yield
 
 
+def require_files(settings: Settings) -> None:
+    """Raises SettingsError where a file of keys or certificates cannot be used, or a package for a setting lacks."""
+    Access(settings)
+    Tracing(settings.otlp_endpoint)
+    _certificate(settings)
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    return Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+
+
 def serve(
     settings: Settings, listener: socket.socket | None = None, peers: Peers | None = None, replaces: bool = False
 ) -> None:
     """Answers until SIGTERM or SIGINT.
 
     One of several workers is given the HTTP socket that they have in common, and its `peers`; where it `replaces` one
-    that died, it listens only once its models are golden: the others take the requests until then.
+    that died, it listens only once its models are golden: the others take the requests until then. Raises SettingsError
+    where a file that the settings name cannot be used.
     """
     _release_memory()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand idle connections are none of our troubles
     peers = peers or Peers()
-    app = create_app(settings, peers, PATIENCE_S if replaces else 0)
+    certificate = _certificate(settings)
+    app = create_app(settings, peers, PATIENCE_S if replaces else 0, certificate)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -59,12 +75,19 @@ def serve(
         loop="uvloop",
         http=limited(settings.max_head_bytes, settings.head_timeout_ms / 1000),
         timeout_keep_alive=-(-settings.keep_alive_ms // 1000),
+        log_config=None,  # its messages go where all others go
         log_level=settings.log_level,
         access_log=False,
+        proxy_headers=False,  # nobody is believed who says which address he calls for
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=5,
         server_header=False,
         ws="none",
     )
+    if certificate:
+        config.load()
+        config.ssl = certificate.context  # which follows the files
     server, core = Server(config), app.state.core
 
     async def run() -> None:
@@ -74,6 +97,8 @@ def serve(
         others = [asyncio.create_task(_end(server, core, asked))]
         if peers.index == 0 and not replaces:
             others.append(asyncio.create_task(_announce(core)))
+        if certificate:
+            others.append(asyncio.create_task(certificate.follow()))
         try:
             await server.serve([listener] if listener else None)
         finally:
@@ -128,9 +153,11 @@ async def _announce(core: Core) -> None:
     while not core.ready:
         await asyncio.sleep(0.1)
     settings = core.settings
-    url = f"http://{settings.host}:{settings.http_port}"
+    url = f"{'https' if settings.tls_cert else 'http'}://{settings.host}:{settings.http_port}"
     names = ", ".join(core.registry.models)
     click.echo(f"ECA Serve is ready: {url} and gRPC on {settings.host}:{settings.grpc_port} ({names})")
-    click.echo(f"Documentation at {url}/docs; Ctrl-C ends it")
+    click.echo("Ctrl-C ends it" if settings.docs == "off" else f"Documentation at {url}/docs; Ctrl-C ends it")
     photo = PHOTO if Path(PHOTO).exists() else "photo.jpg"
-    click.echo(f"  curl --data-binary @{photo} '{url}/v1/classify?top_k=3'")
+    options = '-H "Authorization: Bearer $KEY" ' if settings.api_keys_file else ""
+    options += f"--cacert {settings.tls_cert} " if settings.tls_cert else ""
+    click.echo(f"  curl {options}--data-binary @{photo} '{url}/v1/classify?top_k=3'")

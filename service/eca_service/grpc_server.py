@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,12 +12,13 @@ from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from eca_service import oip
+from eca_service.admission import Permit
 from eca_service.contract import Contract
 from eca_service.core import Core, in_time
 from eca_service.errors import ServiceError
-from eca_service.journal import Entry
+from eca_service.grpc_calls import Interceptor, entry_of_call
+from eca_service.tls import Certificate
 
-logger = logging.getLogger(__name__)
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
 SERVICE = "inference.GRPCInferenceService"
 FRAMING_BYTES = 64 << 10  # what a message may have around its images
@@ -31,9 +31,10 @@ WATCH_EVERY_S = 0.5
 class GrpcServer:
     """The port `settings.grpc_port`; `start` binds it, `stop` lets running calls finish."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, certificate: Certificate | None = None) -> None:
         settings = core.settings
         self._server = grpc.aio.server(
+            interceptors=[Interceptor(core)],
             options=[
                 ("grpc.max_receive_message_length", settings.max_body_bytes + FRAMING_BYTES),
                 ("grpc.max_send_message_length", -1),
@@ -45,14 +46,19 @@ class GrpcServer:
                 ("grpc.keepalive_time_ms", 60_000),  # finds callers that are gone without a word
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),  # callers may look for us as often
                 ("grpc.so_reuseport", int(settings.workers > 1)),
-            ]
+            ],
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Inference(core), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(Health(core), self._server)
-        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        if settings.docs != "off":
+            names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.port: int = self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        address = f"{host}:{settings.grpc_port}"
+        if certificate:
+            self._server.add_secure_port(address, certificate.credentials())
+        else:
+            self._server.add_insecure_port(address)
 
     async def start(self) -> None:
         """Begins to answer."""
@@ -64,7 +70,10 @@ class GrpcServer:
 
 
 class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """inference.GRPCInferenceService; what it does not define answers UNIMPLEMENTED."""
+    """inference.GRPCInferenceService; what it does not define answers UNIMPLEMENTED.
+
+    Its errors are `ServiceError`s, which the interceptor answers.
+    """
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -79,7 +88,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     async def ModelReady(self, request: Any, context: Context) -> Any:
         """The model gave its golden answers."""
-        contract = await self._contract(request, context)
+        contract = self._contract(request)
         ready = self._core.readiness.is_ready(contract.name) and not self._core.leaving
         return service_pb2.ModelReadyResponse(ready=ready)
 
@@ -89,50 +98,34 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     async def ModelMetadata(self, request: Any, context: Context) -> Any:
         """A model's tensors."""
-        return service_pb2.ModelMetadataResponse(**oip.model_metadata(await self._contract(request, context)))
+        return service_pb2.ModelMetadataResponse(**oip.model_metadata(self._contract(request)))
 
     async def ModelConfig(self, request: Any, context: Context) -> Any:
         """What load generators ask for."""
-        return service_pb2.ModelConfigResponse(config=oip.model_config(await self._contract(request, context)))
+        return service_pb2.ModelConfigResponse(config=oip.model_config(self._contract(request)))
 
     async def ModelStatistics(self, request: Any, context: Context) -> Any:
         """What this process has counted."""
-        contract = await self._contract(request, context)
+        contract = self._contract(request)
         return oip.statistics(contract, self._core.engines.of(contract).totals)
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
         """Classifies the encoded images of the input `image`."""
-        given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
-        entry = Entry("grpc", given if isinstance(given, str) else "")
-        permit = None
+        entry = entry_of_call()
+        permit = self._core.enter(entry.size, entry)
         try:
-            permit = self._core.enter(request.ByteSize())
-            return await self._infer(request, context, entry, permit)
-        except ServiceError as error:
-            entry.code = error.code
-            await refuse(context, error, entry.request_id)
-        except asyncio.CancelledError:
-            entry.code = "client_closed"
-            raise
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
-            logger.exception("request %s failed", entry.request_id)
-            entry.code = "internal"
-            await refuse(context, ServiceError("internal", "the service failed; its log has the id"), entry.request_id)
+            return await self._infer(request, context, permit)
         finally:
-            if permit:
-                permit.release()
-            entry.close()
+            permit.release()
 
-    async def _infer(self, request: Any, context: Context, entry: Entry, permit: Any) -> Any:
+    async def _infer(self, request: Any, context: Context, permit: Permit) -> Any:
         core = self._core
         left_s = context.time_remaining()
         longest_s = core.settings.deadline_ms / 1000
         deadline = asyncio.get_running_loop().time() + (longest_s if left_s is None else left_s)
         model = core.registry.get(request.model_name, oip.require_version(request.model_version))
         contract = model.contract
-        entry.model = contract.name
+        permit.entry.model = contract.name
         core.require(model, deadline)
         if len(request.inputs) != 1:
             raise ServiceError("bad_request", f"the request has {len(request.inputs)} inputs, the model has one: image")
@@ -159,16 +152,14 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             response.raw_output_contents.append(output.raw())
         if sum(map(len, response.raw_output_contents)) < COMPRESS_BYTES:
             context.disable_next_message_compression()
-        context.set_trailing_metadata((("x-request-id", entry.request_id), ("server-timing", answer.server_timing())))
+        stamps = (("x-request-id", permit.entry.request_id), ("server-timing", answer.server_timing()))
+        context.set_trailing_metadata(stamps)
         return response
 
-    async def _contract(self, request: Any, context: Context) -> Contract:
-        try:
-            name = getattr(request, "model_name", "") or request.name
-            given = getattr(request, "model_version", "") or getattr(request, "version", "")
-            return self._core.registry.get(name, oip.require_version(given)).contract
-        except ServiceError as error:
-            await refuse(context, error, "")
+    def _contract(self, request: Any) -> Contract:
+        name = getattr(request, "model_name", "") or request.name
+        given = getattr(request, "model_version", "") or getattr(request, "version", "")
+        return self._core.registry.get(name, oip.require_version(given)).contract
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -199,12 +190,3 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if service not in {"", SERVICE}:
             return kinds(status=kinds.SERVICE_UNKNOWN)
         return kinds(status=kinds.SERVING if self._core.ready else kinds.NOT_SERVING)
-
-
-async def refuse(context: Context, error: ServiceError, request_id: str) -> NoReturn:
-    """Ends the call with the error's status; its stable code and the request's id travel as trailing metadata."""
-    trailing = [("eca-code", error.code), ("x-request-id", request_id)]
-    if error.kind.retry_after_s is not None:
-        trailing.append(("retry-after", str(error.kind.retry_after_s)))
-    await context.abort(grpc.StatusCode[error.kind.grpc], str(error), tuple(trailing))
-    raise AssertionError("abort raises")

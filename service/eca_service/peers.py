@@ -13,6 +13,7 @@ class Peers:
 
     def __init__(self, index: int = 0, board: Path | None = None) -> None:
         self.index = index
+        self.folder = board.parent if board else None  # of what the workers have in common
         self.listening = False
         self._board: bytearray | mmap.mmap = bytearray(1)
         if board:

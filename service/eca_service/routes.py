@@ -19,6 +19,8 @@ from eca_service.oip import require_top_k
 from eca_service.openapi import CLASSIFIED, takes_images
 
 router = APIRouter()
+scraped = APIRouter()
+SCRAPED = "/metrics"
 TopK = Annotated[int | None, Query(description="how many classes to answer; default: 5, or all of fewer")]
 Reader = Callable[[Contract], Awaitable[tuple[Images, int]]]
 
@@ -88,7 +90,7 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"ready": ready, "reasons": reasons}, 200 if ready else 503, headers)
 
 
-@router.get("/metrics")
+@scraped.get(SCRAPED)
 async def metrics_route() -> Response:
     """OpenMetrics."""
     return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)

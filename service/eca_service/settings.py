@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ECA_"
+ORIGIN = re.compile(r"https?://[^/*,\s]+")
+SWITCH = "^(on|key|off)$"
 
 
 class SettingsError(Exception):
@@ -17,7 +23,7 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """All settings, with units in their names."""
+    """All settings, with units in their names. Secrets are never among them, only the files that hold them."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -43,7 +49,13 @@ class Settings(BaseSettings):
     max_images: int = Field(64, ge=1, le=4096, description="most images in a request")
     max_inflight_images: int = Field(256, ge=1, description="most images being answered, above it 429")
     max_inflight_bytes: int = Field(256 << 20, ge=1024, description="most bytes of bodies being answered, above it 429")
-    decode_threads: int = Field(len(os.sched_getaffinity(0)), ge=1, le=256, description="threads that decode")
+    decode_threads: int = Field(
+        len(os.sched_getaffinity(0)),
+        ge=1,
+        le=256,
+        description="threads that decode",
+        json_schema_extra={"shown": "cores"},
+    )
     max_head_bytes: int = Field(32 << 10, ge=1024, description="largest head of a request: its line and headers")
     head_timeout_ms: int = Field(10_000, ge=1, description="how long a request's head may take to come")
     body_timeout_ms: int = Field(60_000, ge=1, description="how long a request's body may take to come")
@@ -52,7 +64,45 @@ class Settings(BaseSettings):
     drain_delay_ms: int = Field(0, ge=0, description="on SIGTERM: not ready, but still answering, for so long")
     grace_ms: int = Field(20_000, ge=0, description="on SIGTERM: how long running requests may take to end")
     retire_ms: int = Field(10_000, ge=0, description="how long a version that was replaced stays loaded")
+    api_keys_file: Path | None = Field(
+        None, description="file of hashed keys, see `eca-serve key`; unset: no key is asked"
+    )
+    rate_limit: float | None = Field(None, gt=0, description="images a second that one caller may send, above it 429")
+    rate_burst: int | None = Field(None, ge=1, description="images at once despite the limit; unset: a second's worth")
+    rate_by: str = Field("key", pattern="^(key|address)$", description="who is one caller: key, or client address")
+    management_token_file: Path | None = Field(
+        None, description="file of the token that may roll models back; unset: nobody may"
+    )
+    tls_cert: Path | None = Field(None, description="certificate chain (PEM) of both ports; with ECA_TLS_KEY")
+    tls_key: Path | None = Field(None, description="its private key (PEM), without a password")
+    cors_origins: str | None = Field(None, description="origins of web pages that may call, separated by commas")
+    page: str = Field("on", pattern="^(on|off)$", description="the page at /: on, off")
+    docs: str = Field("on", pattern=SWITCH, description="/docs and gRPC reflection: on, key (as any other route), off")
+    metrics: str = Field("on", pattern=SWITCH, description="/metrics: on, key, off")
+    otlp_endpoint: str | None = Field(
+        None, description="collector of traces; unset: OTEL_EXPORTER_OTLP_ENDPOINT, if any"
+    )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")
+    log_format: str | None = Field(
+        None, pattern="^(json|text)$", description="json or text; unset: text on a terminal, else json"
+    )
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins of `cors_origins`."""
+        return [origin.strip() for origin in (self.cors_origins or "").split(",") if origin.strip()]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        """What no field can check alone; the message begins with the variable's name."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("ECA_TLS_CERT and ECA_TLS_KEY go together; one of them is not set")
+        if self.rate_limit and self.rate_by == "key" and not self.api_keys_file:
+            raise ValueError("ECA_RATE_LIMIT counts by key and ECA_API_KEYS_FILE is not set; or ECA_RATE_BY=address")
+        for origin in self.origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"ECA_CORS_ORIGINS: {origin!r} is no origin such as https://example.org")
+        return self
 
 
 BUILD_STEP = {"ECA_ARCH", "ECA_NAME", "ECA_LABELS", "ECA_IMAGES", "ECA_TARGET", "ECA_PRECISION", "ECA_MAX_BATCH"}
@@ -70,5 +120,36 @@ def load(given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
         name = PREFIX + str(first["loc"][0]).upper()
         raise SettingsError(f"{name}={first['input']!r}: {first['msg'].lower()}") from None
+
+
+def default_of(field: FieldInfo) -> str:
+    """A setting's default as people read it; empty where there is none."""
+    shown: Any = field.json_schema_extra
+    if isinstance(shown, dict):
+        return str(shown["shown"])
+    return "" if field.default is None else str(field.default)
+
+
+def table() -> str:
+    """All settings as a Markdown table; service/README.md holds it, and a test compares them."""
+    rows = ["| variable | default | |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = default_of(field)
+        rows.append(f"| `{PREFIX}{name.upper()}` | {f'`{default}`' if default else ''} | {field.description} |")
+    return "\n".join(rows)
+
+
+def write_table(readme: Path) -> None:
+    """Puts the table in the place of the one that `readme` has."""
+    lines = readme.read_text().splitlines()
+    first = lines.index(table().splitlines()[0])
+    rest = next((at for at in range(first, len(lines)) if not lines[at].startswith("|")), len(lines))
+    readme.write_text("\n".join([*lines[:first], table(), *lines[rest:]]) + "\n")
+
+
+if __name__ == "__main__":
+    write_table(Path(sys.argv[1]))

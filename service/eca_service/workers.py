@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eca_service import metrics
+from eca_service.access import RATES
 from eca_service.peers import Peers
+from eca_service.rates import make_table
 from eca_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ def supervise(settings: Settings) -> int:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.create_server((settings.host, settings.http_port), family=family, backlog=BACKLOG)
     (folder / BOARD).write_bytes(bytes(settings.workers))
+    make_table(folder / RATES)
     peers, workers = Peers(-1, folder / BOARD), [_Worker(index) for index in range(settings.workers)]
     shared = share(settings)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -20,10 +20,14 @@ PROTOCOLS = ("rest", "oip-json", "oip-binary", "grpc")
 
 @dataclass
 class Reply:
-    """`code` is `ok` or an error's; `rows` holds (index, label, score) of each image's predictions, or its error."""
+    """`code` is `ok` or an error's; `rows` holds (index, label, score) of each image's predictions, or its error.
+
+    `headers` are HTTP's headers or gRPC's trailing metadata.
+    """
 
     code: str
     rows: list[list[tuple[int, str, float]] | str]
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def call(
@@ -34,43 +38,42 @@ def call(
     top_k: int = 3,
     timeout_ms: float | None = None,
     version: int | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Reply:
-    """Classifies `images` in one request."""
+    """Classifies `images` in one request, with `headers`, in lower case, as HTTP's headers or gRPC's metadata."""
     if protocol == "grpc":
-        return _grpc(service, model, images, top_k, timeout_ms, version)
+        return _grpc(service, model, images, top_k, timeout_ms, version, headers or {})
     place = f"/models/{model}" + (f"/versions/{version}" if version else "")
-    headers = {} if timeout_ms is None else {"x-request-timeout-ms": str(timeout_ms)}
+    headers = dict(headers or {}) | ({} if timeout_ms is None else {"x-request-timeout-ms": str(timeout_ms)})
     if protocol == "rest":
         listed = {"images": [{"b64": base64.b64encode(image).decode()} for image in images]}
-        answer = httpx.post(
-            f"{service.url}/v1{place}/classify", params={"top_k": top_k}, json=listed, headers=headers, timeout=60
-        )
+        answer = service.ask("POST", f"/v1{place}/classify", params={"top_k": top_k}, json=listed, headers=headers)
         if answer.status_code != 200:
-            return Reply(answer.json()["code"], [])
-        return Reply("ok", [_rest_row(row) for row in answer.json()["results"]])
+            return _refused(answer)
+        return Reply("ok", [_rest_row(row) for row in answer.json()["results"]], dict(answer.headers))
     tensor: dict[str, Any] = {"name": "image", "shape": [len(images)], "datatype": "BYTES"}
     body = {"inputs": [tensor], "parameters": {"top_k": top_k}}
-    url = f"{service.url}/v2{place}/infer"
+    url = f"/v2{place}/infer"
     if protocol == "oip-json":
         tensor["data"] = [base64.b64encode(image).decode() for image in images]
-        answer = httpx.post(url, json=body, headers=headers, timeout=60)
+        answer = service.ask("POST", url, json=body, headers=headers)
         if answer.status_code != 200:
-            return Reply(answer.json()["code"], [])
+            return _refused(answer)
         outputs = {output["name"]: output["data"] for output in answer.json()["outputs"]}
         k = answer.json()["outputs"][0]["shape"][1]
         columns = [np.array(outputs[name], object).reshape(-1, k) for name in ("index", "label", "score")]
-        return Reply("ok", _rows(*columns))
+        return Reply("ok", _rows(*columns), dict(answer.headers))
     given = triton_http.InferInput("image", [len(images)], "BYTES")
     given.set_data_from_numpy(np.array(images, object))
     data, length = triton_http.InferenceServerClient.generate_request_body([given], parameters={"top_k": top_k})
     headers |= {"inference-header-content-length": str(length)}
-    answer = httpx.post(url, content=bytes(data), headers=headers, timeout=60)
+    answer = service.ask("POST", url, content=bytes(data), headers=headers)
     if answer.status_code != 200:
-        return Reply(answer.json()["code"], [])
+        return _refused(answer)
     header_length = int(answer.headers["inference-header-content-length"])
     result = triton_http.InferenceServerClient.parse_response_body(answer.content, header_length=header_length)
     labels = np.vectorize(bytes.decode, otypes=[object])(result.as_numpy("label"))
-    return Reply("ok", _rows(result.as_numpy("index"), labels, result.as_numpy("score")))
+    return Reply("ok", _rows(result.as_numpy("index"), labels, result.as_numpy("score")), dict(answer.headers))
 
 
 def infer_request(model: str, images: list[bytes], top_k: int = 3, version: int | None = None) -> Any:
@@ -82,18 +85,29 @@ def infer_request(model: str, images: list[bytes], top_k: int = 3, version: int 
     return request
 
 
+def _refused(answer: httpx.Response) -> Reply:
+    return Reply(answer.json()["code"], [], dict(answer.headers))
+
+
 def _grpc(
-    service: Service, model: str, images: list[bytes], top_k: int, timeout_ms: float | None, version: int | None
+    service: Service,
+    model: str,
+    images: list[bytes],
+    top_k: int,
+    timeout_ms: float | None,
+    version: int | None,
+    headers: dict[str, str],
 ) -> Reply:
-    options = [("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(f"127.0.0.1:{service.grpc_port}", options) as channel:
+    metadata = [pair for pair in service.metadata if pair[0] not in headers] + list(headers.items())
+    with service.channel() as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         timeout_s = 60 if timeout_ms is None else timeout_ms / 1000
+        request = infer_request(model, images, top_k, version)
         try:
-            answer = stub.ModelInfer(infer_request(model, images, top_k, version), timeout=timeout_s)
+            answer, call = stub.ModelInfer.with_call(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
-            code = dict(error.trailing_metadata() or ()).get("eca-code", error.code().name.lower())
-            return Reply(str(code), [])
+            trailing = dict(error.trailing_metadata() or ())
+            return Reply(str(trailing.get("eca-code", error.code().name.lower())), [], trailing)
     raw = dict(zip((output.name for output in answer.outputs), answer.raw_output_contents, strict=True))
     shape = list(answer.outputs[0].shape)
     texts, at = [], 0
@@ -102,7 +116,8 @@ def _grpc(
         texts.append(raw["label"][at + 4 : at + 4 + length].decode())
         at += 4 + length
     index, score = np.frombuffer(raw["index"], "<i4"), np.frombuffer(raw["score"], "<f4")
-    return Reply("ok", _rows(index.reshape(shape), np.array(texts, object).reshape(shape), score.reshape(shape)))
+    rows = _rows(index.reshape(shape), np.array(texts, object).reshape(shape), score.reshape(shape))
+    return Reply("ok", rows, dict(call.trailing_metadata()))
 
 
 def _rest_row(row: dict[str, Any]) -> list[tuple[int, str, float]] | str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import grpc
 import httpx
 import pytest
 from eca_service.triton.server import free_port
@@ -48,13 +52,40 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Service:
-    """A running `eca-serve up`."""
+    """A running `eca-serve up`. Callers trust `ca` where it speaks TLS, and send `key`."""
 
     process: subprocess.Popen[bytes]
     url: str
     log: Path
     triton_port: int
     grpc_port: int
+    ca: Path | None = None
+    key: str = ""
+
+    @cached_property
+    def trust(self) -> ssl.SSLContext:
+        """For https."""
+        return ssl.create_default_context(cafile=self.ca)
+
+    def ask(self, method: str, path: str, headers: dict[str, str] | None = None, **given: Any) -> httpx.Response:
+        """What its HTTP port answers, on a connection of its own; with the key unless `headers` have another."""
+        own = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        sent = own | (headers or {})
+        return httpx.request(method, self.url + path, headers=sent, timeout=60, verify=self.trust, **given)
+
+    def channel(self) -> grpc.Channel:
+        """To its gRPC port."""
+        options = [("grpc.max_send_message_length", -1)]
+        if self.ca:
+            return grpc.secure_channel(
+                f"localhost:{self.grpc_port}", grpc.ssl_channel_credentials(self.ca.read_bytes()), options
+            )
+        return grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}", options)
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """What gRPC calls carry."""
+        return [("authorization", f"Bearer {self.key}")] if self.key else []
 
     def children(self) -> list[int]:
         """All processes below it."""
@@ -78,7 +109,7 @@ class Service:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             try:
-                if httpx.get(self.url + route).status_code == 200:
+                if self.ask("GET", route).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
@@ -111,7 +142,8 @@ def start(repository: Path, folder: Path, command: str = "up", **settings: objec
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    return Service(process, f"http://127.0.0.1:{port}", log, triton_port, grpc_port)
+    url = f"https://localhost:{port}" if "tls_cert" in settings else f"http://127.0.0.1:{port}"
+    return Service(process, url, log, triton_port, grpc_port)
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,20 @@ from __future__ import annotations
 import pytest
 from eca_service.admission import Admission, Margin
 from eca_service.errors import ServiceError
+from eca_service.journal import Entry
 
 
 def test_bounds() -> None:
     house = Admission(max_images=3, max_bytes=100)
-    first = house.enter(60)
+    first = house.enter(60, Entry("http"))
     with pytest.raises(ServiceError, match="overloaded"):
-        house.enter(50)
-    second = house.enter(40)
+        house.enter(50, Entry("http"))
+    second = house.enter(40, Entry("http"))
     with pytest.raises(ServiceError, match="overloaded"):
         first.grow(images=2)
     first.grow(images=1)
     with pytest.raises(ServiceError, match="overloaded"):
-        house.enter(0)
+        house.enter(0, Entry("http"))
     first.release()
     assert (house.images, house.size, house.requests) == (1, 40, 1)
     second.release()
@@ -26,7 +27,7 @@ def test_bounds() -> None:
 
 def test_an_unannounced_body_is_covered_as_it_comes() -> None:
     house = Admission(max_images=1, max_bytes=100)
-    permit = house.enter(0)
+    permit = house.enter(0, Entry("http"))
     for size in (30, 60, 60, 100):
         permit.cover(size)
         assert house.size == size

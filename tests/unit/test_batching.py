@@ -10,6 +10,7 @@ import pytest
 from eca_service.batching import MOST_WITH_FURTHER, Batcher, Costs, Pixels, Row, Tensors, Turn
 from eca_service.contract import PROBABILITIES
 from eca_service.errors import ServiceError
+from eca_service.tracing import Trace
 
 
 class Engine:
@@ -22,7 +23,9 @@ class Engine:
         self.rows = 0  # answers more than asked for
         self.error: Exception | None = None
 
-    async def run(self, images: Sequence[Pixels], deadline: float, further: tuple[str, ...]) -> Tensors:
+    async def run(
+        self, images: Sequence[Pixels], deadline: float, further: tuple[str, ...], traces: Sequence[Trace]
+    ) -> Tensors:
         self.batches.append([int(image[0]) for image in images])
         self.gates.append(asyncio.Event())
         try:

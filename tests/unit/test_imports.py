@@ -50,6 +50,7 @@ def test_build_uses_only_the_contract_of_the_service() -> None:
         ("grpc_health", "grpc_server.py"),
         ("pydantic_settings", "settings.py"),
         ("httpx", "client/over_http.py"),
+        ("opentelemetry", "tracing.py"),
         ("uvloop", "gateway.py"),
         ("onnxruntime", "triton/python_backend/model.py"),
         ("openvino", "triton/python_backend/model.py"),

@@ -7,7 +7,7 @@ import click
 from eca_service.cli.asking import classify, explain
 from eca_service.cli.evaluating import evaluate
 from eca_service.cli.serving import gateway, triton, up
-from eca_service.cli.upkeep import doctor, rollback
+from eca_service.cli.upkeep import doctor, key, rollback
 from eca_service.client import ClientError
 from eca_service.settings import SettingsError
 from eca_service.triton.server import TritonUnavailable
@@ -35,5 +35,5 @@ def main() -> None:
     """
 
 
-for command in (up, gateway, triton, classify, explain, evaluate, rollback, doctor):
+for command in (up, gateway, triton, classify, explain, evaluate, rollback, key, doctor):
     main.add_command(command)

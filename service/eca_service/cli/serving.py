@@ -10,6 +10,7 @@ import click
 
 from eca_service.cli.options import log, with_settings
 from eca_service.settings import Settings, SettingsError, load
+from eca_service.tracing import http_endpoint
 from eca_service.triton.server import require_free
 from eca_service.triton.supervisor import TritonServer
 
@@ -25,9 +26,7 @@ def up(**given: str | None) -> None:
     """
     settings = load(given)
     log(settings)
-    _require_models(settings)
-    require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
-    require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")
+    _require_gateway(settings)
     triton = _triton(settings)
     triton.start()
     try:
@@ -42,9 +41,7 @@ def gateway(**given: str | None) -> None:
     """The gateway alone, in front of a Triton that runs elsewhere (--triton-url)."""
     settings = load(given)
     log(settings)
-    _require_models(settings)
-    require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
-    require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")
+    _require_gateway(settings)
     _gateway(settings)
 
 
@@ -73,7 +70,18 @@ def _triton(settings: Settings) -> TritonServer:
         settings.triton_log,
         settings.triton_threads,
         settings.triton_host,
+        http_endpoint(settings.otlp_endpoint),
     )
+
+
+def _require_gateway(settings: Settings) -> None:
+    """Raises SettingsError or TritonUnavailable where the gateway cannot run; before anything is started."""
+    from eca_service.gateway import require_files
+
+    require_files(settings)
+    _require_models(settings)
+    require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
+    require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")
 
 
 def _require_models(settings: Settings) -> None:

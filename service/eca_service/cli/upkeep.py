@@ -1,16 +1,17 @@
-"""The commands that look after models and machines: rollback and doctor."""
+"""The commands that look after models, keys and machines: rollback, key and doctor."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from itertools import chain
 from pathlib import Path
 
 import click
 
-from eca_service.cli.options import with_settings
+from eca_service import logs
+from eca_service.cli.options import key_of, with_ca, with_key, with_settings
 from eca_service.errors import ServiceError
+from eca_service.keys import make, read_secret
 from eca_service.settings import SettingsError, load
 
 
@@ -26,7 +27,24 @@ from eca_service.settings import SettingsError, load
     envvar="ECA_REPOSITORY",
     show_envvar=True,
 )
-def rollback(model: str, version: int | None, newest: bool, repository: Path) -> None:
+@click.option("--url", help="Ask this running service to do it, instead of changing the repository here.")
+@with_ca
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    envvar="ECA_MANAGEMENT_TOKEN_FILE",
+    show_envvar=True,
+    help="With --url: file that holds the service's management token.",
+)
+def rollback(
+    model: str,
+    version: int | None,
+    newest: bool,
+    repository: Path,
+    url: str | None,
+    ca: Path | None,
+    token_file: Path | None,
+) -> None:
     """Has MODEL served in an earlier version; running services follow within seconds, without losing a request.
 
     It stays in that version, whatever is built later, until `--newest`.
@@ -35,21 +53,62 @@ def rollback(model: str, version: int | None, newest: bool, repository: Path) ->
     Examples:
       eca-serve rollback resnet14-eca
       eca-serve rollback resnet14-eca --newest
+      eca-serve rollback resnet14-eca --url https://images.example.org --token-file token
     """
-    from eca_service.registry import pin, roll_back
-
     if version and newest:
         raise SettingsError("--to and --newest exclude each other")
+    if url is None:
+        version = _roll_back_here(repository, model, version, newest)
+    elif token_file is None:
+        raise SettingsError("--url needs --token-file: the file of the service's management token")
+    else:
+        version = _roll_back_there(url, ca, token_file, model, version, newest)
+    click.echo(f"{model}: {f'version {version}' if version else 'the newest version'} is to be served")
+
+
+def _roll_back_here(repository: Path, model: str, version: int | None, newest: bool) -> int | None:
+    from eca_service.registry import pin, roll_back
+
     try:
         if version is None and not newest:
-            version = roll_back(repository, model)
-        else:
-            pin(repository, model, version)
+            return roll_back(repository, model)
+        pin(repository, model, version)
     except ServiceError as error:
         raise SettingsError(error.detail) from None
     except OSError as error:
         raise SettingsError(f"{repository} cannot be written: {error.strerror}") from None
-    click.echo(f"{model}: {f'version {version}' if version else 'the newest version'} is to be served")
+    return version
+
+
+def _roll_back_there(
+    url: str, ca: Path | None, token_file: Path, model: str, version: int | None, newest: bool
+) -> int | None:
+    from eca_service.client import Client, ClientError
+
+    with Client(url, key=read_secret(token_file, "ECA_MANAGEMENT_TOKEN_FILE"), ca=ca) as client:
+        try:
+            return client.unpin(model) if newest else client.pin(model, version)
+        except ClientError as error:
+            if error.code != "bad_request":
+                raise
+            raise SettingsError(f"{error.detail}; has the service an ECA_MANAGEMENT_TOKEN_FILE?") from None
+
+
+@click.command()
+@click.argument("name")
+def key(name: str) -> None:
+    """Makes an API key for NAME: its line for ECA_API_KEYS_FILE on stdout; on stderr, this once, the key itself.
+
+    A second key of the same name replaces the first without a gap: add it, hand it out, then remove the old line.
+
+    \b
+    Example:
+      eca-serve key team-a >> keys
+    """
+    secret, line = make(name)
+    click.echo(line)
+    click.echo(secret, err=True)
+    click.echo(f"This is {name}'s key; it is not shown again. It is sent as: Authorization: Bearer KEY", err=True)
 
 
 @click.command()
@@ -57,8 +116,10 @@ def rollback(model: str, version: int | None, newest: bool, repository: Path) ->
 @click.option(
     "--seconds", default=3.0, show_default=True, type=click.FloatRange(0.1, 600), help="Watch it for so long."
 )
+@with_ca
+@with_key
 @with_settings
-def doctor(url: str | None, seconds: float, **given: str | None) -> None:
+def doctor(url: str | None, seconds: float, ca: Path | None, api_key_file: Path | None, **given: str | None) -> None:
     """Says what is wrong with this machine, this repository, this running service; exit code 1 where anything is.
 
     \b
@@ -68,19 +129,26 @@ def doctor(url: str | None, seconds: float, **given: str | None) -> None:
       eca-serve doctor --url http://gateway.example:8080 --seconds 10
     """
     from eca_service import doctor as examine
+    from eca_service.client import Client, Retry
     from eca_service.registry import Registry
 
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logs.start("text", "error")
+    once, secret = Retry(attempts=1), key_of(api_key_file)
     if url:
-        findings = examine.service(url.rstrip("/"), seconds)
+        findings = examine.service(Client(url, key=secret, ca=ca, retry=once), seconds)
     else:
         settings = load(given)
         registry = Registry(settings.repository, settings.default_model)
-        own = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.http_port}"
+        own = f"{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.http_port}"
+        if settings.tls_cert:  # whatever names it has: it is this one
+            client = Client(f"https://{own}", key=secret, ca=ca or settings.tls_cert, pinned=ca is None, retry=once)
+        else:
+            client = Client(f"http://{own}", key=secret, retry=once)
         findings = chain(
+            examine.files(settings),
             examine.machine(settings),
             examine.repository(settings, registry),
-            examine.service(own, seconds, registry),
+            examine.service(client, seconds, registry),
         )
     wrong = []
     for finding in findings:

@@ -103,6 +103,17 @@ def command(binary: Path, backends: Path, repository: Path, port: int, shm_prefi
     ]
 
 
+def tracing(url: str) -> list[str]:
+    """Options that have the spans of requests which belong to a trace, and of no others, sent over OTLP/HTTP."""
+    return [
+        "--trace-config=mode=opentelemetry",
+        "--trace-config=level=TIMESTAMPS",
+        "--trace-config=rate=2147483647",  # of the requests without a trace, one in so many
+        f"--trace-config=opentelemetry,url={url}",
+        "--trace-config=opentelemetry,resource=service.name=eca-triton",
+    ]
+
+
 def environment(threads: int) -> dict[str, str]:
     """What the server's process sees: its libraries, our site-packages for the backend, and little else."""
     kept = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TMPDIR", "TZ"}}

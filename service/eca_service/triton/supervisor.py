@@ -28,7 +28,8 @@ class TritonServer:
     """The server's process, watched by a thread.
 
     `repository` is the model repository, `host` and `grpc_port` where it listens (0: a free port), `log_file` keeps the
-    server's last lines, at most 2 x 4 MiB. Models are loaded by whoever connects: the server starts with none.
+    server's last lines, at most 2 x 4 MiB; `trace_url` is where its spans go, if anywhere. Models are loaded by whoever
+    connects: the server starts with none.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class TritonServer:
         log_file: Path,
         threads: int | None = None,
         host: str = "127.0.0.1",
+        trace_url: str | None = None,
     ) -> None:
         self.repository = repository
         self.host = host
         self.port = grpc_port or server.free_port()
         self.log_file = log_file
         self.threads = threads or len(os.sched_getaffinity(0))
+        self.trace_url = trace_url
         self.restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._last_lines: deque[str] = deque(maxlen=20)
@@ -80,6 +83,7 @@ class TritonServer:
         server.assemble_backends(self._folder / "backends")
         self._command = server.command(binary, self._folder / "backends", self.repository, self.port, self._shm_prefix)
         self._command.append(f"--grpc-address={self.host}")  # of two Triton takes the last
+        self._command += server.tracing(self.trace_url) if self.trace_url else []
         self._watcher.start()
         self._started.wait()
         if self._failed:

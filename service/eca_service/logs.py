@@ -1,0 +1,60 @@
+"""How the log is written, to stderr: one JSON object a line, or text for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from datetime import datetime, timezone
+
+_encode = json.JSONEncoder(default=str).encode  # json.dumps would make one for every line
+# Of these libraries only warnings and worse: at debug level Pillow tells what is in images, others what is in headers.
+CHATTY = ("PIL", "httpx", "httpcore", "asyncio", "python_multipart", "urllib3")
+
+
+def start(form: str | None, level: str) -> None:
+    """Has everything that is logged written as `form`, json or text; None: text on a terminal, else json."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if (form or ("text" if sys.stderr.isatty() else "json")) == "json" else Text())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    # what no line of ours shows need not be found out for each
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    # gRPC's core writes a line of its own for whoever sends it nonsense; it reads this when it is first used
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class JsonLines(logging.Formatter):
+    """time (UTC), level, logger, message, what the record has as `fields`, and the traceback of an exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return _encode(line)
+
+
+class Text(logging.Formatter):
+    """The same for people; fields as name=value."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line, without a traceback."""
+        fields = (f"{name}={_plain(value)}" for name, value in getattr(record, "fields", {}).items())
+        return " ".join([super().formatMessage(record), *fields])
+
+
+def _plain(value: object) -> object:
+    return ",".join(f"{name}:{part}" for name, part in value.items()) if isinstance(value, dict) else value

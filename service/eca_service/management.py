@@ -1,0 +1,63 @@
+"""Which version a model is served in, changed over HTTP; there only where a management token is set."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from eca_service.bodies import read_json
+from eca_service.errors import ServiceError
+from eca_service.registry import pin, roll_back
+from eca_service.routes import core_of
+
+logger = logging.getLogger(__name__)
+MOST_BYTES = 1024
+router = APIRouter(prefix="/v1/models/{model}", include_in_schema=False)
+
+
+@router.put("/pin")
+async def put_pin(request: Request, model: str) -> Response:
+    """Has the model served in the version that the body {"version": n} names, without a body in the one before."""
+    _require_token(request)
+    version = None
+    if await request.body():
+        body = await read_json(request, MOST_BYTES)
+        version = body.get("version") if isinstance(body, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise ServiceError("bad_request", 'the body must be {"version": n}, or there must be none')
+    return await _change(request, model, version, back=version is None)
+
+
+@router.delete("/pin")
+async def delete_pin(request: Request, model: str) -> Response:
+    """Has the model served in its newest version again."""
+    _require_token(request)
+    return await _change(request, model, None, back=False)
+
+
+def _require_token(request: Request) -> None:
+    exchange = request.scope["eca"]
+    core_of(request).access.require_management(exchange.headers.get(b"authorization"))
+    exchange.entry.caller = "management"
+
+
+async def _change(request: Request, model: str, version: int | None, back: bool) -> Response:
+    core = core_of(request)
+    name = core.registry.get(model).contract.name  # of those served: a path never names anything else
+    request.scope["eca"].entry.model = name
+    repository = core.settings.repository
+    try:
+        if back:
+            version = await asyncio.to_thread(roll_back, repository, name)
+        else:
+            await asyncio.to_thread(pin, repository, name, version)
+    except OSError as error:
+        raise ServiceError(
+            "internal",
+            f"{repository} cannot be written here ({error.strerror}); run `eca-serve rollback` where it can",
+        ) from None
+    logger.info("%s is to be served in %s", name, f"version {version}" if version else "its newest version")
+    return JSONResponse({"model": name, "pinned": version})

@@ -1,0 +1,57 @@
+"""Errors as HTTP answers: problem+json (RFC 9457), whatever raised them."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from eca_service.errors import ServiceError, problem
+from eca_service.oip_http import is_oip
+
+NO_ROUTE = "no route has this method and path"
+
+
+def answer(error: ServiceError, scope: MutableMapping[str, Any]) -> JSONResponse:
+    """An error as problem+json; clients of the Open Inference Protocol look for a member named `error`."""
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.code == "unauthorized":
+        headers["WWW-Authenticate"] = 'Bearer realm="eca-serve"'
+    body = problem(error, scope["eca"].entry.request_id)
+    if is_oip(scope["path"]):
+        body["error"] = str(error)
+    return JSONResponse(body, error.kind.http, headers, "application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Has the application answer what its routes raise."""
+
+    async def handled(request: Request, error: ServiceError) -> JSONResponse:
+        request.scope["eca"].entry.code = error.code
+        return answer(error, request.scope)
+
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        detail = f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg']}"
+        return await handled(request, ServiceError("bad_parameter", detail))
+
+    async def plain(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code in {404, 405}:
+            detail = f"{NO_ROUTE}; /docs lists them" if app.openapi_url else NO_ROUTE
+            body = problem(ServiceError("bad_request", detail), request.scope["eca"].entry.request_id)
+            body |= {"status": error.status_code, "title": str(error.detail)}
+            return JSONResponse(body, error.status_code, error.headers, "application/problem+json")
+        return await handled(request, ServiceError("bad_request", str(error.detail)))
+
+    async def left(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return await handled(request, ServiceError("client_closed", "the caller went away"))
+
+    app.add_exception_handler(ServiceError, handled)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, plain)  # type: ignore[arg-type]
+    app.add_exception_handler(ClientDisconnect, left)  # type: ignore[arg-type]

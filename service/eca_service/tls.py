@@ -1,0 +1,88 @@
+"""The certificate of both ports: checked at start, read again when its files are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+
+import grpc
+
+from eca_service.settings import SettingsError
+
+logger = logging.getLogger(__name__)
+LOOK_EVERY_S = 2.0
+
+
+class Certificate:
+    """A certificate chain and its private key, both PEM. Raises SettingsError where they cannot be used."""
+
+    def __init__(self, chain: Path, key: Path) -> None:
+        self.chain = chain
+        self.key = key
+        self._read = self._contents()
+        self._refused = self._read
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # TLS 1.2 and newer
+        _load(self.context, chain, key)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """The same for gRPC, which asks again for every connection."""
+        shown = self._read
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal shown
+            if self._read == shown:
+                return None
+            shown = self._read
+            return _configuration(shown)
+
+        return grpc.dynamic_ssl_server_credentials(_configuration(shown), fetch)
+
+    async def follow(self) -> None:
+        """Takes over a replaced pair for new connections, as renewal writes it; runs until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            try:
+                found = self._contents()
+                if found in (self._read, self._refused):
+                    continue
+                self._refused = found
+                _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.chain, self.key)
+                _load(self.context, self.chain, self.key)
+            except SettingsError as error:  # half of the pair may be written yet
+                logger.warning("the certificate of before is kept: %s", error)
+                continue
+            self._read = found
+            logger.info("%s was read again", self.chain)
+
+    def _contents(self) -> tuple[bytes, bytes]:
+        return _bytes(self.chain, "ECA_TLS_CERT"), _bytes(self.key, "ECA_TLS_KEY")
+
+
+def _configuration(pair: tuple[bytes, bytes]) -> grpc.ServerCertificateConfiguration:
+    chain, key = pair
+    return grpc.ssl_server_certificate_configuration([(key, chain)])
+
+
+def _bytes(file: Path, variable: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{variable}={file} cannot be read: {error.strerror}") from None
+
+
+def _load(context: ssl.SSLContext, chain: Path, key: Path) -> None:
+    def no_password() -> str:
+        raise SettingsError(f"ECA_TLS_KEY={key} is encrypted; write it without a password: openssl pkey -in {key}")
+
+    try:
+        context.load_cert_chain(chain, key, no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise SettingsError(f"ECA_TLS_KEY={key} is not the key of ECA_TLS_CERT={chain}") from None
+        if b"-----BEGIN CERTIFICATE-----" not in chain.read_bytes():
+            raise SettingsError(f"ECA_TLS_CERT={chain} holds no certificate in PEM") from None
+        if b"PRIVATE KEY-----" not in key.read_bytes():
+            raise SettingsError(f"ECA_TLS_KEY={key} holds no private key in PEM") from None
+        raise SettingsError(f"ECA_TLS_CERT={chain} and ECA_TLS_KEY={key} cannot be used: {error.reason}") from None

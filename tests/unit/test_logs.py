@@ -1,0 +1,45 @@
+"""The two forms of the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+
+from eca_service.logs import JsonLines, Text
+
+
+def record(message: str, *arguments: object, fields: dict[str, object] | None = None) -> logging.LogRecord:
+    made = logging.makeLogRecord({"name": "a.b", "levelname": "WARNING", "msg": message, "args": arguments})
+    if fields:
+        made.fields = fields
+    return made
+
+
+def test_json_is_one_line_whatever_it_holds() -> None:
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        failed = record("it\n%s", "\u2028\x00é", fields={"ms": {"total": 1.5}, "status": 200})
+        failed.exc_info = sys.exc_info()
+    text = JsonLines().format(failed)
+    assert len(text.splitlines()) == 1
+    line = json.loads(text)
+    assert (line["level"], line["logger"], line["message"]) == ("warning", "a.b", "it\n\u2028\x00é")
+    assert (line["ms"], line["status"]) == ({"total": 1.5}, 200)
+    assert "ValueError: first\nsecond" in line["exception"]
+
+
+def test_text_is_for_people() -> None:
+    text = Text().format(record("request", fields={"code": "ok", "ms": {"decode": 1.5, "total": 2}}))
+    assert text.endswith("WARNING a.b request code=ok ms=decode:1.5,total:2")
+
+
+def test_where_there_is_no_terminal_it_is_json_and_warnings_are_in_it() -> None:
+    script = (
+        "import warnings; from eca_service import logs; logs.start(None, 'info'); warnings.warn('look', stacklevel=1)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (line["level"], line["logger"], "look" in line["message"]) == ("warning", "py.warnings", True)

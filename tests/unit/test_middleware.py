@@ -1,0 +1,149 @@
+"""What is around every HTTP request, on the application without its Triton."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from eca_service import page
+from eca_service.app import create_app
+from eca_service.keys import make
+from eca_service.logs import JsonLines
+from eca_service.settings import Settings
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+
+SAFE = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+
+
+def application(tmp_path: Path, **settings: object) -> FastAPI:
+    return create_app(Settings(repository=tmp_path, **settings))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        yield client
+
+
+async def test_every_answer_is_safe_for_a_browser(tmp_path: Path) -> None:
+    app = application(tmp_path)
+
+    @app.get("/own")
+    async def own() -> Response:
+        return PlainTextResponse("x", headers={"Content-Security-Policy": "own", "Cache-Control": "max-age=60"})
+
+    async with client_of(app) as client:
+        for method, path in (("GET", "/livez"), ("GET", "/nothing"), ("DELETE", "/livez"), ("POST", "/v1/classify")):
+            headers = (await client.request(method, path)).headers
+            assert SAFE.items() <= dict(headers).items(), path
+        headers = (await client.get("/own")).headers
+        assert headers.get_list("content-security-policy") == ["own"]
+        assert headers.get_list("cache-control") == ["max-age=60"]
+        assert headers["x-frame-options"] == "DENY"
+        docs = await client.get("/docs")
+        assert "cdn.jsdelivr.net" in docs.headers["content-security-policy"]
+        assert "script-src https://cdn.jsdelivr.net 'sha256-" in docs.headers["content-security-policy"]
+
+
+def _at_once() -> Response:
+    raise RuntimeError("secret details")
+
+
+def _later() -> Response:
+    def parts() -> object:
+        yield b"begun"
+        raise RuntimeError("secret details")
+
+    return StreamingResponse(parts())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("broken", [_at_once, _later])
+async def test_what_nobody_caught(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: Callable[[], Response]
+) -> None:
+    caplog.set_level(logging.INFO)
+    app = application(tmp_path)
+    app.get("/broken")(broken)
+    async with client_of(app) as client:
+        answer = await client.get("/broken", headers={"x-request-id": "mine"})
+        text = (await client.get("/metrics")).text
+    if broken is _at_once:
+        assert (answer.status_code, answer.json()["code"], answer.json()["request_id"]) == (500, "internal", "mine")
+        assert (answer.headers["x-request-id"], answer.headers["x-frame-options"]) == ("mine", "DENY")
+        assert "secret" not in answer.text
+    assert 'eca_requests_total{code="internal",model="unmatched",protocol="http"}' in text
+    line = next(record for record in caplog.records if record.message == "request")
+    assert json.loads(JsonLines().format(line))["code"] == "internal"
+    assert "RuntimeError: secret details" in caplog.text, "for the operator"
+
+
+async def test_switches(tmp_path: Path) -> None:
+    secret, line = make("team")
+    (tmp_path / "keys").write_text(line)
+    keys = {"authorization": f"Bearer {secret}"}
+    paths = ("/metrics", "/docs", "/openapi.json")
+    for value, without, with_key in (("on", 200, 200), ("key", 401, 200), ("off", 401, 404)):
+        app = application(tmp_path, metrics=value, docs=value, api_keys_file=tmp_path / "keys")
+        async with client_of(app) as client:
+            assert {(await client.get(path)).status_code for path in paths} == {without}
+            assert {(await client.get(path, headers=keys)).status_code for path in paths} == {with_key}
+    async with client_of(application(tmp_path, metrics="off", docs="off")) as client:
+        answer = await client.get("/docs")
+        assert (answer.status_code, "/docs" in answer.json()["detail"]) == (404, False)
+
+
+async def test_the_page_has_its_own_policy_and_switch(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(make("team")[1])
+    async with client_of(application(tmp_path, api_keys_file=tmp_path / "keys")) as client:
+        for path in page.PATHS:
+            answer = await client.get(path)
+            assert (answer.status_code, answer.headers.get_list("content-security-policy")) == (200, [page.POLICY])
+            assert answer.headers["x-frame-options"] == "DENY"
+    async with client_of(application(tmp_path, page="off")) as client:
+        assert {(await client.get(path)).status_code for path in page.PATHS} == {404}
+
+
+async def test_other_origins_are_let_in_by_name_only(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(make("team")[1])
+    app = application(tmp_path, cors_origins="https://a.example, https://b.example", api_keys_file=tmp_path / "keys")
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    async with client_of(app) as client:
+        for origin in ("https://a.example", "https://b.example"):
+            answer = await client.options("/v1/classify", headers=asked | {"origin": origin})
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, origin)
+            refused = await client.get("/v1/models", headers={"origin": origin})
+            assert refused.status_code == 401
+            assert refused.headers["access-control-allow-origin"] == origin, "so that the page can read why"
+            assert "x-request-id" in refused.headers["access-control-expose-headers"]
+        answer = await client.options("/v1/classify", headers=asked | {"origin": "https://c.example"})
+        assert "access-control-allow-origin" not in answer.headers
+        assert "access-control-allow-credentials" not in answer.headers
+    async with client_of(application(tmp_path)) as client:
+        answer = await client.get("/v1/models", headers={"origin": "https://a.example"})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert (
+            await client.options("/v1/classify", headers=asked | {"origin": "https://a.example"})
+        ).status_code == 405
+
+
+async def test_retry_after_is_when_a_token_is_there(tmp_path: Path) -> None:
+    app = application(tmp_path, rate_limit=0.1, rate_by="address")
+    async with client_of(app) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+        answer = await client.get("/v1/models")
+        assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+        assert answer.headers["retry-after"] == "10"
+        assert (await client.get("/livez")).status_code == 200, "health is not counted"

@@ -1,0 +1,106 @@
+"""What can be wrong with a certificate and its key, each told in a sentence; and their replacement."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
+from eca_service import tls
+from eca_service.settings import SettingsError, load
+from eca_service.tls import Certificate
+
+CA = trustme.CA()
+
+
+def write(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
+    """A chain and its key, of the one authority."""
+    issued = CA.issue_cert(name)
+    chain, key = folder / "cert.pem", folder / "key.pem"
+    chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(str(key))
+    return chain, key
+
+
+def encrypt(key: Path) -> None:
+    secret = serialization.load_pem_private_key(key.read_bytes(), None)
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key.write_bytes(secret.private_bytes(pem, form, serialization.BestAvailableEncryption(b"x")))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda chain, key: chain.unlink(), "ECA_TLS_CERT=.*cert.pem cannot be read: No such file"),
+        (lambda chain, key: key.unlink(), "ECA_TLS_KEY=.*key.pem cannot be read: No such file"),
+        (lambda chain, key: chain.write_text("hello"), "ECA_TLS_CERT=.*holds no certificate"),
+        (lambda chain, key: chain.write_bytes(key.read_bytes()), "ECA_TLS_CERT=.*holds no certificate"),
+        (lambda chain, key: key.write_text("hello"), "ECA_TLS_KEY=.*holds no private key"),
+        (lambda chain, key: key.write_bytes(chain.read_bytes()), "ECA_TLS_KEY=.*holds no private key"),
+        (lambda chain, key: CA.issue_cert("b").private_key_pem.write_to_path(str(key)), "is not the key of"),
+        (lambda chain, key: encrypt(key), "is encrypted"),
+        (lambda chain, key: chain.write_bytes(chain.read_bytes()[:200]), "cannot be used"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, damage: Callable[[Path, Path], object], sentence: str) -> None:
+    chain, key = write(tmp_path)
+    Certificate(chain, key)
+    damage(chain, key)
+    with pytest.raises(SettingsError, match=sentence):
+        Certificate(chain, key)
+
+
+def test_one_without_the_other() -> None:
+    with pytest.raises(SettingsError, match="ECA_TLS_CERT and ECA_TLS_KEY go together"):
+        load({"tls_cert": "cert.pem"}, {})
+
+
+async def names_shown(port: int) -> set[str]:
+    """The names in the certificate that a server shows, which must be the authority's."""
+    context = ssl.create_default_context()
+    CA.configure_trust(context)
+    context.check_hostname = False
+    context.set_alpn_protocols(["h2"])
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    found = writer.get_extra_info("peercert")
+    writer.close()
+    with contextlib.suppress(ssl.SSLError, ConnectionError):
+        await writer.wait_closed()
+    return {value for _, value in found["subjectAltName"]}
+
+
+async def test_a_renewed_certificate_is_shown_and_a_spoilt_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tls, "LOOK_EVERY_S", 0.02)
+    chain, key = write(tmp_path, "old.example")
+    certificate = Certificate(chain, key)
+    http = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=certificate.context)
+    server = grpc.aio.server()
+    ports = [http.sockets[0].getsockname()[1], server.add_secure_port("127.0.0.1:0", certificate.credentials())]
+    await server.start()
+    follow = asyncio.create_task(certificate.follow())
+    try:
+        assert [await names_shown(port) for port in ports] == [{"old.example"}] * 2
+        key.write_text("half of it")
+        await asyncio.sleep(0.2)
+        assert [await names_shown(port) for port in ports] == [{"old.example"}] * 2
+        assert caplog.text.count("the certificate of before is kept") == 1
+        write(tmp_path, "new.example")
+        await asyncio.sleep(0.2)
+        assert [await names_shown(port) for port in ports] == [{"new.example"}] * 2
+    finally:
+        follow.cancel()
+        http.close()
+        await server.stop(None)
+
+
+def test_old_protocols_are_not_spoken(tmp_path: Path) -> None:
+    context = Certificate(*write(tmp_path)).context
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
