@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PRECISION ?= auto
+RUNTIME ?= auto
 DEMO := $(sort $(wildcard build/demo/*.safetensors))
 
 .DEFAULT_GOAL := help
@@ -14,11 +16,12 @@ help: ## Show this list
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 13) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}; set PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,tensorrt-rtx,tracing,triton,bench,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,openvino,tensorrt-rtx,tracing,triton,bench,dev]'
 	@touch $@
 
-models: $(READY) ## Build the demo networks into model_repository/
-	@$(BIN)/eca-build compile $(DEMO) --labels build/demo/labels.txt --images build/demo/images --expose-gates
+models: $(READY) ## Build the demo networks, each as what is fastest here; PRECISION=fp32: exact
+	@$(BIN)/eca-build compile $(DEMO) --labels build/demo/labels.txt --images build/demo/images --expose-gates \
+		--precision $(PRECISION) --runtime $(RUNTIME)
 
 serve: models ## Build the demo networks, start Triton and the gateway
 	@exec $(BIN)/eca-serve up

@@ -1,8 +1,10 @@
-"""Accuracy on CIFAR-10's test images through a running service, beside PyTorch's on the same images.
+"""Accuracy on CIFAR-10's test images through a running service, beside PyTorch's and the engine's on the same images.
 
     python build/demo/evaluate.py --data cifar10-jpeg.tar.xz --url http://127.0.0.1:8080
 
-Prints both counts for each demo network and on how many images the two disagree; exit code 1 where they do anywhere.
+For each demo network it prints how many images are right through the service and in PyTorch, and on how many the two
+disagree. A float32 engine must agree with PyTorch on every image; another one with itself, run from its file in a
+process of its own, and its accuracy must be within half a point of PyTorch's. Exit code 1 where any of this fails.
 """
 
 from __future__ import annotations
@@ -17,15 +19,19 @@ import httpx
 import numpy as np
 import torch
 from cifar10 import load
+from eca_build import verify
 from eca_build.checkpoint import load as load_checkpoint
 from eca_build.compile import default_recipe
 from eca_build.export import reference
+from eca_build.targets import kind_of
+from eca_service.contract import Contract, read
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
 BATCH = 50
+MOST_LOST = 0.005  # of the accuracy
 
 
 def png(pixels: NDArray[np.uint8]) -> str:
@@ -45,25 +51,44 @@ def served(client: httpx.Client, model: str, images: NDArray[np.uint8]) -> NDArr
     return np.asarray(best)
 
 
+def own(contract: Contract, folder: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The probabilities [N, K] that the version's engine gives without the service."""
+    engine = next(path for path in folder.iterdir() if path.name.startswith("model."))
+    return verify.answers(engine, images, verify.runner(kind_of(contract.engine, contract.runtime), contract.precision))
+
+
 def main() -> int:
     """Runs the comparison; see the module's first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10: an archive or an unpacked folder")
     parser.add_argument("--url", default="http://127.0.0.1:8080")
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="what the service serves")
     options = parser.parse_args()
     _, _, images, labels = load(options.data)
-    differences = 0
+    failed = 0
     with httpx.Client(base_url=options.url, timeout=60) as client:
         for weights in sorted(HERE.glob("*.safetensors")):
-            through = served(client, weights.stem, images)
+            name = weights.stem
+            version = client.get(f"/v1/models/{name}").raise_for_status().json()["version"]
+            contract = read(options.repository / name / str(version))
+            through = served(client, name, images)
             checkpoint = load_checkpoint(weights)
             recipe = default_recipe(checkpoint.spec.arch)
-            torch_best = reference(checkpoint.network, recipe, torch.from_numpy(images), 250).argmax(1).numpy()
-            differ = int((through != torch_best).sum())
-            differences += differ
-            right = [int((best == labels).sum()) for best in (through, torch_best)]
-            print(f"{weights.stem}: {right[0]} of {len(labels)} right served, {right[1]} in PyTorch, {differ} differ")
-    return 1 if differences else 0
+            expected = reference(checkpoint.network, recipe, torch.from_numpy(images), 250).argmax(1).numpy()
+            differ = int((through != expected).sum())
+            right = [int((best == labels).sum()) for best in (through, expected)]
+            line = f"{name}, {contract.runtime or contract.engine} {contract.precision}: {right[0]} of {len(labels)} "
+            line += f"right served, {right[1]} in PyTorch, {differ} differ"
+            wrong = bool(differ)
+            if contract.precision != "fp32":
+                alone = own(contract, options.repository / name / str(version), images).argmax(1)
+                drift = int((through != alone).sum())
+                lost = (right[1] - right[0]) / len(labels)
+                line += f", {drift} from the engine by itself; {100 * lost:+.2f} points lost"
+                wrong = bool(drift) or lost > MOST_LOST
+            failed += wrong
+            print(line + ("  WRONG" if wrong else ""), flush=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from eca_build.compile import Built
     from eca_build.graphs import AttentionGraph
     from eca_build.networks.attention import Kind
-    from eca_build.targets import Precision, TargetName
+    from eca_build.targets import Auto, Precision, Runtime, TargetName
+    from eca_build.tensorrt_plan import Frontend
 
 EXAMPLES = """\b
 Examples:
@@ -123,34 +126,60 @@ def init(arch: str, attention: str, classes: int | None, width: float, seed: int
     type=click.Path(path_type=Path),
     envvar="ECA_IMAGES",
     show_envvar=True,
-    help="A folder of images to verify on; default: synthetic ones.",
+    help="A folder of images to verify on; default: synthetic ones. Where a folder or file is called as a label "
+    "(dog/1.jpg, dog-1.jpg) the accuracy is verified too.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    envvar="ECA_CALIBRATION",
+    show_envvar=True,
+    help="A folder of images like those to come, which int8 takes its ranges from; default: those of --images.",
 )
 @click.option(
     "--target",
-    type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx", "inductor"]),
     default="onnx",
     envvar="ECA_TARGET",
     show_envvar=True,
     help="onnx: for CPUs; tensorrt: for the GPU of this machine; tensorrt-rtx: a portable engine for NVIDIA's consumer "
-    "GPUs, built without one.",
+    "GPUs, built without one; inductor: a package of PyTorch's compiler for the GPU of this machine, or its CPU.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "auto"]),
     default="fp32",
     envvar="ECA_PRECISION",
     show_envvar=True,
-    help="fp16 and bf16 are for GPUs.",
+    help="On a CPU fp32, int8 and, with --runtime openvino, bf16; on a GPU fp32, fp16, bf16. auto: every one is built, "
+    "verified and measured on this machine, and the fastest published.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "openvino", "auto"]),
+    default="onnxruntime",
+    envvar="ECA_RUNTIME",
+    show_envvar=True,
+    help="What the embedded Triton runs an onnx engine in. auto: what is installed and fastest.",
+)
+@click.option(
+    "--frontend",
+    type=click.Choice(["auto", "onnx", "torch-tensorrt"]),
+    default="auto",
+    envvar="ECA_FRONTEND",
+    show_envvar=True,
+    help="What makes a TensorRT plan: from ONNX, or Torch-TensorRT from the PyTorch program. auto: all that are "
+    "installed, the fastest verified published.",
 )
 @click.option(
     "--attention-graph",
-    type=click.Choice(["plain", "hoisted", "fused", "hoisted-fused", "epilogue"]),
+    type=click.Choice(["plain", "hoisted", "fused", "hoisted-fused", "epilogue", "auto"]),
     default="plain",
     envvar="ECA_ATTENTION_GRAPH",
     show_envvar=True,
     help="hoisted: the gate from the input of the block's last 1x1 convolution; fused: one operator from the pooling "
     "to the ReLU; hoisted-fused, epilogue: the hoisted gate, joined to the map by one operator behind the convolution "
-    "or with it. A CPU runs the fused operators as plain ones.",
+    "or with it. A CPU runs the fused operators as plain ones. auto: all that the network has, the fastest published.",
 )
 @click.option(
     "--expose-gates",
@@ -176,9 +205,12 @@ def compile_(
     name: str | None,
     labels: Path | None,
     images: Path | None,
+    calibration: Path | None,
     target: TargetName,
-    precision: Precision,
-    attention_graph: AttentionGraph,
+    precision: Precision | Auto,
+    runtime: Runtime | Auto,
+    frontend: Frontend | Auto,
+    attention_graph: AttentionGraph | Auto,
     expose_gates: bool,
     max_batch: int,
     resize: int | None,
@@ -197,11 +229,13 @@ def compile_(
     if (resize or crop) and (not (resize and crop) or crop > resize):
         raise click.UsageError("--resize and --crop go together, and the crop is not larger than the resize")
     size = (resize, crop) if resize and crop else None
-    wish = Wish(target, precision, attention_graph, max_batch, expose_gates)
+    wish = Wish(target, precision, attention_graph, max_batch, expose_gates, runtime, frontend)
+    steps = build.steps(wish)
     for checkpoint in checkpoints:
-        options = build.Options(checkpoint, repository, size, name, arch, labels, images, _kind(attention), wish)
-        with tqdm(total=len(build.STEPS), desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
-            click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, build.STEPS))))
+        kind = _kind(attention)
+        options = build.Options(checkpoint, repository, size, name, arch, labels, images, kind, wish, calibration)
+        with tqdm(total=steps, desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
+            click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, count()))))
 
 
 def _kind(given: str | None) -> Kind | None:
@@ -212,9 +246,9 @@ def _kind(given: str | None) -> Kind | None:
     return next((kind for kind in KINDS if kind == given), None)
 
 
-def _show(bar: tqdm[NoReturn], steps: tuple[str, ...], what: str) -> None:
+def _show(bar: tqdm[NoReturn], begun: Iterator[int], what: str) -> None:
+    bar.update(min(1, next(begun)))  # what went before has ended
     bar.set_postfix_str(what)
-    bar.update(min(1, steps.index(what)))
 
 
 def _sentence(built: Built) -> str:
@@ -222,9 +256,12 @@ def _sentence(built: Built) -> str:
         return f"{built.folder}: nothing changed since it was built"
     verdict = built.contract.verification
     note = "; random weights, for latency only" if built.contract.weights == "random" else ""
+    contract, choice = built.contract, built.contract.choice
+    chosen = f"; {contract.runtime or contract.engine} {contract.precision}, {choice.why}" if choice else ""
     return (
-        f"{built.folder}: {built.contract.architecture}, attention {built.contract.attention}{note}; top-1 agreement "
+        f"{built.folder}: {contract.architecture}, attention {contract.attention}{note}; top-1 agreement "
         f"{verdict.top1_agreement:.0%}, largest difference {verdict.largest_difference:.1e} on {verdict.images} images"
+        f"{chosen}"
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.metadata
 import json
 import platform
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from eca_service.contract import (
     GATES,
     GOLDEN_FILE,
     PROBABILITIES,
+    Calibration,
     Contract,
     ContractError,
     Golden,
@@ -29,17 +33,19 @@ from eca_service.contract import (
 )
 from numpy.typing import NDArray
 
-from eca_build import checkpoint, cost, images, targets, verify
+from eca_build import checkpoint, cost, images, measure, targets, tensorrt_plan, verify
+from eca_build.choose import fastest
+from eca_build.engine import Engine, Maker, sha256
 from eca_build.errors import BuildError
 from eca_build.export import reference
 from eca_build.gate_taps import gate_sites
 from eca_build.networks.attention import Kind
 from eca_build.publish import CONFIG_FILE, LABELS_FILE, publish, staging, versions
-from eca_build.targets import Wish
+from eca_build.targets import Variant, Wish
 from eca_build.triton_config import config
 
 GOLDEN_IMAGES = 4
-STEPS = ("read the checkpoint", "export to ONNX", "build the engine", "verify in a new process", "publish")
+SYNTHETIC = "synthetic images with the spectrum of photographs"
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Options:
     images: Path | None = None
     attention: Kind | None = None
     wish: Wish = field(default_factory=Wish)
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -66,30 +73,38 @@ class Built:
     changed: bool
 
 
+def steps(wish: Wish) -> int:
+    """How many steps a build takes that is not refused."""
+    count = len(targets.variants(wish))
+    return 2 + 2 * count + (count > 1)
+
+
 def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
     """Builds, verifies and publishes one version; `step` is told the name of each step as it begins.
 
     Raises BuildError, with nothing published, for everything that can be wrong with the inputs or the result.
     """
     step("read the checkpoint")
-    targets.require(options.wish)
+    variants = targets.variants(options.wish)
     loaded = checkpoint.load(options.checkpoint, options.arch, options.attention)
     recipe = default_recipe(loaded.spec.arch)
     if options.size:
         recipe = recipe.model_copy(update={"resize": options.size[0], "crop": options.size[1]})
     name = options.name or default_name(options.checkpoint)
-    labels = read_labels(options.labels, loaded.spec.classes, loaded.weights == "random")
+    random_weights = loaded.weights == "random"
+    labels = read_labels(options.labels, loaded.spec.classes, random_weights)
+    sample, source, classes = images.synthetic(recipe.crop), SYNTHETIC, None
     if options.images:
         sample, source = images.load(options.images, recipe), f"{options.images.name}/"
-    else:
-        sample, source = images.synthetic(recipe.crop), "synthetic images with the spectrum of photographs"
-    tools = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
-    key = build_key(loaded.sha256, recipe, labels, sample, tools, options)
-    with staging(options.repository) as staged:
+        classes = images.classes(options.images, labels)
+    calibration = sample if options.images or random_weights else None
+    calibrated_on = source
+    if options.calibration:
+        calibration = images.load(options.calibration, recipe, option="--calibration")
+        calibrated_on = f"{options.calibration.name}/"
+    tools = _tools(variants)
+    key = build_key(loaded.sha256, recipe, labels, (sample, calibration), tools, options)
+    with staging(options.repository) as staged, tempfile.TemporaryDirectory(prefix="eca-build-") as temporary:
         published = versions(options.repository, name)
         if published:
             folder = options.repository / name / str(published[-1])
@@ -100,16 +115,27 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             except ContractError:
                 pass  # what cannot be read cannot be the same; a sound version is published beside it
         version = (published or [0])[-1] + 1
-        home = staged / str(version)
-        home.mkdir()
-        engine = targets.build(options.wish, loaded.network, recipe, home, sample, step)
+        maker = Maker(loaded.network, recipe, Path(temporary), sample, calibration, options.wish.expose_gates)
         expected = reference(loaded.network, recipe, torch.from_numpy(sample)).numpy()
-        gate = targets.GATES[options.wish.precision]
-        source = f"{source}; {engine.verified}" if engine.verified else source
-        compared = [verify.compare(expected, got, *gate, source) for got in engine.answers]
-        figures = max(compared, key=lambda figure: figure.largest_difference)
+
+        def figures_of(variant: Variant, engine: Engine) -> Verification:
+            gate = targets.gate(variant, random_weights)
+            told = f"{source}; {engine.verified}" if engine.verified else source
+            compared = [
+                verify.compare(expected, got, gate.largest, gate.agreement, told, classes) for got in engine.answers
+            ]
+            return max(compared, key=lambda figures: figures.largest_difference)
+
+        # on the repository's file system, so that publishing is a rename
+        trials = staged / "trials"
+        trials.mkdir()
+        chosen, choice = fastest(variants, maker, trials, figures_of, sample, step)
         step("publish")
-        np.save(home / GOLDEN_FILE, sample[:GOLDEN_IMAGES])
+        variant, engine = chosen.variant, chosen.engine
+        home = chosen.home.rename(staged / str(version))
+        shutil.rmtree(trials)
+        golden = golden_images(engine.answers, targets.gate(variant, random_weights).golden)
+        np.save(home / GOLDEN_FILE, sample[golden])
         with torch.inference_mode():
             features = loaded.network.feature_map(torch.zeros(1, 3, recipe.crop, recipe.crop)).shape[1:]
         gates = gate_sites(loaded.network, recipe.crop) if options.wish.expose_gates else ()
@@ -127,21 +153,28 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             outputs=(PROBABILITIES, FEATURES, GATES) if gates else (PROBABILITIES, FEATURES),
             features_shape=(features[0], features[1], features[2]),
             gates=gates,
-            precision=options.wish.precision,
-            engine=options.wish.target,
-            attention_graph=options.wish.attention_graph,
+            precision=variant.precision,
+            engine=variant.target,
+            runtime=variant.runtime,
+            attention_graph=variant.attention_graph,
             sites_rewritten=engine.sites,
-            max_batch=options.wish.max_batch,
+            max_batch=variant.max_batch,
             parameters=cost.parameters(loaded.network),
             flops=cost.flops(loaded.network, recipe.crop),
             build_key=key,
             checkpoint_sha256=loaded.sha256,
             onnx_sha256=engine.onnx_sha256,
-            engine_sha256=targets.sha256(engine.file),
+            engine_sha256=sha256(home / engine.file.name),
             tools=tools,
             passport=engine.passport,
-            verification=figures,
-            golden=_golden(home / GOLDEN_FILE, engine.answers[0], figures),
+            calibration=_calibration(variant, calibrated_on, calibration),
+            choice=choice,
+            verification=chosen.figures,
+            golden=Golden(
+                sha256=sha256(home / GOLDEN_FILE),
+                probabilities=tuple(tuple(float(p) for p in row) for row in engine.answers[0][golden]),
+                tolerance=targets.gate(variant, random_weights).golden,
+            ),
             head=_head(loaded.network.head),
         )
         (home / CONTRACT_FILE).write_text(contract.model_dump_json(indent=1) + "\n")
@@ -149,6 +182,19 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         (staged / CONFIG_FILE).write_text(config(contract))
         folder = publish(staged, options.repository, name, version)
     return Built(folder, contract, changed=True)
+
+
+def golden_images(answers: Sequence[NDArray[np.float32]], tolerance: float) -> NDArray[np.int64]:
+    """Indices of the images whose answers are asked before the model counts as ready, spread over the sample.
+
+    `answers` [N, K] are those of each runtime that may serve the file. Only images on which they are closer than half
+    the tolerance are taken, where there are enough.
+    """
+    spread = np.ptp(np.stack(answers), axis=0).max(1)
+    calm = np.flatnonzero(spread < tolerance / 2)
+    calm = calm if len(calm) >= GOLDEN_IMAGES else np.argsort(spread)[:GOLDEN_IMAGES]
+    picked: NDArray[np.int64] = calm[np.linspace(0, len(calm) - 1, min(GOLDEN_IMAGES, len(calm))).astype(int)]
+    return picked
 
 
 def default_recipe(arch: str) -> Preprocessing:
@@ -192,28 +238,46 @@ def build_key(
     checkpoint_sha256: str,
     recipe: Preprocessing,
     labels: tuple[str, ...],
-    sample: NDArray[np.uint8],
+    pixels: Sequence[NDArray[np.uint8] | None],
     tools: dict[str, str],
     options: Options,
 ) -> str:
-    """SHA-256 (hex) of all that decides the result: equal keys, equal builds."""
+    """SHA-256 (hex) of all that decides the result: equal keys, equal builds. What is fastest, the machine decides."""
     parts = [
         checkpoint_sha256,
         recipe.fingerprint,
         labels,
         asdict(options.wish),
-        hashlib.sha256(sample.tobytes()).hexdigest(),
+        [None if images is None else _digest(images) for images in pixels],
         tools,
         options.arch,
         options.attention,
+        measure.machine() if options.wish.auto else None,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _golden(path: Path, answers: NDArray[np.float32], figures: Verification) -> Golden:
-    rows = tuple(tuple(float(p) for p in row) for row in answers[:GOLDEN_IMAGES])
-    # Another processor's kernels may differ in the last bits, as the engine may from the network.
-    return Golden(sha256=targets.sha256(path), probabilities=rows, tolerance=10 * figures.tolerance)
+def _tools(variants: Sequence[Variant]) -> dict[str, str]:
+    tools = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+    if any(variant.runtime == "openvino" for variant in variants):
+        tools["openvino"] = importlib.metadata.version("openvino")
+    if any(variant.target == "tensorrt" for variant in variants):
+        tools |= tensorrt_plan.tools()
+    return tools
+
+
+def _digest(images: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(images.tobytes()).hexdigest()
+
+
+def _calibration(variant: Variant, source: str, images: NDArray[np.uint8] | None) -> Calibration | None:
+    if variant.precision != "int8" or images is None:
+        return None
+    return Calibration(source=source, images=len(images), sha256=_digest(images))
 
 
 def _head(head: torch.nn.Linear) -> Head:

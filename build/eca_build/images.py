@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,30 @@ from eca_build.errors import BuildError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
-def load(folder: Path, recipe: Preprocessing, most: int = 128) -> NDArray[np.uint8]:
+def load(folder: Path, recipe: Preprocessing, most: int = 128, option: str = "--images") -> NDArray[np.uint8]:
     """Up to `most` images below `folder`, evenly spread over the sorted names: uint8 [N, crop, crop, 3], RGB.
 
-    Raises BuildError where the folder holds no image or one cannot be read.
+    Raises BuildError, naming the command line's `option`, where the folder holds no image or one cannot be read.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = _picked(folder, most)
     if not paths:
-        raise BuildError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}); give another folder to --images")
-    picked = [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
-    return np.stack([_one(path, recipe) for path in picked])
+        raise BuildError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}); give another folder to {option}")
+    return np.stack([_one(path, recipe) for path in paths])
+
+
+def classes(folder: Path, labels: Sequence[str], most: int = 128) -> NDArray[np.int64]:
+    """The class of each image that `load` gives, int64 [N], as its folder or its file is called; -1 where neither is.
+
+    An image of a dog is dog/photo.jpg or dog-1.jpg, where "dog" is one of `labels`.
+    """
+    known = {label: index for index, label in enumerate(labels)}
+    named = ((path.parent.name, path.stem, path.stem.rpartition("-")[0]) for path in _picked(folder, most))
+    return np.asarray([next((known[name] for name in names if name in known), -1) for names in named], np.int64)
+
+
+def _picked(folder: Path, most: int) -> list[Path]:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
 
 
 def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:

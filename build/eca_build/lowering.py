@@ -51,11 +51,20 @@ BODIES = {
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` whose nodes of domain `eca` are the plain operators that define them."""
-    lowered = onnx.ModelProto()
-    lowered.CopyFrom(model)
+    lowered = inline_local_functions(custom_nodes_as_functions(model))
+    keep = [entry for entry in lowered.opset_import if entry.domain == ""]
+    del lowered.opset_import[:]
+    lowered.opset_import.extend(keep)
+    return lowered
+
+
+def custom_nodes_as_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` that brings its custom nodes' definitions along: onnxruntime runs it, with the nodes as one."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     variants: dict[str, tuple[str, bool, bool]] = {}
-    for node in lowered.graph.node:
+    for node in whole.graph.node:
         if node.domain == DOMAIN:
             inputs, _ = BODIES[node.op_type]
             residual = len(node.input) > inputs.count(",") + 1
@@ -64,12 +73,18 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
             variant = f"{node.op_type}_{residual:d}{relu:d}"
             variants[variant] = (node.op_type, residual, relu)
             node.op_type = variant
-    lowered.functions.extend(_function(name, *variant, opset) for name, variant in variants.items())
-    lowered = inline_local_functions(lowered)
-    keep = [entry for entry in lowered.opset_import if entry.domain == ""]
-    del lowered.opset_import[:]
-    lowered.opset_import.extend(keep)
-    return lowered
+    whole.functions.extend(_function(name, *variant, opset) for name, variant in variants.items())
+    return whole
+
+
+def restore_custom_nodes(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Undoes `custom_nodes_as_functions` in place, whatever else was done to its copy of `original` since."""
+    custom = {node.name: node for node in original.graph.node if node.domain == DOMAIN}
+    for node in model.graph.node:
+        if node.domain == DOMAIN:
+            node.op_type = custom[node.name].op_type
+            node.attribute.extend(custom[node.name].attribute)
+    del model.functions[:]
 
 
 def lower_file(path: Path, widen: bool = False) -> None:

@@ -1,134 +1,169 @@
-"""What a model can be built for: from the network to an engine on disk and its answers."""
+"""What a model can be built for, what of it was asked for, and how near to the network the result must be."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
-from collections.abc import Callable
+import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-import torch
-from eca_service.contract import Passport, Preprocessing
-from numpy.typing import NDArray
-
-from eca_build import lowering, tensorrt_plan, tensorrt_rtx, verify
+from eca_build import inductor, tensorrt_plan, tensorrt_rtx
 from eca_build.errors import BuildError
-from eca_build.export import Served, export
-from eca_build.graphs import AttentionGraph
-from eca_build.networks import Network
+from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph
+from eca_build.sessions import Kind
+from eca_build.tensorrt_plan import Frontend
 
-TargetName = Literal["onnx", "tensorrt", "tensorrt-rtx"]
-Precision = Literal["fp32", "fp16", "bf16"]
+TargetName = Literal["onnx", "tensorrt", "tensorrt-rtx", "inductor"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Runtime = Literal["onnxruntime", "openvino"]
+Auto = Literal["auto"]
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# The largest difference of a probability from the network's, and the least share of images with the same best class.
-# Below float32 the difference alone decides: classes that lie closer together than it allows may change places.
-GATES: dict[Precision, tuple[float, float]] = {"fp32": (1e-5, 1.0), "fp16": (2e-3, 0.0), "bf16": (2e-2, 0.0)}
-PRECISIONS: dict[TargetName, tuple[Precision, ...]] = {
-    "onnx": ("fp32",),
-    "tensorrt": ("fp32", "fp16", "bf16"),
-    "tensorrt-rtx": ("fp32", "fp16", "bf16"),
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+# The runtimes of --target onnx, and the other targets; from the plainest to the least plain.
+PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+    "tensorrt": ("fp32", "fp16", "bf16", "int8"),
+    "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8"),
+    "inductor": ("fp32", "fp16", "bf16"),
 }
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be built: the target, its types, its graph, batches of 1 to `max_batch`, the gates as an output."""
+    """What was asked for: target, types, graph, batches of 1 to `max_batch`, the gates as an output, the runtime.
+
+    The runtime is for the target `onnx` alone; `frontend`, of `tensorrt` alone, is what makes the plan: with auto all
+    that are installed try.
+    """
 
     target: TargetName = "onnx"
-    precision: Precision = "fp32"
-    attention_graph: AttentionGraph = "plain"
+    precision: Precision | Auto = "fp32"
+    attention_graph: AttentionGraph | Auto = "plain"
     max_batch: int = 32
     expose_gates: bool = False
+    runtime: Runtime | Auto = "onnxruntime"
+    frontend: Frontend | Auto = "auto"
+
+    @property
+    def auto(self) -> bool:
+        """Whether the fastest is to be found."""
+        return "auto" in (self.runtime, self.precision, self.attention_graph)
 
 
 @dataclass(frozen=True)
-class Engine:
-    """An engine on disk; `sites` attention sites were rewritten.
+class Variant:
+    """One engine that may be built; `runtime` is None but for the target `onnx`, `frontend` but for `tensorrt`."""
 
-    `answers` are probabilities float32 [N, K] for the sample: the engine's own from a new process, or, where it cannot
-    run on this machine, those of all that stands for it, which `verified` then says.
+    target: TargetName
+    runtime: Runtime | None
+    precision: Precision
+    attention_graph: AttentionGraph
+    max_batch: int
+    frontend: Frontend | None = None
+
+    @property
+    def kind(self) -> Kind | None:
+        """How the engine is run where it is built; None where it cannot be."""
+        return None if self.target == "tensorrt-rtx" else kind_of(self.target, self.runtime)
+
+    def __str__(self) -> str:
+        frontend = f" by {self.frontend}" if self.frontend == "torch-tensorrt" else ""
+        return f"{self.runtime or self.target} {self.precision} {self.attention_graph}{frontend}"
+
+
+def kind_of(target: TargetName, runtime: Runtime | None) -> Kind:
+    """How an engine of `target` is run. Raises ValueError for TensorRT-RTX's, which is run nowhere here."""
+    if target == "tensorrt-rtx":
+        raise ValueError("nothing here runs TensorRT-RTX's engines")
+    return (runtime or "onnxruntime") if target == "onnx" else target
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How near an engine's answers must be to the network's.
+
+    `largest` is the largest difference of a probability, `agreement` the least share of images with the same best
+    class. `golden` is the tolerance of the golden answers: another processor or runtime rounds otherwise, as the engine
+    may from the network.
     """
 
-    file: Path
-    onnx_sha256: str
-    sites: int
-    passport: Passport | None
-    answers: tuple[NDArray[np.float32], ...]
-    verified: str = ""
+    largest: float
+    agreement: float
+    golden: float
 
 
-def require(wish: Wish) -> None:
-    """Raises BuildError where the target has no such precision or graph, or its builder is not installed."""
+# Below float32 the difference alone decides: classes that lie closer together than it allows may change places.
+EXACT = {"fp32": Gate(1e-5, 1.0, 1e-4), "fp16": Gate(2e-3, 0.0, 2e-2), "bf16": Gate(2e-2, 0.0, 2e-1)}
+# Here a probability may move further, as long as the accuracy stays: see `verify.compare`.
+ACCURACY = Gate(1.0, 0.95, 0.1)
+RANDOM = Gate(1.0, 0.0, 0.2)  # random weights have no accuracy to lose, their classes lie close together
+
+
+def gate(variant: Variant, random_weights: bool = False) -> Gate:
+    """What `variant` is held to."""
+    if variant.precision == "int8" or (variant.runtime == "openvino" and variant.precision == "bf16"):
+        return RANDOM if random_weights else ACCURACY
+    return EXACT[variant.precision]
+
+
+def variants(wish: Wish) -> list[Variant]:
+    """All engines that would fulfil `wish`, from the plainest to the least plain; more than one where it has an auto.
+
+    Raises BuildError where there is none, or where what builds them is not installed.
+    """
+    if wish.target != "onnx" and wish.runtime != "onnxruntime":
+        raise BuildError(f"--runtime {wish.runtime} is for --target onnx; leave it out with --target {wish.target}")
+    if wish.target != "tensorrt" and wish.frontend != "auto":
+        raise BuildError(
+            f"--frontend {wish.frontend} is for --target tensorrt; leave it out with --target {wish.target}"
+        )
+    if wish.auto and wish.target == "tensorrt-rtx":
+        raise BuildError("auto takes the fastest, and no engine of --target tensorrt-rtx can be run here; choose one")
     if wish.expose_gates and wish.attention_graph == "fused":
         raise BuildError("--attention-graph fused computes its gates inside of one operator; without --expose-gates")
-    if wish.precision not in PRECISIONS[wish.target]:
-        offered = ", ".join(PRECISIONS[wish.target])
-        raise BuildError(f"--target {wish.target} has no --precision {wish.precision}; it has {offered}")
+    runtimes = _runtimes(wish) if wish.target == "onnx" else (None,)
+    precisions: tuple[Precision, ...] = get_args(Precision) if wish.precision == "auto" else (wish.precision,)
+    graphs = ATTENTION_GRAPHS if wish.attention_graph == "auto" else (wish.attention_graph,)
+    found = [
+        Variant(wish.target, runtime, precision, graph, wish.max_batch, frontend)
+        for precision in precisions
+        for graph in graphs
+        for runtime in runtimes
+        for frontend in _frontends(wish, precision)
+        if precision in PRECISIONS[runtime or wish.target] and not (wish.expose_gates and graph == "fused")
+    ]
+    if not found:
+        asked = f"--target {wish.target}" + (f" --runtime {wish.runtime}" if wish.target == "onnx" else "")
+        offered = sorted({one for runtime in runtimes for one in PRECISIONS[runtime or wish.target]})
+        hint = "; --runtime openvino has bf16" if wish.precision == "bf16" and runtimes == ("onnxruntime",) else ""
+        raise BuildError(f"{asked} has no --precision {wish.precision}; it has {', '.join(offered)}{hint}")
     if wish.target == "tensorrt":
         tensorrt_plan.require()
     elif wish.target == "tensorrt-rtx":
         tensorrt_rtx.require()
+    elif wish.target == "inductor":
+        inductor.require()
+    return found
 
 
-def build(
-    wish: Wish,
-    network: Network,
-    recipe: Preprocessing,
-    home: Path,
-    sample: NDArray[np.uint8],
-    step: Callable[[str], None],
-) -> Engine:
-    """Builds the engine in `home` and asks it about `sample`, uint8 [N, crop, crop, 3]; `step` is told what begins.
-
-    Raises BuildError where the network has no such graph or the engine cannot be built or run.
-    """
-    with tempfile.TemporaryDirectory(prefix="eca-build-") as folder:
-        model = Path(folder, "model.onnx")
-        step("export to ONNX")
-        sites = export(network, recipe, model, wish.attention_graph, DTYPES[wish.precision], wish.expose_gates)
-        if wish.target == "onnx":
-            return _onnx(model, home / "model.onnx", sites, sample, step)
-        step("build the engine")
-        if wish.target == "tensorrt":
-            plan = home / "model.plan"
-            passport = tensorrt_plan.build(model, plan, wish.max_batch)
-            step("verify in a new process")
-            return Engine(plan, sha256(model), sites, passport, (tensorrt_plan.answers(plan, sample),))
-        engine = home / "model.engine"
-        passport = tensorrt_rtx.build(model, engine, wish.max_batch)
-        step("verify in a new process")
-        onnx_sha256 = sha256(model)
-        lowering.lower_file(model, widen=wish.precision == "bf16")
-        answers = [verify.answers(model, sample)]
-        if wish.precision == "bf16":  # the file was widened: no CPU runtime has these types, PyTorch has
-            answers.append(_in_pytorch(wish, network, recipe, sample))
-        note = "the ONNX model of the engine, on a CPU: the engine itself was not run, no GPU here runs it"
-        return Engine(engine, onnx_sha256, sites, passport, tuple(answers), note)
+def _frontends(wish: Wish, precision: Precision) -> tuple[Frontend | None, ...]:
+    """The integers are in the ONNX model, so that int8 comes from it alone."""
+    if wish.target != "tensorrt":
+        return (None,)
+    installed = tensorrt_plan.frontends()
+    if wish.frontend not in ("auto", *installed):
+        raise BuildError(f"--frontend {wish.frontend} needs Torch-TensorRT, which NVIDIA's pytorch container has")
+    if precision == "int8":
+        if wish.frontend == "torch-tensorrt":
+            raise BuildError("--frontend torch-tensorrt has no --precision int8; use --frontend onnx")
+        return ("onnx",)
+    return installed if wish.frontend == "auto" else (wish.frontend,)
 
 
-def _onnx(model: Path, engine: Path, sites: int, sample: NDArray[np.uint8], step: Callable[[str], None]) -> Engine:
-    lowering.lower_file(model)
-    shutil.move(model, engine)
-    step("verify in a new process")
-    return Engine(engine, sha256(engine), sites, None, (verify.answers(engine, sample),))
-
-
-@torch.inference_mode()
-def _in_pytorch(
-    wish: Wish, network: Network, recipe: Preprocessing, sample: NDArray[np.uint8], batch: int = 32
-) -> NDArray[np.float32]:
-    served = Served(network, recipe, wish.attention_graph, DTYPES[wish.precision])
-    answers: NDArray[np.float32] = torch.cat(
-        [served(part)[0] for part in torch.from_numpy(sample).split(batch)]
-    ).numpy()
-    return answers
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _runtimes(wish: Wish) -> tuple[Runtime, ...]:
+    installed = importlib.util.find_spec("openvino") is not None
+    if wish.runtime == "auto":
+        return RUNTIMES if installed else ("onnxruntime",)
+    if wish.runtime == "openvino" and not installed:
+        raise BuildError("--runtime openvino needs OpenVINO; pip install 'eca-serve[openvino]'")
+    return (wish.runtime,)

@@ -20,13 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnx
 from eca_plugin.sources import kernels_sha256
 from eca_service.contract import Passport
-from numpy.typing import NDArray
 
-from eca_build import verify
 from eca_build.custom_nodes import DOMAIN
 from eca_build.errors import BuildError
 
@@ -115,17 +112,17 @@ def build(onnx_file: Path, plan: Path, max_batch: int) -> Passport:
     named = plan.with_suffix(".named.onnx")
     try:
         onnx.save(model, named)
-        return _build([*WORKER, "build", str(named)], plan, max_batch, nodes)
+        return _build([*WORKER, str(named)], plan, max_batch, nodes, "onnx")
     finally:
         named.unlink(missing_ok=True)
 
 
 def build_program(program: Path, plan: Path, max_batch: int, sites: int) -> Passport:
     """As `build`, through Torch-TensorRT from an exported program with our operators at `sites` places."""
-    return _build([*TORCH_WORKER, str(program)], plan, max_batch, sites)
+    return _build([*TORCH_WORKER, str(program)], plan, max_batch, sites, "torch-tensorrt")
 
 
-def _build(command: Sequence[str], plan: Path, max_batch: int, nodes: int) -> Passport:
+def _build(command: Sequence[str], plan: Path, max_batch: int, nodes: int, frontend: Frontend) -> Passport:
     gpu = require()
     given = [str(plan), str(max_batch), str(gpu.chip), str(timing_cache(gpu))]
     done = subprocess.run([*command, *given], capture_output=True, text=True, check=False)
@@ -141,6 +138,7 @@ def _build(command: Sequence[str], plan: Path, max_batch: int, nodes: int) -> Pa
         compute_capability=gpu.compute_capability,
         driver=gpu.driver,
         kernels_sha256=kernels_sha256() if nodes else None,
+        frontend=frontend,
     )
 
 
@@ -159,11 +157,6 @@ def sentence(stderr: str, status: int, gpu: Gpu, max_batch: int) -> str:
             return text.format(*found.groups(), batch=max_batch, driver=gpu.driver)
     lines = [line for line in stderr.splitlines() if "[E]" in line] or stderr.strip().splitlines()
     return (lines or [f"exit status {status}"])[-1].strip()
-
-
-def answers(plan: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The plan's probabilities, as `verify.answers`."""
-    return verify.answers(plan, images, [*WORKER, "run"])
 
 
 def name_plugins(model: onnx.ModelProto) -> int:

@@ -25,6 +25,8 @@ GATES = """,
 ENGINES = {
     "onnx": ('backend: "onnxruntime"', "KIND_CPU"),
     "tensorrt": ('platform: "tensorrt_plan"', "KIND_GPU"),
+    # Ours puts the images on the GPU by itself, so that Triton needs none.
+    "inductor": ('backend: "inductor"', "KIND_CPU"),
     # No backend of Triton's runs these engines; applications load them by themselves.
     "tensorrt-rtx": ('backend: "tensorrt-rtx"', "KIND_GPU"),
 }

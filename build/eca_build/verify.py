@@ -1,8 +1,8 @@
 """Compares an engine on disk with the PyTorch network, the engine in a new process of its own.
 
-    python -m eca_build.verify ENGINE IMAGES.npy ANSWERS.npy
+    python -m eca_build.verify KIND PRECISION ENGINE IMAGES.npy ANSWERS.npy
 
-is that process: it needs no torch, so nothing of the build can leak into the engine's answers.
+is that process (KIND as in `sessions`): for a CPU it needs no torch, so nothing of the build can leak into the answers.
 """
 
 from __future__ import annotations
@@ -14,24 +14,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from eca_service.contract import INPUT, PROBABILITIES, Verification
+from eca_service.contract import Verification
 from numpy.typing import NDArray
 
 from eca_build.errors import BuildError
+from eca_build.sessions import Kind, open_session
 
-RUNNER = (sys.executable, "-m", "eca_build.verify")
+
+def runner(kind: Kind, precision: str = "fp32") -> list[str]:
+    """The command of a process that answers for engines of `kind`, without its last three arguments."""
+    return [sys.executable, "-m", "eca_build.verify", kind, precision]
 
 
-def answers(engine: Path, images: NDArray[np.uint8], runner: Sequence[str] = RUNNER) -> NDArray[np.float32]:
-    """The engine's probabilities, float32 [N, K], for uint8 [N, H, W, 3], from a new process, `runner`.
+RUNNER = runner("onnxruntime")
+MOST_LOST = 0.005  # of the accuracy
+BATCH = 32
+
+
+def answers(engine: Path, images: NDArray[np.uint8], command: Sequence[str] = RUNNER) -> NDArray[np.float32]:
+    """The engine's probabilities, float32 [N, K], for uint8 [N, H, W, 3], from a new process, `command`.
 
     Raises BuildError with the process's last line where it fails.
     """
     with tempfile.TemporaryDirectory(prefix="eca-verify-") as folder:
         source, target = Path(folder, "images.npy"), Path(folder, "answers.npy")
         np.save(source, images)
-        command = [*runner, str(engine), str(source), str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, str(engine), str(source), str(target)], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             raise BuildError(f"the engine {engine.name} could not be run from disk: {last}")
@@ -40,39 +50,62 @@ def answers(engine: Path, images: NDArray[np.uint8], runner: Sequence[str] = RUN
 
 
 def compare(
-    expected: NDArray[np.float32], got: NDArray[np.float32], tolerance: float, least_agreement: float, source: str
+    expected: NDArray[np.float32],
+    got: NDArray[np.float32],
+    tolerance: float,
+    least_agreement: float,
+    source: str,
+    classes: NDArray[np.int64] | None = None,
 ) -> Verification:
-    """The figures of one comparison; both arrays are probabilities [N, K].
+    """The figures of one comparison; both arrays are probabilities [N, K], `classes` [N] with -1 for unknown.
 
-    Raises BuildError, with the figures, where a probability differs by more than `tolerance`, or where top-1 is the
-    same on less than `least_agreement` of the images, 1 being all.
+    Raises BuildError, with the figures, where a probability differs by more than `tolerance`, where top-1 is the same
+    on less than `least_agreement` of the images, 1 being all, or where accuracy falls by more than half a point beyond
+    what chance explains: twice the standard error of the difference, which few images make large.
     """
     if got.shape != expected.shape or not np.isfinite(got).all():
         raise BuildError(f"the engine answered {got.shape} with values that are not all finite; nothing was published")
-    agreement = float((got.argmax(1) == expected.argmax(1)).mean())
+    best, wanted = got.argmax(1), expected.argmax(1)
+    agreement = float((best == wanted).mean())
     difference = float(np.abs(got - expected).max())
     if agreement < least_agreement or difference > tolerance:
+        asked = f"{least_agreement:.0%} and {tolerance:.0e} are" if tolerance < 1 else f"{least_agreement:.0%} is"
         raise BuildError(
             f"the engine disagrees with the network: top-1 agreement {agreement:.2%}, largest probability difference "
-            f"{difference:.2e} on {len(got)} images, where {least_agreement:.0%} and {tolerance:.0e} are asked; "
-            "nothing was published"
+            f"{difference:.2e} on {len(got)} images, where {asked} asked; nothing was published"
         )
-    return Verification(
-        source=source, images=len(got), top1_agreement=agreement, largest_difference=difference, tolerance=tolerance
+    figures = Verification(
+        source=source,
+        images=len(got),
+        top1_agreement=agreement,
+        least_agreement=least_agreement,
+        largest_difference=difference,
+        tolerance=tolerance,
+    )
+    known = np.zeros(0, bool) if classes is None else classes >= 0
+    if classes is None or not known.any():
+        return figures
+    here, there = (best == classes)[known], (wanted == classes)[known]
+    chance = 2 * float((here != there).sum()) ** 0.5 / len(here)
+    if there.mean() - here.mean() > MOST_LOST + chance:
+        raise BuildError(
+            f"the engine is less accurate than the network: {here.sum()} of {len(here)} images right, where the "
+            f"network has {there.sum()}; nothing was published"
+        )
+    return figures.model_copy(
+        update={
+            "labelled": len(here),
+            "accuracy": float(here.mean()),
+            "reference_accuracy": float(there.mean()),
+        }
     )
 
 
-def _run(engine: str, source: str, target: str, batch: int = 32) -> None:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(engine, providers=["CPUExecutionProvider"])
+def _run(kind: str, precision: str, engine: str, source: str, target: str) -> None:
+    session = open_session(kind, precision, Path(engine))  # type: ignore[arg-type]
     images = np.load(source)
-    parts = [
-        session.run([PROBABILITIES], {INPUT: images[start : start + batch]})[0]
-        for start in range(0, len(images), batch)
-    ]
-    np.save(target, np.concatenate(parts))
+    np.save(target, np.concatenate([session(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]))
 
 
 if __name__ == "__main__":
-    _run(sys.argv[1], sys.argv[2], sys.argv[3])
+    _run(*sys.argv[1:6])

@@ -48,13 +48,54 @@ class Preprocessing(_Frozen):
 
 
 class Verification(_Frozen):
-    """How far the engine is from the PyTorch network in fp32, on `images` images, read back from disk."""
+    """How far the engine is from the PyTorch network in fp32, on `images` images, read back from disk.
+
+    A `tolerance` of 1 sets no limit to a probability: then `least_agreement` and the accuracy decide. `accuracy` and
+    `reference_accuracy`, the network's, are over the `labelled` of the images, None where the class of none is known.
+    """
 
     source: str
     images: int = Field(ge=1)
     top1_agreement: float = Field(ge=0, le=1)
+    least_agreement: float = Field(0, ge=0, le=1)
     largest_difference: float = Field(ge=0, le=1)
     tolerance: float = Field(gt=0)
+    labelled: int = Field(0, ge=0)
+    accuracy: float | None = Field(None, ge=0, le=1)
+    reference_accuracy: float | None = Field(None, ge=0, le=1)
+
+
+class Calibration(_Frozen):
+    """Where the ranges of an int8 engine's activations come from; `sha256` (hex) is of the images' pixels."""
+
+    source: str
+    images: int = Field(ge=1)
+    sha256: str
+
+
+class Candidate(_Frozen):
+    """One of the engines that the build compared.
+
+    `images_per_s` by batch, and `relative`, their speed over that of the first that was verified, are None where it was
+    `refused`, for the reason given.
+    """
+
+    runtime: str | None
+    precision: str
+    attention_graph: str
+    frontend: str | None = None
+    images_per_s: dict[int, float] | None = None
+    relative: float | None = None
+    refused: str | None = None
+
+
+class Choice(_Frozen):
+    """Why this engine, where the build was to find the fastest: what it compared, on which machine."""
+
+    why: str
+    machine: str
+    threads: int = Field(ge=1)
+    candidates: tuple[Candidate, ...]
 
 
 class Golden(_Frozen):
@@ -82,18 +123,24 @@ class GateSite(_Frozen):
 
 
 class Passport(_Frozen):
-    """What a GPU engine was built with and for: it runs where these are the same, and nowhere else.
+    """What a compiled engine was built with and for: it runs where these are the same, and nowhere else.
 
-    `compute_capability` is that of the GPU ("9.0"), None for a portable engine, which has no `gpu` either.
-    `kernels_sha256` (hex) covers the sources of the fused kernels inside, None where there are none.
+    `tensorrt` or `torch` is the version of what runs it. `compute_capability` is that of the GPU ("9.0"), None for a
+    portable engine, which has no `gpu` either. `device` is an inductor engine's; on a CPU it needs its `instructions`,
+    by the kernel's names. `frontend` is what made a TensorRT plan. `kernels_sha256` (hex) covers the sources of the
+    fused kernels inside, None where there are none.
     """
 
-    tensorrt: str
+    tensorrt: str | None = None
+    torch: str | None = None
+    device: Literal["cuda", "cpu"] = "cuda"
+    instructions: tuple[str, ...] = ()
     cuda: str | None = None
     gpu: str | None = None
     compute_capability: str | None = None
     driver: str | None = None
     kernels_sha256: str | None = None
+    frontend: Literal["onnx", "torch-tensorrt"] | None = None
 
 
 class Contract(_Frozen):
@@ -101,6 +148,7 @@ class Contract(_Frozen):
 
     `gates` is empty unless the build was asked to expose them: then the output `gates`, float32 [N, sum of channels],
     holds every site's gate in this order, each value in (0, 1).
+    `runtime` is what an `onnx` engine is fastest in: any runtime of ONNX gives its golden answers. None is onnxruntime.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -119,6 +167,7 @@ class Contract(_Frozen):
     gates: tuple[GateSite, ...] = ()
     precision: Literal["fp32", "bf16", "fp16", "int8"]
     engine: Literal["onnx", "tensorrt", "tensorrt-rtx", "inductor"]
+    runtime: Literal["onnxruntime", "openvino"] | None = None
     attention_graph: str = "plain"
     sites_rewritten: int = Field(0, ge=0)
     max_batch: int = Field(ge=1)
@@ -130,6 +179,8 @@ class Contract(_Frozen):
     engine_sha256: str
     tools: dict[str, str]
     passport: Passport | None = None
+    calibration: Calibration | None = None
+    choice: Choice | None = None
     verification: Verification
     golden: Golden
     head: Head | None = None

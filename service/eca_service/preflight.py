@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from eca_service.contract import Contract
 
@@ -26,11 +28,17 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What GPU engines depend on. `driver` is None where there is none, `tensorrt` where no library of it was found."""
+    """What compiled engines depend on.
+
+    `driver` is None where there is none, `tensorrt` where no library of it was found, `torch` where PyTorch is not
+    installed. `instructions` are the processor's, by the kernel's names.
+    """
 
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
     tensorrt: str | None = None
+    torch: str | None = None
+    instructions: frozenset[str] = frozenset()
 
 
 def look() -> Machine:
@@ -54,7 +62,7 @@ def look() -> Machine:
                     driver = row[2]
         except (OSError, subprocess.TimeoutExpired):
             pass  # a driver that does not answer is none
-    return Machine(tuple(gpus), driver, _tensorrt())
+    return Machine(tuple(gpus), driver, _tensorrt(), _torch(), _instructions())
 
 
 def _tensorrt() -> str | None:
@@ -67,6 +75,22 @@ def _tensorrt() -> str | None:
     return None
 
 
+def _torch() -> str | None:
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _instructions() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    return frozenset(next(flags, ()))
+
+
 def obstacle(contract: Contract, machine: Machine | None) -> str | None:
     """Why `contract`'s engine cannot be served on `machine`, and what to do, in a sentence; None where it can.
 
@@ -76,7 +100,8 @@ def obstacle(contract: Contract, machine: Machine | None) -> str | None:
         return None
     if contract.engine == "tensorrt-rtx":
         return "Triton has no backend for TensorRT-RTX engines; build it with --target onnx or --target tensorrt"
-    difference = _difference(contract, machine) if machine else None
+    differ = _inductor_difference if contract.engine == "inductor" else _difference
+    difference = differ(contract, machine) if machine else None
     again = (
         f"eca-build compile CHECKPOINT --name {contract.name} --target {contract.engine} --precision "
         f"{contract.precision} --attention {contract.attention} --attention-graph {contract.attention_graph}"
@@ -94,15 +119,34 @@ def _difference(contract: Contract, machine: Machine) -> str | None:
     here = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus)
     if Gpu(passport.gpu or "", passport.compute_capability or "") not in machine.gpus:
         return f"it was built for {built}, here is {here}"
-    if machine.tensorrt and _numbers(machine.tensorrt)[:3] != _numbers(passport.tensorrt)[:3]:
+    if passport.tensorrt and machine.tensorrt and _numbers(machine.tensorrt)[:3] != _numbers(passport.tensorrt)[:3]:
         return f"it was built with TensorRT {passport.tensorrt}, here is {machine.tensorrt}"
     if passport.driver and machine.driver and _numbers(machine.driver) < _numbers(passport.driver):
         return f"it was built with NVIDIA's driver {passport.driver}, here is the older {machine.driver}"
     return None
 
 
+def _inductor_difference(contract: Contract, machine: Machine) -> str | None:
+    passport = contract.passport
+    if passport is None or passport.torch is None:
+        return "its contract does not say what the engine was built with"
+    if machine.torch is None:
+        return f"it runs in PyTorch {passport.torch}, which is not installed here"
+    if _numbers(machine.torch)[:3] != _numbers(passport.torch)[:3]:
+        return f"it was built with PyTorch {passport.torch}, here is {machine.torch}"
+    if passport.device == "cpu":
+        missing = sorted(set(passport.instructions) - machine.instructions)
+        return f"it was built for a processor with {' '.join(missing)}, which this one lacks" if missing else None
+    if not machine.gpus:
+        return f"it was built for {passport.gpu or 'a GPU'}, and here is no NVIDIA GPU with a driver"
+    if passport.compute_capability not in {gpu.compute_capability for gpu in machine.gpus}:
+        here = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus)
+        return f"it was built for {passport.gpu} (compute capability {passport.compute_capability}), here is {here}"
+    return None
+
+
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return tuple(int(part) for part in version.partition("+")[0].split(".") if part.isdigit())
 
 
 def obstacle_of(triton_url: str | None) -> Obstacle:

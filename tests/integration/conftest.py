@@ -32,7 +32,7 @@ def run(module: str, *arguments: object, environment: dict[str, str] | None = No
 
 
 def build(repository: Path) -> subprocess.CompletedProcess[str]:
-    """Builds the demo networks as `make models` does."""
+    """Builds the demo networks as `make models PRECISION=fp32 RUNTIME=onnxruntime` does: the same each time."""
     demo = ROOT / "build" / "demo"
     return run(
         "eca_build", "compile", *DEMO, "--repository", repository, "--labels", demo / "labels.txt",

@@ -48,11 +48,11 @@ def test_curl_line(service: Service) -> None:
 
 @pytest.mark.skipif(not (ROOT / ".venv" / ".ready").exists(), reason="`make test` makes the environment")
 def test_make_serve(repository: Path, tmp_path: Path) -> None:
-    """The first command as it stands in the README; Ctrl-C goes to all of the terminal's processes and ends it."""
+    """The README's first command, with the engines that are there; Ctrl-C goes to all its processes and ends it."""
     ports = free_ports()
     with (tmp_path / "out").open("wb") as out:
         process = subprocess.Popen(
-            ["make", "serve"],
+            ["make", "serve", "PRECISION=fp32", "RUNTIME=onnxruntime"],
             cwd=ROOT,
             env=environment(repository, tmp_path, ports),
             stdout=out,

@@ -69,6 +69,16 @@ def test_damaged_contract_is_refused(tmp_path: Path, changes: dict[str, object],
         read(write(tmp_path, **changes))
 
 
+def test_contracts_from_before_there_were_runtimes_are_read(tmp_path: Path) -> None:
+    written = CONTRACT.model_dump(mode="json")
+    for later in ("runtime", "calibration", "choice", "weights"):
+        del written[later]
+    for later in ("labelled", "accuracy", "reference_accuracy", "least_agreement"):
+        del written["verification"][later]
+    (tmp_path / "contract.json").write_text(json.dumps(written))
+    assert read(tmp_path, head=True) == CONTRACT
+
+
 def test_missing_and_not_json(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="is missing"):
         read(tmp_path)

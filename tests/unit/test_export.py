@@ -80,3 +80,36 @@ def test_feature_map_and_head_make_the_logits(arch: str) -> None:
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(net(x), net.head(net.feature_map(x).mean((2, 3))))
+
+
+def rows(best: list[int], classes: int = 2) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Probabilities whose largest are those given."""
+    return np.eye(classes, dtype=np.float32)[best]
+
+
+def test_accuracy_that_is_lost_beyond_chance_is_refused() -> None:
+    known = np.array([0, 1] * 50)
+    right = rows(known.tolist())
+    one_wrong = rows([1, *known[1:].tolist()])
+    figures = verify.compare(right, one_wrong, 1.0, 0.95, "test", known)
+    assert (figures.labelled, figures.accuracy, figures.reference_accuracy) == (100, 0.99, 1.0)
+    many = np.tile(known, 100)
+    wrong = many.copy()
+    wrong[:100] = 1 - wrong[:100]  # a point of ten thousand images is no chance
+    with pytest.raises(BuildError, match=r"less accurate.*9900 of 10000 images right, where the network has 10000"):
+        verify.compare(rows(many.tolist()), rows(wrong.tolist()), 1.0, 0.95, "test", many)
+    unknown = np.full(100, -1)
+    assert verify.compare(right, one_wrong, 1.0, 0.95, "test", unknown).accuracy is None
+    with pytest.raises(BuildError, match=r"agreement 90.00%.*95% is asked"):
+        verify.compare(right, rows([*(1 - known[:10]).tolist(), *known[10:].tolist()]), 1.0, 0.95, "test", known)
+
+
+def test_classes_are_read_from_the_names(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/2.png", "cat-3.png", "tabby cat-4.png", "dog.png", "horse-5.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    labels = ("cat", "dog", "tabby cat")
+    found = dict(zip(sorted(tmp_path.rglob("*.png")), images.classes(tmp_path, labels), strict=True))
+    assert {path.relative_to(tmp_path).as_posix(): int(index) for path, index in found.items()} == {
+        "cat/1.png": 0, "dog/2.png": 1, "cat-3.png": 0, "tabby cat-4.png": 2, "dog.png": 1, "horse-5.png": -1,
+    }  # fmt: skip

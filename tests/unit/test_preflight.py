@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
+import re
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,45 @@ def test_a_difference_is_named_with_the_command(contract: Contract, machine: Mac
         raise ValueError(reason)
     again = f"--name m --target tensorrt --precision {contract.precision} --attention eca --attention-graph fused"
     assert f"`eca-build compile CHECKPOINT {again}`" in reason
+
+
+PACKAGE = Passport(torch="2.13.0+cpu", device="cpu", instructions=("avx2", "fma"))
+ON_GPU = Passport(torch="2.13.0+cu130", gpu=H100.name, compute_capability="9.0")
+HERE = Machine(torch="2.13.0", instructions=frozenset({"avx2", "fma", "sse"}))
+
+
+def package(passport: Passport | None) -> Contract:
+    """An inductor engine's contract."""
+    return plan(engine="inductor", precision="fp32", passport=passport)
+
+
+@pytest.mark.parametrize(
+    ("passport", "machine", "sentence"),
+    [
+        (PACKAGE, HERE, None),
+        (PACKAGE, None, None),
+        (ON_GPU, replace(HERE, gpus=(A100, Gpu("another H100", "9.0"))), None),
+        (PACKAGE, replace(HERE, torch=None), "runs in PyTorch 2.13.0.cpu, which is not installed here"),
+        (PACKAGE, replace(HERE, torch="2.14.0"), "with PyTorch 2.13.0.cpu, here is 2.14.0"),
+        (PACKAGE, replace(HERE, instructions=frozenset({"fma"})), "processor with avx2, which this one lacks"),
+        (ON_GPU, HERE, "built for NVIDIA H100 80GB HBM3, and here is no NVIDIA GPU"),
+        (ON_GPU, replace(HERE, gpus=(A100,)), r"\(compute capability 9.0\), here is NVIDIA A100-SXM4-40GB \(8.0\)"),
+        (None, HERE, "does not say what the engine was built with"),
+    ],
+)
+def test_packages_of_pytorch_s_compiler(
+    passport: Passport | None, machine: Machine | None, sentence: str | None
+) -> None:
+    reason = obstacle(package(passport), machine)
+    assert (reason is None) == (sentence is None)
+    if reason and sentence:
+        assert re.search(sentence, reason)
+        assert "`eca-build compile CHECKPOINT --name m --target inductor" in reason
+
+
+def test_this_machine_s_pytorch_and_instructions() -> None:
+    assert look().torch == importlib.metadata.version("torch")
+    assert "sse2" in look().instructions
 
 
 def test_rtx_engines_are_never_triton_s() -> None:

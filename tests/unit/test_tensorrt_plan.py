@@ -188,6 +188,7 @@ def test_triton_s_own_parser_reads_the_configuration(engine: str) -> None:
         "onnx": ("", "onnxruntime"),
         "tensorrt": ("tensorrt_plan", ""),
         "tensorrt-rtx": ("", "tensorrt-rtx"),
+        "inductor": ("", "inductor"),
     }[engine]
     group = model_config_pb2.ModelInstanceGroup
-    assert config.instance_group[0].kind == (group.KIND_CPU if engine == "onnx" else group.KIND_GPU)
+    assert config.instance_group[0].kind == (group.KIND_CPU if engine in ("onnx", "inductor") else group.KIND_GPU)

@@ -9,7 +9,8 @@ import onnx
 import pytest
 import torch
 from eca_build import compile as build
-from eca_build import images, lowering, targets, tensorrt_rtx, verify
+from eca_build import images, lowering, quantise, targets, tensorrt_rtx, verify
+from eca_build.engine import sha256
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
 from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph
@@ -57,7 +58,7 @@ def test_engine_of_every_graph(tmp_path: Path, attention: Kind, graph: Attention
     # one plugin for each custom node, or the build refuses
     passport = tensorrt_rtx.build(model, engine, 4)
     assert engine.stat().st_size > 1_000_000
-    assert passport.tensorrt.startswith("1.")
+    assert str(passport.tensorrt).startswith("1.")
     assert passport.gpu is None
     assert (passport.kernels_sha256 is not None) == (graph in FUSED)
 
@@ -77,7 +78,8 @@ def test_narrow_types_are_in_the_model_and_agree(tmp_path: Path, precision: Prec
     lowering.lower_file(model, widen=precision == "bf16")
     sample = images.synthetic(32, 8)
     expected = reference(net, SMALL, torch.from_numpy(sample)).numpy()
-    verify.compare(expected, verify.answers(model, sample), *targets.GATES[precision], "test")
+    gate = targets.EXACT[precision]
+    verify.compare(expected, verify.answers(model, sample), gate.largest, gate.agreement, "test")
 
 
 def test_published_version_says_what_was_verified(tmp_path: Path) -> None:
@@ -96,9 +98,9 @@ def test_published_version_says_what_was_verified(tmp_path: Path) -> None:
     )
     assert built.contract.passport is not None
     assert "the engine itself was not run" in built.contract.verification.source
-    assert built.contract.onnx_sha256 != built.contract.engine_sha256 == targets.sha256(built.folder / "model.engine")
+    assert built.contract.onnx_sha256 != built.contract.engine_sha256 == sha256(built.folder / "model.engine")
     assert sorted(path.name for path in built.folder.iterdir()) == ["contract.json", "golden.npy", "model.engine"]
-    assert tuple(steps) == build.STEPS
+    assert len(steps) == build.steps(options.wish)
     assert not build.compile_checkpoint(options, steps.append).changed
 
 
@@ -112,12 +114,31 @@ def test_a_model_that_cannot_be_built_is_a_sentence(tmp_path: Path) -> None:
 def test_a_missing_builder_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BuildError, match=r"pip install 'eca-serve\[tensorrt-rtx\]'"):
-        targets.require(Wish("tensorrt-rtx"))
+        targets.variants(Wish("tensorrt-rtx"))
 
 
 def test_a_precision_that_the_target_lacks_is_a_sentence() -> None:
-    with pytest.raises(BuildError, match="--target onnx has no --precision fp16; it has fp32"):
-        targets.require(Wish("onnx", "fp16"))
+    with pytest.raises(
+        BuildError, match="--target onnx --runtime onnxruntime has no --precision fp16; it has fp32, int8"
+    ):
+        targets.variants(Wish("onnx", "fp16"))
+
+
+@pytest.mark.parametrize("graph", ["plain", "fused", "epilogue"])
+def test_int8_engine_with_custom_nodes(tmp_path: Path, graph: AttentionGraph) -> None:
+    model, integers, engine = (tmp_path / name for name in ("model.onnx", "int8.onnx", "model.engine"))
+    net = tiny("eca")
+    sample = images.synthetic(SMALL.crop, 16)
+    export(net, SMALL, model, graph)
+    quantise.quantise(model, integers, sample, quantise.TENSORRT)
+    kinds = [node.op_type for node in onnx.load(integers).graph.node]
+    assert kinds.count("QuantizeLinear") > 4
+    assert sum(kind in ("FusedECA", "GatedConv1x1") for kind in kinds) == (4 if graph in FUSED else 0)
+    tensorrt_rtx.build(integers, engine, 4)
+    assert engine.exists()
+    lowering.lower_file(integers)
+    expected = reference(net, SMALL, torch.from_numpy(sample)).numpy()
+    verify.compare(expected, verify.answers(integers, sample), 0.1, 0.0, "test")
 
 
 @pytest.mark.large

@@ -18,6 +18,7 @@ OTHER_MACHINE = (
     f"`{CONTAINERS}` where Docker emulates x86-64"
 )
 MINIMAL_GLIBC = (2, 35)
+OUR_BACKENDS = ("onnxruntime", "inductor")
 # Ends with its parent, even where that is killed: sets PR_SET_PDEATHSIG to SIGKILL, then becomes the server.
 LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
@@ -45,7 +46,7 @@ def installation() -> Path:
 
 
 def assemble_backends(folder: Path) -> None:
-    """Fills `folder` with the Python backend, its stub for this Python, and our onnxruntime backend."""
+    """Fills `folder` with the Python backend, its stub for this Python, and our own backend by its names."""
     source = installation()
     python = folder / "python"
     python.mkdir(parents=True)
@@ -57,7 +58,8 @@ def assemble_backends(folder: Path) -> None:
     if not stub.exists():
         raise TritonUnavailable(f"the embedded Triton has no stub for Python {version}; use Python 3.10 to 3.12")
     shutil.copy2(stub, python)
-    shutil.copytree(Path(__file__).parent / "onnxruntime_backend", folder / "onnxruntime")
+    for name in OUR_BACKENDS:
+        shutil.copytree(Path(__file__).parent / "python_backend", folder / name)
 
 
 def free_port() -> int:

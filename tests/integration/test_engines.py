@@ -1,0 +1,152 @@
+"""Engines other than the plain one, served by the real Triton: integers, OpenVINO, PyTorch's compiler."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from eca_build import images, verify
+from eca_build.compile import default_recipe
+from eca_build.sessions import Kind
+from eca_service.contract import Contract, read
+from numpy.typing import NDArray
+
+from tests.integration.conftest import ROOT, Service, run, start
+
+DEMO = ROOT / "build" / "demo"
+WEIGHTS = DEMO / "resnet14-eca.safetensors"
+GIVEN = ("--labels", DEMO / "labels.txt", "--images", DEMO / "images")
+# name: how it is built, and what runs it
+BUILDS: dict[str, tuple[tuple[str, ...], Kind]] = {"integers": (("--precision", "int8"), "onnxruntime")}
+if find_spec("openvino"):
+    BUILDS["narrow"] = ("--precision", "bf16", "--runtime", "openvino"), "openvino"
+    BUILDS["both"] = ("--precision", "int8", "--runtime", "openvino"), "openvino"
+if shutil.which(os.environ.get("CXX", "g++")):
+    BUILDS["compiled"] = ("--target", "inductor", "--attention-graph", "fused"), "inductor"
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One network as each of BUILDS."""
+    repository = tmp_path_factory.mktemp("engines") / "repository"
+    for name, (options, _) in BUILDS.items():
+        done = run("eca_build", "compile", WEIGHTS, "--name", name, *GIVEN, *options, "--repository", repository)
+        assert (done.returncode, done.stderr) == (0, "")
+    return repository
+
+
+@pytest.fixture(scope="module")
+def service(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """All of them, served."""
+    running = start(engines, tmp_path_factory.mktemp("service"))
+    try:
+        running.await_ready()
+        yield running
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def sample() -> NDArray[np.uint8]:
+    """33 images: more than a full batch, so that a lone one is left over."""
+    return images.load(DEMO / "images", default_recipe("resnet14_cifar"), 33)
+
+
+def asked(service: Service, name: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Triton's own answers."""
+    tensor = grpc.InferInput("image", pixels.shape, "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    with grpc.InferenceServerClient(f"127.0.0.1:{service.triton_port}") as client:
+        answers: NDArray[np.float32] = client.infer(name, [tensor]).as_numpy("probabilities")
+        return answers
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_what_is_served_is_what_was_verified(
+    service: Service, engines: Path, sample: NDArray[np.uint8], name: str
+) -> None:
+    contract = read(engines / name / "1")
+    listed = httpx.get(f"{service.url}/v1/models/{name}").json()
+    assert listed["precision"] == contract.precision
+    engine = next(path for path in (engines / name / "1").iterdir() if path.name.startswith("model."))
+    own = verify.answers(engine, sample, verify.runner(BUILDS[name][1], contract.precision))
+    parts = [asked(service, name, part) for part in (sample[:32], sample[32:])]
+    np.testing.assert_allclose(np.concatenate(parts), own, atol=1e-5)
+    assert (own.argmax(1) == fp32(engines, sample).argmax(1)).mean() >= 0.95
+
+
+PLAIN: list[NDArray[np.float32]] = []
+
+
+def fp32(engines: Path, sample: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The float32 engine's answers."""
+    if not PLAIN:
+        done = run("eca_build", "compile", WEIGHTS, *GIVEN, "--repository", engines.parent / "plain")
+        assert done.returncode == 0, done.stderr
+        PLAIN.append(verify.answers(engines.parent / "plain" / WEIGHTS.stem / "1" / "model.onnx", sample))
+    return PLAIN[0]
+
+
+def test_the_runtimes_differ(engines: Path, sample: NDArray[np.uint8]) -> None:
+    """So that the test above tells them apart."""
+    if "narrow" not in BUILDS:
+        pytest.skip("needs the extra `openvino`")
+    for name in ("narrow", "both"):
+        engine = engines / name / "1" / "model.onnx"
+        assert read(engine.parent).runtime == "openvino"
+        precision = read(engine.parent).precision
+        here, there = (
+            verify.answers(engine, sample, verify.runner(kind, precision)) for kind in ("openvino", "onnxruntime")
+        )
+        assert 1e-4 < np.abs(here - there).max() < 0.1
+
+
+def test_contracts_tell_what_they_are(engines: Path) -> None:
+    contracts: dict[str, Contract] = {name: read(engines / name / "1") for name in BUILDS}
+    for contract in contracts.values():
+        verdict = contract.verification
+        assert (verdict.source, verdict.images, verdict.labelled) == ("images/", 60, 60)
+        assert verdict.accuracy is not None
+        assert verdict.reference_accuracy is not None
+        assert abs(verdict.accuracy - verdict.reference_accuracy) < 0.06
+        assert contract.choice is None
+    assert contracts["integers"].calibration is not None
+    assert contracts["integers"].calibration.source == "images/"
+    assert contracts["integers"].golden.tolerance == 0.1
+    if "compiled" in contracts:
+        passport = contracts["compiled"].passport
+        assert passport is not None
+        assert passport.torch is not None
+        assert (contracts["compiled"].precision, contracts["compiled"].sites_rewritten) == ("fp32", 6)
+        assert contracts["compiled"].verification.largest_difference < 1e-5
+
+
+def test_without_openvino_onnxruntime_serves_the_same_file(
+    engines: Path, sample: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """A contract that names it is no obstacle: the golden answers hold in both."""
+    if "both" not in BUILDS:
+        pytest.skip("needs the extra `openvino`")
+    shutil.copytree(engines / "both", tmp_path / "r" / "both")
+    path = tmp_path / "r" / "both" / "1" / "contract.json"
+    contract = json.loads(path.read_text())
+    contract["runtime"] = None  # what the backend does where it is missing
+    path.write_text(json.dumps(contract))
+    running = start(tmp_path / "r", tmp_path)
+    try:
+        running.await_ready()
+        own = verify.answers(tmp_path / "r" / "both" / "1" / "model.onnx", sample)
+        np.testing.assert_allclose(asked(running, "both", sample[:32]), own[:32], atol=1e-5)
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)

@@ -1,0 +1,189 @@
+"""Of the engines that verified the fastest is taken, and of those about as fast the plainest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from eca_build import cli, images, measure, targets
+from eca_build import compile as build
+from eca_build.choose import pick
+from eca_build.errors import BuildError
+from eca_build.export import export
+from eca_build.measure import Runnable, speeds
+from eca_build.targets import Variant, Wish
+from eca_service.contract import read
+
+from tests.unit.test_export import SMALL, network
+
+DEMO = Path(__file__).parents[2] / "build" / "demo"
+WEIGHTS = DEMO / "resnet14-eca.safetensors"
+
+
+def asked(repository: Path, **changes: object) -> build.Options:
+    """The demo network's build."""
+    options = build.Options(WEIGHTS, repository, labels=DEMO / "labels.txt", images=DEMO / "images")
+    return replace(options, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("relative", "index"),
+    [
+        ([1.0], 0),
+        ([1.0, 1.02, 0.9], 0),
+        ([1.0, 1.04], 1),
+        ([1.0, 2.0, 2.05], 1),
+        ([1.0, 2.0, 2.07], 2),
+        ([1.0, 0.5, 0.99], 0),
+    ],
+)
+def test_the_plainest_wins_ties(relative: list[float], index: int) -> None:
+    assert pick(relative) == index
+
+
+def test_speeds_are_ratios_within_a_round() -> None:
+    """A machine that is twice as slow in one round slows all engines alike, and the ratio does not see it."""
+    generator = np.random.default_rng(0)
+    load = generator.uniform(0.3, 1.0, (7, 1, 1))
+    true = np.array([[100.0, 200.0], [110.0, 440.0]])
+    found = speeds(true * load, (1, 8))
+    assert found[0].relative == pytest.approx(1)
+    assert found[1].relative == pytest.approx((1.1 * 2.2) ** 0.5)
+    assert set(found[1].images_per_s) == {1, 8}
+
+
+def test_engines_are_measured_as_they_are(tmp_path: Path) -> None:
+    """One does four times the work of the other, so it is slower, on however busy a machine."""
+    small, large = tmp_path / "small.onnx", tmp_path / "large.onnx"
+    export(network("resnet20_cifar", "none"), SMALL, small)
+    export(network("resnet56_cifar", "none"), SMALL, large)
+    runnables = [Runnable("onnxruntime", "fp32", str(path)) for path in (large, small)]
+    for streams in (1, 2):
+        first, second = measure.measure(runnables, images.synthetic(32, 4), 8, streams, rounds=3)
+        assert (first.relative, set(first.images_per_s)) == (1.0, {1, 8})
+        assert second.relative > 1.3
+    runnables[1] = Runnable("onnxruntime", "fp32", str(tmp_path / "absent.onnx"))
+    with pytest.raises(BuildError, match=r"could not be measured: .*absent\.onnx"):
+        measure.measure(runnables, images.synthetic(32, 4), 8)
+
+
+def test_the_contract_says_what_was_compared(tmp_path: Path) -> None:
+    """Every graph is built; those that this network lacks are left out with the reason; the fastest is published."""
+    steps: list[str] = []
+    options = asked(tmp_path / "models", wish=Wish(attention_graph="auto", precision="auto"))
+    built = build.compile_checkpoint(options, steps.append)
+    choice = built.contract.choice
+    assert choice is not None
+    assert len(choice.candidates) == 10
+    raced = [candidate for candidate in choice.candidates if candidate.refused is None]
+    assert [(one.precision, one.attention_graph) for one in raced] == [
+        (precision, graph) for precision in ("fp32", "int8") for graph in ("plain", "fused")
+    ]
+    assert all("0 of this network's 6" in str(one.refused) for one in choice.candidates if one not in raced)
+    speeds = [one.relative or 0 for one in raced]
+    assert speeds[0] == 1
+    assert all(one.images_per_s and set(one.images_per_s) == {1, 8, 32} for one in raced)
+    winner = raced[pick(speeds)]
+    assert (built.contract.precision, built.contract.attention_graph) == (winner.precision, winner.attention_graph)
+    assert built.contract.sites_rewritten == (6 if winner.attention_graph == "fused" else 0)
+    assert "4 verified engines" in choice.why
+    assert (choice.machine, choice.threads) == (measure.machine(), measure.cores())
+    assert built.contract == read(built.folder, head=True)
+    assert sorted(path.name for path in built.folder.iterdir()) == ["contract.json", "golden.npy", "model.onnx"]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["resnet14-eca"]
+    assert not build.compile_checkpoint(options, steps.append).changed
+
+
+def test_where_nothing_verifies_nothing_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "EXACT", {"fp32": targets.Gate(1e-12, 1.0, 1e-4)})
+    with pytest.raises(
+        BuildError, match=r"none of 5 engines could be built; the first, onnxruntime fp32 plain: .*disagrees"
+    ):
+        build.compile_checkpoint(asked(tmp_path / "models", wish=Wish(attention_graph="auto")), lambda _: None)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def names(wish: Wish) -> list[str]:
+    return [str(variant) for variant in targets.variants(wish)]
+
+
+def test_variants_from_the_plainest() -> None:
+    assert names(Wish()) == ["onnxruntime fp32 plain"]
+    assert names(Wish(precision="auto")) == ["onnxruntime fp32 plain", "onnxruntime int8 plain"]
+    assert len(names(Wish(precision="auto", attention_graph="auto"))) == 10
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs the extra `openvino`")
+def test_variants_of_both_runtimes() -> None:
+    assert names(Wish(precision="auto", runtime="auto")) == [
+        "onnxruntime fp32 plain",
+        "openvino fp32 plain",
+        "openvino bf16 plain",
+        "onnxruntime int8 plain",
+        "openvino int8 plain",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--precision", "bf16"], "--runtime onnxruntime has no --precision bf16; .*--runtime openvino has bf16"),
+        (["--precision", "fp16", "--runtime", "auto"], "has no --precision fp16"),
+        (["--target", "tensorrt", "--runtime", "openvino"], "--runtime openvino is for --target onnx"),
+        (["--target", "tensorrt-rtx", "--precision", "auto"], "no engine of --target tensorrt-rtx can be run here"),
+        (["--target", "inductor", "--precision", "int8"], "--target inductor has no --precision int8; it has bf16"),
+        (["--precision", "int8"], "int8 is calibrated on images like those to come; give a folder of some to --calib"),
+        (["--precision", "int8", "--calibration", "absent"], "absent holds no image .* folder to --calibration"),
+        (["--precision", "int8", "--calibration", "damaged"], "1.jpg cannot be read as an image"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_a_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "1.jpg").write_bytes(b"no image")
+    given = [str(tmp_path / word) if word in ("absent", "damaged") else word for word in arguments]
+    done = CliRunner().invoke(cli.main, ["compile", str(WEIGHTS), "--repository", str(tmp_path / "models"), *given])
+    assert done.exit_code == 2
+    assert done.output.startswith("eca-build: ")
+    with pytest.raises(ValueError, match=sentence):
+        raise ValueError(done.output)
+    assert not (tmp_path / "models").exists() or list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "wish", "sentence"),
+    [
+        ("openvino", Wish(runtime="openvino"), r"pip install 'eca-serve\[openvino\]'"),
+        ("g++", Wish("inductor"), "there is no g\\+\\+; install one"),
+    ],
+)
+def test_what_is_not_installed_is_a_sentence(
+    missing: str, wish: Wish, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(BuildError, match=sentence):
+        targets.variants(wish)
+
+
+def test_gates_are_by_accuracy_where_a_probability_may_move() -> None:
+    integers = Variant("onnx", "onnxruntime", "int8", "plain", 8)
+    assert targets.gate(integers) == targets.ACCURACY
+    assert targets.gate(replace(integers, precision="fp32")) == targets.EXACT["fp32"]
+    assert targets.gate(replace(integers, precision="bf16", runtime="openvino")) == targets.ACCURACY
+    assert targets.gate(Variant("tensorrt", None, "bf16", "plain", 8)) == targets.EXACT["bf16"]
+    assert targets.gate(integers, random_weights=True).agreement == 0
+
+
+def test_golden_images_are_those_on_which_the_runtimes_agree() -> None:
+    one = np.zeros((60, 2), np.float32)
+    other = one.copy()
+    other[::2] = 0.5
+    picked = build.golden_images((one, other), 0.1)
+    assert picked.tolist() == [1, 19, 39, 59]
+    assert build.golden_images((one, one + 1), 0.1).tolist() == [0, 1, 2, 3]
+    assert build.golden_images((one[:2],), 0.1).tolist() == [0, 1]
