@@ -94,20 +94,24 @@ def test_who_has_a_key_is_answered(safe: Service, repository: Path, protocol: st
             assert reply.headers["www-authenticate"] == 'Bearer realm="eca-serve"'
 
 
-@all_protocols
-def test_keys_are_replaced_without_a_gap(safe: Service, folder: Path, repository: Path, protocol: str) -> None:
+def test_keys_are_replaced_without_a_gap(safe: Service, folder: Path, repository: Path) -> None:
     image, keys = golden_png(repository, MODEL), folder / "keys"
     before = keys.read_text()
     secret, line = make("tests")
-    headers = {"authorization": f"Bearer {secret}"}
-    assert call(protocol, safe, MODEL, [image], headers=headers).code == "unauthorized"
+
+    def codes(headers: dict[str, str]) -> set[str]:
+        return {call(protocol, safe, MODEL, [image], headers=headers).code for protocol in PROTOCOLS}
+
+    new = {"authorization": f"Bearer {secret}"}
+    assert codes(new) == {"unauthorized"}
     try:
         keys.write_text(f"{before}{line}\n")
-        until(lambda: call(protocol, safe, MODEL, [image], headers=headers).code == "ok", safe)
-        assert call(protocol, safe, MODEL, [image]).code == "ok", "the old one as well"
+        until(lambda: codes(new) == {"ok"}, safe)
+        assert codes({}) == {"ok"}, "the old one as well"
     finally:
         keys.write_text(before)
-    until(lambda: call(protocol, safe, MODEL, [image], headers=headers).code == "unauthorized", safe)
+    until(lambda: codes(new) == {"unauthorized"}, safe)
+    assert codes({}) == {"ok"}
 
 
 def test_what_is_open_and_what_is_not(safe: Service) -> None:
@@ -172,10 +176,11 @@ def test_doctor_looks_at_it(safe: Service, folder: Path) -> None:
         "ECA_TLS_KEY": str(folder / "key.pem"),
         "ECA_API_KEYS_FILE": str(folder / "keys"),
     }
-    done = run("eca_service", "doctor", environment=environment)
+    done = run("eca_service", "doctor", "--seconds", 0.2, environment=environment)
     assert done.returncode == 0, done.stderr
     assert "The service at https://127.0.0.1:" in done.stdout
-    done = run("eca_service", "doctor", environment=environment | {"ECA_API_KEYS_FILE": str(folder / "key.pem")})
+    environment["ECA_API_KEYS_FILE"] = str(folder / "key.pem")
+    done = run("eca_service", "doctor", "--seconds", 0.2, environment=environment)
     assert (done.returncode, "line 1 is not `NAME sha256:HASH`" in done.stderr) == (1, True), done.stderr
 
 
@@ -294,15 +299,7 @@ def test_without_keys_an_address_has_its_rate_over_all_protocols(repository: Pat
         assert service.process.wait(30) == 0
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"ECA_API_KEYS_FILE": "absent"}, "ECA_API_KEYS_FILE=absent cannot be read"),
-        ({"ECA_TLS_CERT": "absent", "ECA_TLS_KEY": "absent"}, "ECA_TLS_CERT=absent cannot be read"),
-        ({"ECA_MANAGEMENT_TOKEN_FILE": "absent"}, "ECA_MANAGEMENT_TOKEN_FILE=absent cannot be read"),
-        ({"ECA_OTLP_ENDPOINT": "localhost"}, "ECA_OTLP_ENDPOINT='localhost' is no address"),
-    ],
-)
-def test_what_cannot_be_used_is_a_sentence(repository: Path, settings: dict[str, str], sentence: str) -> None:
-    done = run("eca_service", "up", "--repository", repository, environment=settings)
-    assert (done.returncode, sentence in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+def test_what_cannot_be_used_is_a_sentence(repository: Path) -> None:
+    done = run("eca_service", "up", "--repository", repository, environment={"ECA_API_KEYS_FILE": "absent"})
+    assert done.returncode == 2
+    assert done.stderr == "eca-serve: ECA_API_KEYS_FILE=absent cannot be read: No such file or directory\n"

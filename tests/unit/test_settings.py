@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from eca_service.gateway import require_files
 from eca_service.settings import SettingsError, load, table
 
 
@@ -36,6 +37,21 @@ def test_loopback_is_the_default() -> None:
 def test_settings_that_do_not_agree(given: dict[str, str], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         load(given, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"api_keys_file": "absent"}, "ECA_API_KEYS_FILE=absent cannot be read"),
+        ({"tls_cert": "absent", "tls_key": "absent"}, "ECA_TLS_CERT=absent cannot be read"),
+        ({"management_token_file": "absent"}, "ECA_MANAGEMENT_TOKEN_FILE=absent cannot be read"),
+        ({"otlp_endpoint": "localhost"}, "ECA_OTLP_ENDPOINT='localhost' is no address"),
+        ({"otlp_endpoint": "localhost:4317"}, "is no address"),
+    ],
+)
+def test_files_and_addresses_that_cannot_be_used(given: dict[str, str], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        require_files(load(given, {}))
 
 
 def test_the_readme_s_table_is_these_settings() -> None:
