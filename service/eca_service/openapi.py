@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from eca_service import schemas
 from eca_service.contract import INPUT
 from eca_service.errors import ServiceError, problem
 from eca_service.imaging import FORMATS
@@ -141,6 +142,7 @@ def install(app: FastAPI, registry: Registry, url: str) -> None:
                 description="Classifies images with attention-enhanced networks, and shows why.",
                 routes=app.routes,
             )
+            schemas.describe(app.openapi_schema)
         found = deepcopy(app.openapi_schema)
         model = registry.models.get(registry.default or "")
         values = {"model": model.contract.name, "version": model.contract.version} if model else {}
