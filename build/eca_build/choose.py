@@ -86,6 +86,7 @@ def _candidate(variant: Variant, speed: Speed | None, refused: str | None) -> Ca
         runtime=variant.runtime,
         precision=variant.precision,
         attention_graph=variant.attention_graph,
+        frontend=variant.frontend,
         images_per_s=(speed and speed.images_per_s) or None,
         relative=round(speed.relative, 3) if speed else None,
         refused=refused,

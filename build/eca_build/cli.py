@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from eca_build.graphs import AttentionGraph
     from eca_build.networks.attention import Kind
     from eca_build.targets import Auto, Precision, Runtime, TargetName
+    from eca_build.tensorrt_plan import Frontend
 
 EXAMPLES = """\b
 Examples:
@@ -162,6 +163,15 @@ def init(arch: str, attention: str, classes: int | None, width: float, seed: int
     help="What the embedded Triton runs an onnx engine in. auto: what is installed and fastest.",
 )
 @click.option(
+    "--frontend",
+    type=click.Choice(["auto", "onnx", "torch-tensorrt"]),
+    default="auto",
+    envvar="ECA_FRONTEND",
+    show_envvar=True,
+    help="What makes a TensorRT plan: from ONNX, or Torch-TensorRT from the PyTorch program. auto: all that are "
+    "installed, the fastest verified published.",
+)
+@click.option(
     "--attention-graph",
     type=click.Choice(["plain", "hoisted", "fused", "hoisted-fused", "epilogue", "auto"]),
     default="plain",
@@ -199,6 +209,7 @@ def compile_(
     target: TargetName,
     precision: Precision | Auto,
     runtime: Runtime | Auto,
+    frontend: Frontend | Auto,
     attention_graph: AttentionGraph | Auto,
     expose_gates: bool,
     max_batch: int,
@@ -218,7 +229,7 @@ def compile_(
     if (resize or crop) and (not (resize and crop) or crop > resize):
         raise click.UsageError("--resize and --crop go together, and the crop is not larger than the resize")
     size = (resize, crop) if resize and crop else None
-    wish = Wish(target, precision, attention_graph, max_batch, expose_gates, runtime)
+    wish = Wish(target, precision, attention_graph, max_batch, expose_gates, runtime, frontend)
     steps = build.steps(wish)
     for checkpoint in checkpoints:
         kind = _kind(attention)

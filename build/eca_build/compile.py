@@ -33,7 +33,7 @@ from eca_service.contract import (
 )
 from numpy.typing import NDArray
 
-from eca_build import checkpoint, cost, images, measure, targets, verify
+from eca_build import checkpoint, cost, images, measure, targets, tensorrt_plan, verify
 from eca_build.choose import fastest
 from eca_build.engine import Engine, Maker, sha256
 from eca_build.errors import BuildError
@@ -265,6 +265,8 @@ def _tools(variants: Sequence[Variant]) -> dict[str, str]:
     }
     if any(variant.runtime == "openvino" for variant in variants):
         tools["openvino"] = importlib.metadata.version("openvino")
+    if any(variant.target == "tensorrt" for variant in variants):
+        tools |= tensorrt_plan.tools()
     return tools
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from eca_build import inductor, lowering, quantise, tensorrt_plan, tensorrt_rtx, verify
 from eca_build.errors import BuildError
-from eca_build.export import Served, export
-from eca_build.graphs import AttentionGraph
+from eca_build.export import Served, export, export_program
+from eca_build.graphs import FUSED, AttentionGraph
 from eca_build.networks import Network
 from eca_build.quantise import Scheme
 from eca_build.targets import Variant
@@ -77,7 +77,12 @@ class Maker:
             passport = inductor.build(served, engine, self._recipe.crop, variant.max_batch)
             step(f"verify {variant}")
             return Engine(engine, "", served.sites_rewritten, passport, (self._ask(variant, engine),))
-        model, sites = self._model(variant.attention_graph, variant.precision)
+        if variant.frontend == "torch-tensorrt":
+            return self._torch_tensorrt(variant, home / "model.plan", step)
+        integers = variant.precision == "int8"
+        model, sites = self._model(variant.attention_graph, "fp32" if integers else variant.precision)
+        if integers:
+            model = self._int8(variant.attention_graph, quantise.TENSORRT)
         if variant.target == "tensorrt":
             plan = home / "model.plan"
             passport = tensorrt_plan.build(model, plan, variant.max_batch)
@@ -88,6 +93,16 @@ class Maker:
         step(f"verify {variant}")
         note = "the ONNX model of the engine, on a CPU: the engine itself was not run, no GPU here runs it"
         return Engine(engine, sha256(model), sites, passport, self._in_its_place(variant, model), note)
+
+    def _torch_tensorrt(self, variant: Variant, plan: Path, step: Callable[[str], None]) -> Engine:
+        served = self._served(variant)
+        sites = served.sites_rewritten
+        program = self._folder / f"{variant.attention_graph}-{variant.precision}.pt2"
+        export_program(served, program, self._recipe.crop, variant.max_batch)
+        fused = sites if variant.attention_graph in FUSED else 0
+        passport = tensorrt_plan.build_program(program, plan, variant.max_batch, fused)
+        step(f"verify {variant}")
+        return Engine(plan, "", sites, passport, (self._ask(variant, plan),))
 
     def _onnx(self, variant: Variant, engine: Path, step: Callable[[str], None]) -> Engine:
         model, sites = self._model(variant.attention_graph, "fp32")

@@ -11,6 +11,7 @@ import torch
 from eca_service.contract import FEATURES, GATES, INPUT, PROBABILITIES, Preprocessing
 from torch import Tensor, nn
 
+from eca_build.custom_nodes import as_operators
 from eca_build.gate_taps import gate_sites, tap
 from eca_build.graphs import AttentionGraph, fold_batch_norms, rewrite
 from eca_build.networks import Network
@@ -112,3 +113,16 @@ def export(
             dynamo=True,
         )
     return served.sites_rewritten
+
+
+def export_program(served: Served, path: Path, crop: int, max_batch: int) -> None:
+    """Writes the served network as a PyTorch program for batches of 1 to `max_batch` of uint8 [N, crop, crop, 3].
+
+    Its fused graphs hold operators of `torch.ops.eca`.
+    """
+    module = served.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    example = torch.zeros(min(2, max_batch), crop, crop, 3, dtype=torch.uint8)
+    batch = {0: torch.export.Dim("N", min=1, max=max_batch)} if max_batch > 1 else {}
+    with as_operators(), torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        torch.export.save(torch.export.export(module, (example,), dynamic_shapes={"image": batch}), path)

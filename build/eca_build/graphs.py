@@ -17,6 +17,7 @@ from eca_build.networks.resnet import BasicBlock, Bottleneck
 
 AttentionGraph = Literal["plain", "hoisted", "fused", "hoisted-fused", "epilogue"]
 ATTENTION_GRAPHS: tuple[AttentionGraph, ...] = get_args(AttentionGraph)
+FUSED: tuple[AttentionGraph, ...] = ("fused", "hoisted-fused", "epilogue")  # those with a custom operator at each site
 
 
 @dataclass(frozen=True)

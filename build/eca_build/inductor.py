@@ -1,6 +1,6 @@
 """A network to an AOTInductor package for the GPU of this machine, or for its CPU; compiled in a process of its own.
 
-    python -m eca_build.inductor PROGRAM.pt2 MODEL.pt2
+    python -m eca_build.inductor PROGRAM.pt2 MODEL.pt2 MAX_BATCH
 
 is that process. It needs PyTorch and a C++ compiler; on a GPU the fused operators are our Triton kernels, inside the
 package, on a CPU plain operators that the compiler fuses by itself.
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from eca_plugin.sources import kernels_sha256
 from eca_service.contract import Passport
 from torch import nn
 
+from eca_build.custom_nodes import as_operators
 from eca_build.errors import BuildError
 
 PACKAGE = "model.pt2"
@@ -50,7 +53,8 @@ def build(served: nn.Module, package: Path, crop: int, max_batch: int) -> Passpo
         served = served.to("cuda").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = example.cuda()
     batch = {0: torch.export.Dim("N", min=1, max=max_batch)} if max_batch > 1 else {}
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+    fusing = as_operators() if cuda else nullcontext()  # a CPU's compiler fuses plain operators by itself
+    with fusing, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         program = torch.export.export(served, (example,), dynamic_shapes={"image": batch})
         fused = any(str(node.target).startswith("eca.") for node in program.graph.nodes)
@@ -58,7 +62,7 @@ def build(served: nn.Module, package: Path, crop: int, max_batch: int) -> Passpo
             source = Path(folder, "program.pt2")
             torch.export.save(program, source)
             done = subprocess.run(
-                [sys.executable, "-m", "eca_build.inductor", str(source), str(package)],
+                [sys.executable, "-m", "eca_build.inductor", str(source), str(package), str(max_batch)],
                 env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder},
                 capture_output=True,
                 text=True,
@@ -88,16 +92,29 @@ def instructions() -> tuple[str, ...]:
     return ()
 
 
-def _build(source: str, target: str) -> None:
+def _build(source: str, target: str, max_batch: int) -> None:
     from torch._inductor import aoti_compile_and_package
 
     if torch.cuda.is_available():
-        from eca_plugin import torch_operators  # noqa: F401  the program names its operators
+        import_module("eca_plugin.torch_operators")  # which the program names
     _exact()
+    program = torch.export.load(source)
     # The number of threads is the server's to choose, not this machine's.
-    aoti_compile_and_package(
-        torch.export.load(source), package_path=target, inductor_configs={"cpp.dynamic_threads": True}
-    )
+    with _fastest_kernels(program, max_batch):
+        aoti_compile_and_package(program, package_path=target, inductor_configs={"cpp.dynamic_threads": True})
+
+
+def _fastest_kernels(program: torch.export.ExportedProgram, batch: int) -> AbstractContextManager[None]:
+    """Where the program calls our kernels: within it each is launched as is fastest on this GPU, at that batch."""
+    if not torch.cuda.is_available():
+        return nullcontext()
+    from eca_plugin import tuner, tuning
+
+    sites = tuner.sites_of(program)
+    if not sites:
+        return nullcontext()
+    major, minor = torch.cuda.get_device_capability()
+    return tuning.use(tuner.tune(sites, batch, tuner.compile_all(sites, 10 * major + minor)))
 
 
 def _exact() -> None:
@@ -107,4 +124,4 @@ def _exact() -> None:
 
 
 if __name__ == "__main__":
-    _build(sys.argv[1], sys.argv[2])
+    _build(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -30,9 +30,9 @@ def open_session(kind: Kind, precision: str, engine: Path, threads: int = 0) -> 
         return _openvino(engine, precision, threads)
     if kind == "inductor":
         return _inductor(engine, threads)
-    from eca_build import tensorrt_plan
+    from eca_build import tensorrt_worker
 
-    return tensorrt_plan.open_plan(engine)
+    return tensorrt_worker.open_plan(engine)
 
 
 def _onnxruntime(engine: Path, threads: int) -> Session:

@@ -10,6 +10,7 @@ from eca_build import inductor, tensorrt_plan, tensorrt_rtx
 from eca_build.errors import BuildError
 from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph
 from eca_build.sessions import Kind
+from eca_build.tensorrt_plan import Frontend
 
 TargetName = Literal["onnx", "tensorrt", "tensorrt-rtx", "inductor"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -21,8 +22,8 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
-    "tensorrt": ("fp32", "fp16", "bf16"),
-    "tensorrt-rtx": ("fp32", "fp16", "bf16"),
+    "tensorrt": ("fp32", "fp16", "bf16", "int8"),
+    "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8"),
     "inductor": ("fp32", "fp16", "bf16"),
 }
 
@@ -31,7 +32,8 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
 class Wish:
     """What was asked for: target, types, graph, batches of 1 to `max_batch`, the gates as an output, the runtime.
 
-    The runtime is for the target `onnx` alone.
+    The runtime is for the target `onnx` alone; `frontend`, of `tensorrt` alone, is what makes the plan: with auto all
+    that are installed try.
     """
 
     target: TargetName = "onnx"
@@ -40,6 +42,7 @@ class Wish:
     max_batch: int = 32
     expose_gates: bool = False
     runtime: Runtime | Auto = "onnxruntime"
+    frontend: Frontend | Auto = "auto"
 
     @property
     def auto(self) -> bool:
@@ -49,13 +52,14 @@ class Wish:
 
 @dataclass(frozen=True)
 class Variant:
-    """One engine that may be built; `runtime` is None but for the target `onnx`."""
+    """One engine that may be built; `runtime` is None but for the target `onnx`, `frontend` but for `tensorrt`."""
 
     target: TargetName
     runtime: Runtime | None
     precision: Precision
     attention_graph: AttentionGraph
     max_batch: int
+    frontend: Frontend | None = None
 
     @property
     def kind(self) -> Kind | None:
@@ -63,7 +67,8 @@ class Variant:
         return None if self.target == "tensorrt-rtx" else kind_of(self.target, self.runtime)
 
     def __str__(self) -> str:
-        return f"{self.runtime or self.target} {self.precision} {self.attention_graph}"
+        frontend = f" by {self.frontend}" if self.frontend == "torch-tensorrt" else ""
+        return f"{self.runtime or self.target} {self.precision} {self.attention_graph}{frontend}"
 
 
 def kind_of(target: TargetName, runtime: Runtime | None) -> Kind:
@@ -108,6 +113,10 @@ def variants(wish: Wish) -> list[Variant]:
     """
     if wish.target != "onnx" and wish.runtime != "onnxruntime":
         raise BuildError(f"--runtime {wish.runtime} is for --target onnx; leave it out with --target {wish.target}")
+    if wish.target != "tensorrt" and wish.frontend != "auto":
+        raise BuildError(
+            f"--frontend {wish.frontend} is for --target tensorrt; leave it out with --target {wish.target}"
+        )
     if wish.auto and wish.target == "tensorrt-rtx":
         raise BuildError("auto takes the fastest, and no engine of --target tensorrt-rtx can be run here; choose one")
     if wish.expose_gates and wish.attention_graph == "fused":
@@ -116,10 +125,11 @@ def variants(wish: Wish) -> list[Variant]:
     precisions: tuple[Precision, ...] = get_args(Precision) if wish.precision == "auto" else (wish.precision,)
     graphs = ATTENTION_GRAPHS if wish.attention_graph == "auto" else (wish.attention_graph,)
     found = [
-        Variant(wish.target, runtime, precision, graph, wish.max_batch)
+        Variant(wish.target, runtime, precision, graph, wish.max_batch, frontend)
         for precision in precisions
         for graph in graphs
         for runtime in runtimes
+        for frontend in _frontends(wish, precision)
         if precision in PRECISIONS[runtime or wish.target] and not (wish.expose_gates and graph == "fused")
     ]
     if not found:
@@ -134,6 +144,20 @@ def variants(wish: Wish) -> list[Variant]:
     elif wish.target == "inductor":
         inductor.require()
     return found
+
+
+def _frontends(wish: Wish, precision: Precision) -> tuple[Frontend | None, ...]:
+    """The integers are in the ONNX model, so that int8 comes from it alone."""
+    if wish.target != "tensorrt":
+        return (None,)
+    installed = tensorrt_plan.frontends()
+    if wish.frontend not in ("auto", *installed):
+        raise BuildError(f"--frontend {wish.frontend} needs Torch-TensorRT, which NVIDIA's pytorch container has")
+    if precision == "int8":
+        if wish.frontend == "torch-tensorrt":
+            raise BuildError("--frontend torch-tensorrt has no --precision int8; use --frontend onnx")
+        return ("onnx",)
+    return installed if wish.frontend == "auto" else (wish.frontend,)
 
 
 def _runtimes(wish: Wish) -> tuple[Runtime, ...]:

@@ -1,22 +1,23 @@
-"""The processes that call TensorRT: from ONNX to a plan, and from a plan on disk to its answers.
+"""What calls TensorRT: from ONNX to a plan, in a process of its own, and from a plan on disk to its answers.
 
-    python -m eca_build.tensorrt_worker build MODEL.onnx MODEL.plan MAX_BATCH CHIP TIMING_CACHE
-    python -m eca_build.tensorrt_worker run MODEL.plan IMAGES.npy ANSWERS.npy
+    python -m eca_build.tensorrt_worker MODEL.onnx MODEL.plan MAX_BATCH CHIP TIMING_CACHE
 
-`build` ends its output with "plan", TensorRT's version, CUDA's and the number of plugins. Errors are lines with [E].
+is that process. It ends its output with "plan", TensorRT's version, CUDA's and the number of plugins. Errors are lines
+with [E].
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from eca_service.contract import INPUT, PROBABILITIES
 from numpy.typing import NDArray
+
+from eca_build.sessions import Session
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -80,7 +81,7 @@ def cuda_version() -> str:
     return torch.version.cuda or "unknown"
 
 
-def open_plan(engine: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+def open_plan(engine: Path) -> Session:
     """The plan on the GPU, as a function from images, uint8 [N, H, W, 3], to probabilities float32 [N, K].
 
     Raises RuntimeError where TensorRT cannot read or run it.
@@ -123,8 +124,4 @@ def open_plan(engine: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]
 
 
 if __name__ == "__main__":
-    what, *given = sys.argv[1:]
-    if what == "build":
-        _build(given[0], given[1], int(given[2]), int(given[3]), Path(given[4]))
-    else:
-        np.save(given[2], open_plan(Path(given[0]))(np.load(given[1])))
+    _build(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))

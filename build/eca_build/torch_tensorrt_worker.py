@@ -13,13 +13,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eca_plugin.descriptor import NAMESPACE, OPERATORS, WITH_RESIDUAL
+from eca_plugin.descriptor import NAMESPACE, OPERATORS, TORCH_NAMES, WITH_RESIDUAL
 from eca_service.contract import FEATURES, GATES, PROBABILITIES
 
 from eca_build import tensorrt_worker
 
-# Operator of PyTorch's: the plugin without a residual. Their arguments are the same, then the residual, then relu.
-PLUGINS = {"fused_eca": "FusedECA", "scale_add_relu": "ScaleAddReLU", "gated_conv1x1": "GatedConv1x1"}
 made = 0
 
 
@@ -28,7 +26,7 @@ def register_converters() -> None:
     import torch
     from torch_tensorrt.dynamo.conversion import dynamo_tensorrt_converter
 
-    for name, plugin in PLUGINS.items():
+    for name, plugin in TORCH_NAMES.items():
         overload = getattr(torch.ops.eca, name).default
         dynamo_tensorrt_converter(overload, supports_dynamic_shapes=True)(_converter(plugin))
 

@@ -83,6 +83,7 @@ class Candidate(_Frozen):
     runtime: str | None
     precision: str
     attention_graph: str
+    frontend: str | None = None
     images_per_s: dict[int, float] | None = None
     relative: float | None = None
     refused: str | None = None
@@ -126,8 +127,8 @@ class Passport(_Frozen):
 
     `tensorrt` or `torch` is the version of what runs it. `compute_capability` is that of the GPU ("9.0"), None for a
     portable engine, which has no `gpu` either. `device` is an inductor engine's; on a CPU it needs its `instructions`,
-    by the kernel's names. `kernels_sha256` (hex) covers the sources of the fused kernels inside, None where there are
-    none.
+    by the kernel's names. `frontend` is what made a TensorRT plan. `kernels_sha256` (hex) covers the sources of the
+    fused kernels inside, None where there are none.
     """
 
     tensorrt: str | None = None
@@ -139,6 +140,7 @@ class Passport(_Frozen):
     compute_capability: str | None = None
     driver: str | None = None
     kernels_sha256: str | None = None
+    frontend: Literal["onnx", "torch-tensorrt"] | None = None
 
 
 class Contract(_Frozen):

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from eca_build import custom_nodes
 from eca_plugin.ahead_of_time import Compiled
+from eca_plugin.descriptor import TORCH_NAMES
 from eca_plugin.timing import Spread
 from eca_plugin.tuner import Call, Kernels, calls, time_plans
 from eca_plugin.tuning import Site
 from torch import Tensor
 
-from tests.gpu.sites import FUSED, OPERATOR
+from tests.gpu.sites import FUSED
 
-DEFINITION = {OPERATOR[name]: getattr(custom_nodes, name) for name in FUSED.values()}
+DEFINITION = {TORCH_NAMES[name]: getattr(custom_nodes, name) for name in FUSED.values()}
 # The largest difference from float64 that is rounding: of inputs up to 1, through a product of up to 2048 of them.
 TOLERANCES = {"fp32": 1e-5, "fp16": 4e-3, "bf16": 3e-2}
 

@@ -13,7 +13,7 @@ from eca_build.networks import create, with_formula
 from eca_build.networks.attention import Kind
 from eca_plugin import tuning
 from eca_plugin.ahead_of_time import Type
-from eca_plugin.descriptor import OPERATORS
+from eca_plugin.descriptor import OPERATORS, TORCH_NAMES
 from eca_plugin.tuning import Site
 from torch import Tensor, nn
 
@@ -25,7 +25,6 @@ FUSED: dict[AttentionGraph, str] = {
     "hoisted-fused": "scale_add_relu",
     "epilogue": "gated_conv1x1",
 }
-OPERATOR = {"fused_eca": "FusedECA", "scale_add_relu": "ScaleAddReLU", "gated_conv1x1": "GatedConv1x1"}
 
 
 def network(arch: str, attention: Kind, graph: AttentionGraph = "plain") -> nn.Module:
@@ -54,9 +53,9 @@ def uses(arch: str, graph: AttentionGraph, dtype: Type, nhwc: bool = True) -> Co
     def record(*arguments: Tensor | None, **_: object) -> Tensor:
         *inputs, residual, relu = arguments
         tensors = [tensor for tensor in inputs if tensor is not None]
-        names = OPERATORS[OPERATOR[name]].inputs
+        names = OPERATORS[TORCH_NAMES[name]].inputs
         shapes = {key: tuple(tensor.shape) for key, tensor in zip(names, tensors, strict=True)}
-        found[tuning.site(OPERATOR[name], shapes, dtype, nhwc, residual is not None, bool(relu))] += 1
+        found[tuning.site(TORCH_NAMES[name], shapes, dtype, nhwc, residual is not None, bool(relu))] += 1
         result: Tensor = definition(*arguments)
         return result
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from eca_build import compile as build
-from eca_build import images, lowering, targets, tensorrt_rtx, verify
+from eca_build import images, lowering, quantise, targets, tensorrt_rtx, verify
 from eca_build.engine import sha256
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
@@ -122,6 +122,23 @@ def test_a_precision_that_the_target_lacks_is_a_sentence() -> None:
         BuildError, match="--target onnx --runtime onnxruntime has no --precision fp16; it has fp32, int8"
     ):
         targets.variants(Wish("onnx", "fp16"))
+
+
+@pytest.mark.parametrize("graph", ["plain", "fused", "epilogue"])
+def test_int8_engine_with_custom_nodes(tmp_path: Path, graph: AttentionGraph) -> None:
+    model, integers, engine = (tmp_path / name for name in ("model.onnx", "int8.onnx", "model.engine"))
+    net = tiny("eca")
+    sample = images.synthetic(SMALL.crop, 16)
+    export(net, SMALL, model, graph)
+    quantise.quantise(model, integers, sample, quantise.TENSORRT)
+    kinds = [node.op_type for node in onnx.load(integers).graph.node]
+    assert kinds.count("QuantizeLinear") > 4
+    assert sum(kind in ("FusedECA", "GatedConv1x1") for kind in kinds) == (4 if graph in FUSED else 0)
+    tensorrt_rtx.build(integers, engine, 4)
+    assert engine.exists()
+    lowering.lower_file(integers)
+    expected = reference(net, SMALL, torch.from_numpy(sample)).numpy()
+    verify.compare(expected, verify.answers(integers, sample), 0.1, 0.0, "test")
 
 
 @pytest.mark.large

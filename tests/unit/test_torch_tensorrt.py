@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,13 @@ import pytest
 pytest.importorskip("triton", reason="needs the extra `plugin`")
 
 import torch
-from eca_build import custom_nodes, torch_tensorrt_worker
-from eca_build.export import Served
+from eca_build import targets, tensorrt_plan, torch_tensorrt_worker
+from eca_build.errors import BuildError
+from eca_build.export import Served, export_program
 from eca_build.graphs import AttentionGraph
-from eca_plugin.descriptor import OPERATORS
-from torch import nn
+from eca_build.targets import Wish
+from eca_plugin import tuner
+from eca_plugin.descriptor import OPERATORS, TORCH_NAMES
 
 from tests.unit.test_tensorrt_rtx import SMALL, tiny
 
@@ -30,14 +33,16 @@ OPERATOR = {"fused": "fused_eca", "hoisted-fused": "scale_add_relu", "epilogue":
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of PyTorch's own exporter
 @pytest.mark.parametrize("graph", OPERATOR)
 def test_exported_program_keeps_our_operators(tmp_path: Path, graph: AttentionGraph) -> None:
-    with custom_nodes.as_operators(), torch.no_grad():
-        served: nn.Module = Served(tiny("eca"), SMALL, graph, torch.float16)
-        images = torch.zeros(2, SMALL.crop, SMALL.crop, 3, dtype=torch.uint8)
-        program = torch.export.export(served, (images,), dynamic_shapes={"image": {0: torch.export.Dim("N", max=64)}})
+    file = tmp_path / "program.pt2"
+    export_program(Served(tiny("eca"), SMALL, graph, torch.float16), file, SMALL.crop, 64)
+    program = torch.export.load(file)
+    sites = tuner.sites_of(program)
+    assert [site.shapes[0][1][-1] for site in sites] == [8, 4, 2, 1], "the sides of its maps"
+    assert all(site.nhwc and site.residual and site.relu and site.dtype == "fp16" for site in sites[:3])
     lowered = program.run_decompositions()  # as Torch-TensorRT does first
     calls = [node for node in lowered.graph.nodes if str(node.target) == f"eca.{OPERATOR[graph]}.default"]
     assert len(calls) == 4
-    plugin = torch_tensorrt_worker.PLUGINS[OPERATOR[graph]]
+    plugin = TORCH_NAMES[OPERATOR[graph]]
     for call in calls:
         *tensors, residual, relu = call.args
         assert len(tensors) == len(OPERATORS[plugin].inputs), "what the converter counts on"
@@ -46,8 +51,27 @@ def test_exported_program_keeps_our_operators(tmp_path: Path, graph: AttentionGr
     assert [node.name for node in lowered.graph.nodes if node.op == "placeholder"][-1] == "image"
 
 
+def test_all_frontends_that_are_installed_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_plan, "require", lambda: None)
+    monkeypatch.setattr(tensorrt_plan, "frontends", lambda: ("onnx", "torch-tensorrt"))
+    wish = Wish("tensorrt", "fp16", "fused")
+    assert [str(one) for one in targets.variants(wish)] == [
+        "tensorrt fp16 fused",
+        "tensorrt fp16 fused by torch-tensorrt",
+    ]
+    assert [one.frontend for one in targets.variants(replace(wish, precision="int8"))] == ["onnx"]
+    with pytest.raises(BuildError, match="has no --precision int8; use --frontend onnx"):
+        targets.variants(replace(wish, precision="int8", frontend="torch-tensorrt"))
+    monkeypatch.setattr(tensorrt_plan, "frontends", lambda: ("onnx",))
+    assert [one.frontend for one in targets.variants(wish)] == ["onnx"]
+    with pytest.raises(BuildError, match="needs Torch-TensorRT"):
+        targets.variants(replace(wish, frontend="torch-tensorrt"))
+    with pytest.raises(BuildError, match="is for --target tensorrt; leave it out with --target onnx"):
+        targets.variants(Wish("onnx", frontend="onnx"))
+
+
 def test_arguments_are_the_plugin_s_in_its_order() -> None:
-    for name, plugin in torch_tensorrt_worker.PLUGINS.items():
+    for name, plugin in TORCH_NAMES.items():
         schema = getattr(torch.ops.eca, name).default._schema
         assert [argument.name for argument in schema.arguments[-2:]] == ["residual", "relu"]
         assert len(schema.arguments) - 2 == len(OPERATORS[plugin].inputs)

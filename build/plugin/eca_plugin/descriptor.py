@@ -74,3 +74,5 @@ OPERATORS = {
         Operator("GatedConv1x1", ("h", "weight", "bias", "gate"), ("weight", 0), _gated_conv1x1),
     )
 }
+# What PyTorch calls them, in `torch.ops.eca`; their arguments are the same, then the residual, then relu.
+TORCH_NAMES = {"fused_eca": "FusedECA", "scale_add_relu": "ScaleAddReLU", "gated_conv1x1": "GatedConv1x1"}

@@ -10,8 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 from torch import Tensor
 
-from eca_plugin import driver, operators
+from eca_plugin import driver, operators, tuning
 from eca_plugin.ahead_of_time import Compiled, KernelError, compile_plan
+from eca_plugin.descriptor import OPERATORS, TORCH_NAMES
 from eca_plugin.plan import Plan
 from eca_plugin.timing import Spread, Timed, spread
 from eca_plugin.tuning import BATCHED, Site, Table
@@ -62,6 +63,21 @@ class Call:
         addresses = [tensor.data_ptr() for tensor in given]
         stream = torch.cuda.current_stream().cuda_stream
         driver.launch(compiled, plan.grid(self.batch), addresses, scalars, self.out.data_ptr(), stream)
+
+
+def sites_of(program: torch.export.ExportedProgram) -> list[Site]:
+    """The places at which an exported program calls our operators, each once."""
+    found: dict[Site, None] = {}
+    names = {f"eca.{name}.default": operator for name, operator in TORCH_NAMES.items()}
+    for node in program.graph.nodes:
+        operator = names.get(str(node.target))
+        if operator:
+            *inputs, residual, relu = node.args
+            tensors = [one.meta["val"] for one in inputs]
+            shapes = {key: tuple(one.shape) for key, one in zip(OPERATORS[operator].inputs, tensors, strict=True)}
+            dtype, nhwc = operators.NAMES[tensors[0].dtype], not tensors[0].is_contiguous()
+            found[tuning.site(operator, shapes, dtype, nhwc, residual is not None, relu)] = None
+    return list(found)
 
 
 def compile_all(sites: Iterable[Site], chip: int, most: int | None = None) -> Kernels:
