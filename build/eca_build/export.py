@@ -7,6 +7,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import onnx
 import torch
 from eca_service.contract import FEATURES, GATES, INPUT, PROBABILITIES, Preprocessing
 from torch import Tensor, nn
@@ -112,6 +113,10 @@ def export(
             verbose=False,
             dynamo=True,
         )
+    model = onnx.load(path)
+    for node in model.graph.node:
+        del node.metadata_props[:]  # where in this machine's files each node comes from
+    onnx.save(model, path)
     return served.sites_rewritten
 
 

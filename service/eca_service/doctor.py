@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from eca_service import metrics
 from eca_service.client import Client, ClientError
@@ -59,6 +60,11 @@ def repository(settings: Settings, registry: Registry) -> Iterator[Finding]:
         yield Finding(f"{served}: {model.contract.architecture}, {model.contract.precision}, {model.contract.engine}.")
         if reason := obstacle(model.contract):
             yield Finding(f"{served} cannot be served: {reason}", wrong=True)
+        if model.contract.runtime == "openvino" and settings.triton_url is None and not find_spec("openvino"):
+            yield Finding(
+                f"{served} is fastest in OpenVINO, which is not installed, so onnxruntime runs it; "
+                "pip install 'eca-serve[openvino]'."
+            )
         pin, newest = pinned(settings.repository, name), max(versions(settings.repository, name))
         if pin is not None and pin < newest:
             yield Finding(

@@ -45,6 +45,7 @@ def test_exported_file_agrees(tmp_path: Path, arch: str, attention: Kind) -> Non
     figures = verify.compare(expected, verify.answers(tmp_path / "model.onnx", sample), 1e-5, 1.0, "test")
     assert figures.top1_agreement == 1
     assert np.ptp(expected, axis=0).max() > 1e-3, "the images must not all get the same answer"
+    assert str(Path(__file__).parents[2]).encode() not in (tmp_path / "model.onnx").read_bytes()
     operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     assert "BatchNormalization" not in operators
 
