@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,13 +147,27 @@ def start(repository: Path, folder: Path, command: str = "up", **settings: objec
     return Service(process, url, log, triton_port, grpc_port)
 
 
-@pytest.fixture(scope="module")
-def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The whole service, ready."""
-    running = start(repository, tmp_path_factory.mktemp("service"))
+@contextmanager
+def ready(repository: Path, folder: Path) -> Iterator[Service]:
+    """The whole service, ready, and ended afterwards."""
+    running = start(repository, folder)
     try:
         running.await_ready()
         yield running
     finally:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The whole service, for the tests of one module."""
+    with ready(repository, tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def undisturbed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The whole service, for all modules that leave it as they found it: their `service` is this one."""
+    with ready(repository, tmp_path_factory.mktemp("undisturbed")) as running:
+        yield running

@@ -25,6 +25,12 @@ FAMILY = ("resnet14-eca", "resnet14-se")
 
 
 @pytest.fixture(scope="module")
+def service(undisturbed: Service) -> Service:
+    """Nothing here disturbs it."""
+    return undisturbed
+
+
+@pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo images in folders named by their classes; one folder by its number, and one file that is no image."""
     folder = tmp_path_factory.mktemp("labelled")

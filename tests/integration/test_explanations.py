@@ -25,6 +25,12 @@ JSON = {"accept": "application/json"}
 every_model = pytest.mark.parametrize("weights", DEMO, ids=lambda path: path.stem)
 
 
+@pytest.fixture(scope="module")
+def service(undisturbed: Service) -> Service:
+    """Nothing here disturbs it."""
+    return undisturbed
+
+
 def wide_jpeg(orientation: int = 1) -> bytes:
     """A dog between two gray margins, that lies as `orientation` says: the crop is not the whole image."""
     with Image.open(DOG) as dog:

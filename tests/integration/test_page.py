@@ -29,6 +29,12 @@ EXPECTED = "the server responded with a status of"  # how the browser notes an a
 
 
 @pytest.fixture(scope="module")
+def service(undisturbed: Service) -> Service:
+    """Nothing here disturbs it."""
+    return undisturbed
+
+
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """One browser for all tests here, where one can be had."""
     if reason := missing():
