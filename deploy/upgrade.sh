@@ -28,5 +28,5 @@ for gateway in gateway-b gateway; do
     await $other
     $compose up -d --no-deps $gateway
     await $gateway
-    echo "$gateway is replaced"
+    echo "$gateway runs what .env says"
 done
