@@ -91,7 +91,7 @@ def test_the_error_shown_is_an_error(service: Service, document: dict[str, Any])
 def test_every_answer_is_as_described(service: Service, tmp_path: Path, examples: int) -> None:
     """Schemathesis asks for all that the document says and more: statuses, types, schemas, wrong methods and data.
 
-    That an image is wanted where the document says `binary` it cannot know, so that no good data is refused is left out.
+    Where the document says `binary` it cannot know that an image is wanted: whether good data is refused is left out.
     """
     command = [sys.executable, "-m", "schemathesis.cli", "run", service.url + "/openapi.json", "--seed", "1"]
     command += ["--max-examples", str(examples), "--exclude-checks", "positive_data_acceptance"]
