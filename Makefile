@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PRECISION ?= auto
 RUNTIME ?= auto
+FUZZ_S ?= 300
 DEMO := $(sort $(wildcard build/demo/*.safetensors))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models test bench test-deploy soak lint clean
+.PHONY: help serve models test bench test-deploy fuzz soak lint clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -39,6 +40,12 @@ bench: $(READY) ## Load tests and their report, ten minutes; FULL=1: the whole m
 
 test-deploy: $(READY) ## Build the images and try the CPU stack for real; needs a Docker engine
 	$(BIN)/python -m pytest tests/deploy
+
+fuzz: $(READY) ## Long fuzzing of images, requests and the OpenAPI document, then FUZZ_S seconds of libFuzzer on each parser
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m pytest -m fuzz
+	$(BIN)/python -m tests.fuzz.decoder -max_total_time=$(FUZZ_S)
+	$(BIN)/python -m tests.fuzz.parsers -max_total_time=$(FUZZ_S)
 
 soak: models ## Half an hour of good and bad traffic: does anything grow or stay behind?
 	$(BIN)/python -m tests.load.soak --minutes 30

@@ -27,7 +27,7 @@ from eca_service.tls import Certificate
 from eca_service.tracing import Tracing
 
 QUIET_S = 0.3  # callers on open connections are told to close them, with the answer `draining`
-M_MMAP_THRESHOLD = -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGE_BYTES = 8 << 20  # an image of two million pixels
 FRESH_S = 1.0  # callers that have just connected get as long to say what they want
 PATIENCE_S = 15.0  # for the golden answers of a worker that replaces another
@@ -138,9 +138,15 @@ async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:
 
 
 def _release_memory() -> None:
-    """Has large images given back to the system: glibc raises its limit for that, and keeps what they took for ever."""
+    """Has large images given back to the system: glibc raises its limit for that, and keeps what they took for ever.
+
+    What smaller ones took is kept: glibc no longer raises its limit for that either, and to take an image's memory anew
+    costs as much time as to decode it.
+    """
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
 
 
 def _fresh(server: Server) -> bool:

@@ -280,47 +280,61 @@ def table(rows: list[Any]) -> str:
     )
 
 
+PARTS = ("speed", "parity", "agreement")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
-@click.option(
-    "--photos", type=click.Path(path_type=Path, exists=True, file_okay=False), help="folder of JPEG photographs"
-)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True, file_okay=False), help="folder of JPEGs")
 @click.option(
     "--cifar", "archive", type=click.Path(path_type=Path, exists=True), help="CIFAR-10 as an archive of JPEGs"
 )
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="default: all three")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--most", default=10_000, show_default=True, type=click.IntRange(1), help="most images of each set")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="where all figures go")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="where the speeds go")
 def main(
-    photos: Path | None, archive: Path | None, rounds: int, most: int, json_file: Path | None, csv_file: Path | None
+    photos: Path | None,
+    archive: Path | None,
+    parts: tuple[str, ...],
+    rounds: int,
+    most: int,
+    json_file: Path | None,
+    csv_file: Path | None,
 ) -> None:
     """Measures; see the module's first lines."""
     typical = photographs(photos, most)
     large = [resized(data, math.sqrt(LARGE_PX / math.prod(sizes(data)))) for data in typical[::16]]
-    name = f"photographs, {np.mean([len(data) for data in typical]) / 1000:.0f} KB"
-    large_name = f"12 megapixels, {np.mean([len(data) for data in large]) / 1000:.0f} KB"
-    fast = [*speeds(name, typical, rounds), *speeds(large_name, large, max(1, rounds // 2))]
-    close = [*parities(name, typical), *parities(large_name, large)]
-    agree = agreements("photographs", typical, 32) + agreements("photographs", typical, 224)
-    more = (resized(data, side / min(sizes(data))) for data in typical for side in SHORTER_SIDES)
-    agree += agreements(f"photographs, shorter side {', '.join(map(str, SHORTER_SIDES))}", more, 32)
-    if archive is not None:
-        tests, labels = map(list, zip(*cifar(archive, most), strict=True))
-        agree += agreements("CIFAR-10 test, 32 x 32", tests, 32, labels)
-        agree += agreements("CIFAR-10 test, 320 x 320", (resized(data, 10) for data in tests), 32, labels)
+    sets = {
+        f"{name}, {sum(map(len, images)) / len(images) / 1000:.0f} KB": images
+        for name, images in (("photographs", typical), ("12 megapixels", large))
+    }
+    found: dict[str, list[Any]] = {part: [] for part in PARTS if part in parts}
+    for name, images in sets.items():
+        if "speed" in found:
+            found["speed"] += speeds(name, images, rounds if images is typical else max(1, rounds // 2))
+        if "parity" in found:
+            found["parity"] += parities(name, images)
+    if "agreement" in found:
+        more = (resized(data, side / min(sizes(data))) for data in typical for side in SHORTER_SIDES)
+        found["agreement"] += agreements("photographs", typical, 32) + agreements("photographs", typical, 224)
+        found["agreement"] += agreements(f"photographs, shorter side {', '.join(map(str, SHORTER_SIDES))}", more, 32)
+        if archive is not None:
+            tests, labels = map(list, zip(*cifar(archive, most), strict=True))
+            found["agreement"] += agreements("CIFAR-10 test, 32 x 32", tests, 32, labels)
+            enlarged = (resized(data, 10) for data in tests)
+            found["agreement"] += agreements("CIFAR-10 test, 320 x 320", enlarged, 32, labels)
     facts = environment()
-    parts: list[list[Any]] = [list(fast), list(close), list(agree)]
-    print("\n\n".join(table(rows) for rows in parts))
+    print("\n\n".join(table(rows) for rows in found.values()))
     print("\n" + "\n".join(f"{key}: {value}" for key, value in facts.items()))
     if json_file:
-        speed, parity, agreement = ([asdict(row) for row in rows] for rows in parts)
-        found = {"environment": facts, "speed": speed, "parity": parity, "agreement": agreement}
-        json_file.write_text(json.dumps(found, indent=1))
-    if csv_file:
+        rows = {part: [asdict(row) for row in rows] for part, rows in found.items()}
+        json_file.write_text(json.dumps({"environment": facts} | rows, indent=1))
+    if csv_file and "speed" in found:
         with csv_file.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*asdict(fast[0]), *facts])
+            writer = csv.DictWriter(file, [*asdict(found["speed"][0]), *facts])
             writer.writeheader()
-            writer.writerows(asdict(row) | facts for row in fast)
+            writer.writerows(asdict(row) | facts for row in found["speed"])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +123,33 @@ def test_parity_on_photographs(fast: str) -> None:
     halved = [apart(path.read_bytes(), Preprocessing(resize=66, crop=56)) for path in PHOTOS]
     assert np.mean([one.mean() for one in halved]) <= 0.7
     assert max(one.mean() for one in halved) <= 2
+
+
+MEMORY_TAKEN = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from eca_service.contract import Preprocessing
+from eca_service.gateway import _release_memory
+from eca_service.imaging import decode
+
+def pages_taken():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+data = sys.stdin.buffer.read()
+_release_memory()
+with ThreadPoolExecutor(1) as pool:
+    for _ in range(20):
+        pool.submit(decode, data, Preprocessing(), 10**7, True).result()
+    before = pages_taken()
+    for _ in range(50):
+        pool.submit(decode, data, Preprocessing(), 10**7, True).result()
+    print((pages_taken() - before) / 50)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of glibc is set up on Linux alone")
+def test_memory_is_used_again() -> None:
+    """An image's memory is not taken from the system anew for each: that costs as much time as to decode it."""
+    command = [sys.executable, "-c", MEMORY_TAKEN]
+    done = subprocess.run(command, input=file_of("JPEG", 500, 375), capture_output=True, check=True, timeout=60)
+    assert float(done.stdout) < 20, "pages of an image of 140"
