@@ -131,6 +131,12 @@ def normalised(images: NDArray[np.uint8]) -> Tensor:
     return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
+def begin_as(net: nn.Module, trained: dict[str, Tensor]) -> None:
+    """Copies what has the same name and shape from a trained network: between attentions, all but the gates."""
+    own = net.state_dict()
+    net.load_state_dict({k: trained[k] if k in trained and trained[k].shape == v.shape else v for k, v in own.items()})
+
+
 def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
     """Trains one network and writes its weights and figures; goes on from the checkpoint of a run cut short."""
     torch.manual_seed(options.seed)
@@ -149,6 +155,8 @@ def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
         net.load_state_dict(saved["net"])
         optimizer.load_state_dict(saved["optimizer"])
         start_epoch, seconds = saved["epoch"], saved["seconds"]
+    elif options.start_from:
+        begin_as(net, load_file(options.output / f"{options.start_from}.safetensors"))
     steps = len(train_images) // options.batch
     step_net: nn.Module = net
     if options.compile and bf16 and device.type == "cpu" and isinstance(net, MobileNetV2):
@@ -201,6 +209,7 @@ def train(name: str, spec: NetworkSpec, options: argparse.Namespace) -> None:
         "precision": "bfloat16" if bf16 else "float32",
         "torch": torch.__version__,
         "teachers": list(teachers.names) if teachers else [],
+        "start_from": options.start_from,
         "recipe": {k: getattr(options, k) for k in ("epochs", "batch", "rate", "decay", "smoothing", "seed")},
     }
     (options.output / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -215,6 +224,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10: an archive or an unpacked folder")
     parser.add_argument("--network", choices=NETWORKS, action="append", help="default: all six, one after the other")
     parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--start-from", choices=NETWORKS, help="a finished network to begin as, but for its gates")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.2, help="peak learning rate")
     parser.add_argument("--decay", type=float, default=5e-4)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eca_service import metrics
 from eca_service.contract import PROBABILITIES
+from eca_service.costs import Costs
 from eca_service.errors import ServiceError
 from eca_service.tracing import Trace
 
@@ -51,6 +52,14 @@ class _Entry:
     trace: Trace | None
 
 
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """`began` is when the engine took it: as it was sent, or as the batch before it ended."""
+
+    entries: list[_Entry]
+    began: float
+
+
 @dataclass(slots=True)
 class Totals:
     """What a batcher has done since it was made: counts, seconds summed over images, and when it last answered."""
@@ -63,27 +72,6 @@ class Totals:
     last_s: float = 0.0
 
 
-class Costs:
-    """Seconds that a batch takes by its size: an exponential mean for each power of two, learnt from what ran."""
-
-    def __init__(self, weight: float = 0.2) -> None:
-        self._weight = weight
-        self._known: dict[int, float] = {}
-
-    def learn(self, size: int, seconds: float) -> None:
-        """Takes one batch into account."""
-        bucket = (size - 1).bit_length()
-        before = self._known.get(bucket, seconds)
-        self._known[bucket] = before + self._weight * (seconds - before)
-
-    def seconds(self, size: int) -> float:
-        """What a batch of `size` images will take; of sizes not seen yet, what the next smaller one took."""
-        bucket = (size - 1).bit_length()
-        smaller = [known for known in self._known if known <= bucket]
-        nearest = max(smaller) if smaller else min(self._known, default=None)
-        return 0.0 if nearest is None else self._known[nearest]
-
-
 class Batcher:
     """The queue in front of one engine. First come first served, so that the time until an answer can be foretold.
 
@@ -92,7 +80,8 @@ class Batcher:
 
     `run` answers a batch: n images uint8 [H, W, 3], a deadline of the event loop's clock, the names of the outputs
     wanted beside the probabilities, the traces that the images belong to. Images that want the same outputs share a
-    batch; the others wait their turn. `slots` batches, each of at most `max_batch` images, are with the engine at once.
+    batch; the others wait their turn. `slots` batches, each of at most `max_batch` images, are with the engine at once,
+    and one more waits there, if it is as large as is worthwhile, so that no engine idles while an answer travels.
     """
 
     def __init__(self, name: str, run: Run, max_batch: int, slots: int) -> None:
@@ -104,6 +93,7 @@ class Batcher:
         self._queue: list[_Entry] = []  # by `due`
         self._turns: set[Turn] = set()
         self._running: dict[asyncio.Task[None], float] = {}  # and when each is expected to end
+        self._ahead: _Batch | None = None
         self._depth = metrics.queue_depth.labels(name)
         self._batch_size = metrics.batch_size.labels(name)
 
@@ -126,15 +116,14 @@ class Batcher:
         for turn in self._turns:  # whose images are still being decoded
             if turn.coming and turn.due <= due:
                 waiting += min(turn.coming, 1 + int((due - turn.due) / pace_s))
-        rounds, rest = divmod(waiting, self.max_batch * self.slots)
-        free_at = min(self._running.values()) if len(self._running) >= self.slots else 0.0
-        started = max(0.0, free_at - time.perf_counter())
+        most = self._most
+        rounds, rest = divmod(waiting, most * self.slots)
         last = self.costs.seconds(-(-rest // self.slots)) if rest else 0.0
-        return started + rounds * self.costs.seconds(self.max_batch) + last
+        return max(0.0, self._free_at() - time.perf_counter()) + rounds * self.costs.seconds(most) + last
 
     def pace_s(self) -> float:
         """Seconds of the engine's time that an image takes when it is busy."""
-        return self.costs.seconds(self.max_batch) / (self.max_batch * self.slots) or UNKNOWN_COST_S
+        return self.costs.seconds(self._most) / (self._most * self.slots) or UNKNOWN_COST_S
 
     @property
     def idle(self) -> bool:
@@ -146,29 +135,49 @@ class Batcher:
         """Images of requests that were taken in, which are not decoded yet."""
         return sum(turn.coming for turn in self._turns)
 
+    @property
+    def _most(self) -> int:
+        return self.costs.worthwhile(self.max_batch)
+
+    def _free_at(self) -> float:
+        """When the engine will begin a batch that is sent now; in the past where it is free."""
+        ends = sorted(self._running.values())
+        return ends[len(ends) - self.slots] if len(ends) >= self.slots else 0.0
+
     def _dispatch(self) -> None:
-        while len(self._running) < self.slots and (batch := self._next()):
+        while self._has_room() and (entries := self._next()):
+            batch = _Batch(entries, began=time.perf_counter())  # uvloop's own clock counts whole milliseconds
+            if len(self._running) >= self.slots:
+                self._ahead = batch
+            ends = max(batch.began, self._free_at()) + self.costs.seconds(len(entries))
             task = asyncio.create_task(self._answer(batch))
-            self._running[task] = time.perf_counter() + self.costs.seconds(len(batch))
+            self._running[task] = ends
             task.add_done_callback(self._ended)
         self._depth.set(len(self._queue))
 
+    def _has_room(self) -> bool:
+        if len(self._running) < self.slots:
+            return True
+        return len(self._running) == self.slots and len(self._queue) >= self._most
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)
+        if self._ahead:
+            self._ahead.began, self._ahead = time.perf_counter(), None
         self._dispatch()
 
     def _next(self) -> list[_Entry]:
-        """Up to `max_batch` entries, those due first; without those that nobody awaits any more.
+        """As many entries as are worthwhile, those due first; without those that nobody awaits any more.
 
         What would be answered too late gives its place to what would not. Where there is nothing else it is tried: what
         was learnt of the engine's time may be wrong.
         """
         now = asyncio.get_running_loop().time()
-        soonest = now + LEAST_OF_THE_COST * self.costs.seconds(min(len(self._queue), self.max_batch) or 1)
+        soonest = now + LEAST_OF_THE_COST * self.costs.seconds(min(len(self._queue), self._most) or 1)
         batch: list[_Entry] = []
         others: list[_Entry] = []  # want other outputs than the first: theirs is the next batch
         doomed: list[_Entry] = []
-        most, wanted, taken = self.max_batch, None, 0
+        most, wanted, taken = self._most, None, 0
         for entry in self._queue:
             if len(batch) == most:
                 break
@@ -185,7 +194,7 @@ class Batcher:
                 batch.append(entry)
                 wanted = entry.further
                 if wanted:
-                    most = min(self.max_batch, MOST_WITH_FURTHER)
+                    most = min(most, MOST_WITH_FURTHER)
         self._queue[:taken] = others
         if not batch:
             wanted = doomed[0].further if doomed else ()
@@ -196,10 +205,11 @@ class Batcher:
                 entry.future.set_exception(ServiceError("deadline_exceeded", LATE))
         return batch
 
-    async def _answer(self, batch: list[_Entry]) -> None:
+    async def _answer(self, batch: _Batch) -> None:
+        entries = batch.entries
         task = asyncio.current_task()
         assert task is not None
-        left = len(batch)
+        left = len(entries)
 
         def gone(future: asyncio.Future[Row]) -> None:
             nonlocal left
@@ -207,39 +217,38 @@ class Batcher:
             if left == 0:
                 task.cancel()  # nobody awaits this batch any more
 
-        for entry in batch:
+        for entry in entries:
             entry.future.add_done_callback(gone)
-        began = time.perf_counter()  # uvloop's own clock counts whole milliseconds
-        self._batch_size.observe(len(batch))
+        self._batch_size.observe(len(entries))
         try:
-            latest = max(entry.deadline for entry in batch)
-            traces = [entry.trace for entry in batch if entry.trace]
-            answer = dict(await self._run([entry.pixels for entry in batch], latest, batch[0].further, traces))
-            spent = time.perf_counter() - began
+            latest = max(entry.deadline for entry in entries)
+            traces = [entry.trace for entry in entries if entry.trace]
+            answer = dict(await self._run([entry.pixels for entry in entries], latest, entries[0].further, traces))
+            spent = time.perf_counter() - batch.began
             for tensor in answer.values():
-                if len(tensor) != len(batch):
-                    raise ServiceError("internal", f"the engine gave {len(tensor)} answers for {len(batch)} images")
+                if len(tensor) != len(entries):
+                    raise ServiceError("internal", f"the engine gave {len(tensor)} answers for {len(entries)} images")
             rows = answer.pop(PROBABILITIES)
         except asyncio.CancelledError:
-            for entry in batch:
+            for entry in entries:
                 entry.future.cancel()
             return
         except Exception as error:
-            self.totals.failed += len(batch)
-            for entry in batch:
+            self.totals.failed += len(entries)
+            for entry in entries:
                 if not entry.future.done():
                     entry.future.set_exception(error)
             return
-        self.costs.learn(len(batch), spent)
-        self.totals.images += len(batch)
+        self.costs.learn(len(entries), spent)
+        self.totals.images += len(entries)
         self.totals.batches += 1
-        self.totals.infer_s += spent * len(batch)
-        self.totals.queue_s += sum(began - entry.arrived for entry in batch)
+        self.totals.infer_s += spent * len(entries)
+        self.totals.queue_s += sum(batch.began - entry.arrived for entry in entries)
         self.totals.last_s = time.time()
-        for index, entry in enumerate(batch):
+        for index, entry in enumerate(entries):
             if not entry.future.done():
                 further = {name: tensor[index] for name, tensor in answer.items()}
-                entry.future.set_result(Row(rows[index], began, began - entry.arrived, spent, further))
+                entry.future.set_result(Row(rows[index], batch.began, batch.began - entry.arrived, spent, further))
 
 
 class Turn:

@@ -14,7 +14,7 @@ from eca_build.compile import Options, compile_checkpoint
 from eca_build.errors import BuildError
 from eca_build.graphs import AttentionGraph
 from eca_build.networks.attention import Kind
-from eca_build.targets import PRECISIONS, Precision, Wish
+from eca_build.targets import PRECISIONS, Auto, Precision, Runtime, Wish
 
 from tests.load.arrivals import Process
 
@@ -36,7 +36,7 @@ class Variant:
 
     backbone: str
     attention: Kind
-    precision: Precision = "fp32"
+    precision: Precision | Auto = "fp32"  # auto: with the fastest runtime too, as `make serve` builds
     graph: AttentionGraph = "plain"
 
     @property
@@ -88,7 +88,7 @@ class Preset:
 
     backbones: tuple[str, ...]
     attentions: tuple[Kind, ...] = ("none", "se", "eca", "cbam")
-    precisions: tuple[Precision, ...] = ("fp32",)
+    precisions: tuple[Precision | Auto, ...] = ("fp32",)
     graphs: tuple[AttentionGraph, ...] = ("plain",)
     levels: tuple[Level, ...] = (ALONE, BUSY, ENGINE)
     rounds: int = 5
@@ -117,7 +117,7 @@ PRESETS = {
     ),
     "full": Preset(
         tuple(BACKBONES),
-        precisions=PRECISIONS["onnx"],
+        precisions=PRECISIONS["openvino"],
         graphs=("plain", "hoisted"),
         levels=(
             *(ALONE, BUSY, ENGINE, *OPEN),
@@ -136,7 +136,7 @@ def selected(preset: Preset, **given: tuple[str, ...]) -> Preset:
     known: dict[str, tuple[str, ...]] = {
         "backbones": tuple(BACKBONES),
         "attentions": get_args(Kind),
-        "precisions": PRECISIONS["onnx"],
+        "precisions": (*PRECISIONS["openvino"], "auto"),
         "graphs": get_args(AttentionGraph),
     }
     chosen = {name: values for name, values in given.items() if values}
@@ -164,8 +164,10 @@ def build(variant: Variant, folder: Path) -> Path:
             classes = 10 if arch.endswith("_cifar") else 1000
             initial.write(weights, arch, variant.attention, classes, width)
     repository = folder / "repositories" / variant.backbone
-    wish = Wish(precision=variant.precision, attention_graph=variant.graph)
-    options = Options(weights, repository, name=variant.name, wish=wish)
+    precision = variant.precision
+    runtime: Runtime | Auto = "onnxruntime" if precision in PRECISIONS["onnxruntime"] else "openvino"
+    wish = Wish(precision=precision, attention_graph=variant.graph, runtime="auto" if precision == "auto" else runtime)
+    options = Options(weights, repository, name=variant.name, images=DEMO / "images", wish=wish)
     compile_checkpoint(options, lambda step: None)
     return repository
 

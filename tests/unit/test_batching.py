@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from eca_service.batching import MOST_WITH_FURTHER, Batcher, Costs, Pixels, Row, Tensors, Turn
+from eca_service.batching import MOST_WITH_FURTHER, Batcher, Pixels, Row, Tensors, Turn
 from eca_service.contract import PROBABILITIES
+from eca_service.costs import Costs
 from eca_service.errors import ServiceError
 from eca_service.tracing import Trace
 
@@ -38,13 +39,26 @@ class Engine:
         values = np.array([[float(image[0])] for image in images] + [[0.0]] * self.rows, np.float32)
         return {PROBABILITIES: values, **dict.fromkeys(further, 2 * values)}
 
+    def finish(self) -> None:
+        """Lets the batch go that came first."""
+        next(gate for gate in self.gates if not gate.is_set()).set()
+
 
 def pixels(value: int) -> Pixels:
     return np.array([value], np.uint8)
 
 
+class Greedy(Costs):
+    """Full batches from the start, whatever they take."""
+
+    def worthwhile(self, most: int) -> int:
+        return most
+
+
 def batcher(engine: Engine, max_batch: int = 4, slots: int = 1) -> Batcher:
-    return Batcher("test", engine.run, max_batch, slots)
+    made = Batcher("test", engine.run, max_batch, slots)
+    made.costs = Greedy()
+    return made
 
 
 def far() -> float:
@@ -65,13 +79,14 @@ async def test_a_lone_image_leaves_at_once_and_the_waiting_leave_together() -> N
     queue = batcher(engine)
     tasks = [submit(queue, value) for value in range(7)]
     await settle()
-    assert engine.batches == [[0]]
-    engine.gates[0].set()
+    assert engine.batches == [[0], [1, 2, 3, 4]], "no more than the largest batch, and one full batch ahead"
+    engine.finish()
     await settle()
-    assert engine.batches == [[0], [1, 2, 3, 4]], "no more than the largest batch"
-    engine.gates[1].set()
+    assert len(engine.batches) == 2, "what is left fills no batch, so it waits for others until the engine is free"
+    engine.finish()
     await settle()
-    engine.gates[2].set()
+    assert engine.batches[2] == [5, 6]
+    engine.finish()
     rows = await asyncio.gather(*tasks)
     assert [row.probabilities[0] for row in rows] == list(range(7)), "each caller gets its own image's answer"
     await settle()
@@ -101,11 +116,12 @@ async def test_a_large_request_does_not_starve_single_images() -> None:
     await settle()
     tasks += [submit(queue, 2), submit(queue, 3)]
     await settle()
-    engine.gates[0].set()
+    assert engine.batches == [[1], [1] * 4]
+    engine.finish()
     await settle()
-    assert sorted(engine.batches[1]) == [1, 1, 2, 3], "the single images leave with the next batch"
+    assert sorted(engine.batches[2]) == [1, 1, 2, 3], "the single images leave with the next batch"
     while not all(task.done() for task in tasks):
-        engine.gates[-1].set()
+        engine.finish()
         await settle()
 
 
@@ -249,22 +265,10 @@ async def test_first_come_first_served() -> None:
         tasks += [submit(queue, value, turn) for _ in range(4)]
         await settle()
     for _ in range(4):
-        engine.gates[-1].set()
+        engine.finish()
         await settle()
     assert engine.batches == [[0], [1] * 4, [2] * 4, [3] * 4]
     await asyncio.gather(blocking, *tasks)
-
-
-def test_costs_of_sizes_not_seen() -> None:
-    costs = Costs()
-    assert costs.seconds(8) == 0
-    costs.learn(4, 0.4)
-    assert costs.seconds(1) == costs.seconds(32) == pytest.approx(0.4)
-    costs.learn(1, 0.1)
-    assert [costs.seconds(size) for size in (1, 2, 3, 4, 32)] == pytest.approx([0.1, 0.1, 0.4, 0.4, 0.4])
-    for _ in range(100):
-        costs.learn(1, 0.2)
-    assert costs.seconds(1) == pytest.approx(0.2, rel=0.01)
 
 
 async def test_what_wants_more_shares_no_batch_with_what_does_not() -> None:
@@ -282,8 +286,42 @@ async def test_what_wants_more_shares_no_batch_with_what_does_not() -> None:
     plain += [submit(queue, 4)]
     for _ in range(4):
         await settle()
-        engine.gates[-1].set()
+        engine.finish()
     await asyncio.gather(first, *plain, *wide)
     assert engine.batches == [[0], [1, 2, 3, 4], list(range(10, 10 + MOST_WITH_FURTHER)), [10 + MOST_WITH_FURTHER]]
     assert [task.result().further for task in plain] == [{}] * 4
     assert [float(task.result().further["features"][0]) for task in wide] == [2.0 * v for v in range(10, 19)]
+
+
+async def test_what_waits_at_the_engine_is_waiting() -> None:
+    """A batch sent ahead begins when the one before it ends: until then it waits in the queue."""
+    engine = Engine()
+    queue = batcher(engine, max_batch=1)
+    tasks = [submit(queue, value) for value in range(2)]
+    await settle()
+    assert engine.batches == [[0], [1]]
+    await asyncio.sleep(0.1)
+    engine.finish()
+    await settle()
+    engine.finish()
+    first, second = await asyncio.gather(*tasks)
+    assert first.queue_s < 0.05 < first.infer_s
+    assert second.infer_s < 0.05 < second.queue_s
+    assert queue.costs.seconds(1) < 0.1, "learnt from both"
+
+
+async def test_batches_are_as_large_as_is_worthwhile() -> None:
+    """An engine that takes hardly longer for many gets more and more; `test_costs` has the others."""
+    sizes, free = list[int](), asyncio.Lock()
+
+    async def run(images: Sequence[Pixels], *_: object) -> Tensors:
+        sizes.append(len(images))
+        async with free:
+            await asyncio.sleep(0.02)
+        return {PROBABILITIES: np.zeros((len(images), 1), np.float32)}
+
+    queue = Batcher("test", run, 16, slots=1)
+    await asyncio.gather(*(submit(queue, 0) for _ in range(100)))
+    assert sum(sizes) == 100
+    assert sizes[:2] == [1, 1], "nothing is known yet"
+    assert max(sizes) == 16

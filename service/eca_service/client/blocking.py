@@ -85,11 +85,19 @@ class Client:
         top_k: int | None = None,
         timeout_s: float | None = None,
     ) -> list[Classification | ClientError]:
-        """Several images in one request: for each its answer, or the error that it alone met."""
+        """Several images in one request: for each its answer, or the error that it alone met.
+
+        Raises the request's error; where some files could not be read, it stands in the places of the others.
+        """
         contents, unread = calls.contents(images)
         if not contents:
             return [unread[place] for place in range(len(images))]
-        found = self._ask(calls.classify(contents, model, version, top_k), timeout_s)
+        try:
+            found = self._ask(calls.classify(contents, model, version, top_k), timeout_s)
+        except ClientError as error:
+            if not unread:
+                raise
+            found = [error] * len(contents)
         return calls.in_places(found, unread)
 
     def classify_files(

@@ -1,0 +1,47 @@
+"""What is learnt of an engine's time, and how large batches are because of it."""
+
+from __future__ import annotations
+
+import pytest
+from eca_service.costs import TRIED_AGAIN, Costs
+
+
+def test_costs_of_sizes_not_seen() -> None:
+    costs = Costs()
+    assert costs.seconds(8) == 0
+    costs.learn(4, 0.4)
+    assert costs.seconds(1) == costs.seconds(32) == pytest.approx(0.4)
+    costs.learn(1, 0.1)
+    assert [costs.seconds(size) for size in (1, 2, 3, 4, 32)] == pytest.approx([0.1, 0.1, 0.4, 0.4, 0.4])
+    for _ in range(100):
+        costs.learn(1, 0.2)
+    assert costs.seconds(1) == pytest.approx(0.2, rel=0.01)
+
+
+def served(costs: Costs, fixed: float, each: float, batches: int, most: int = 32) -> list[int]:
+    """The sizes of `batches` batches of an engine that takes `fixed` seconds and `each` more an image, always busy."""
+    sizes = []
+    for _ in range(batches):
+        sizes.append(costs.worthwhile(most))
+        costs.learn(sizes[-1], fixed + each * sizes[-1])
+    return sizes
+
+
+def test_where_images_cost_nothing_more_batches_grow_to_the_largest() -> None:
+    assert served(Costs(), fixed=1.0, each=0.0, batches=8) == [1, 2, 4, 8, 16, 32, 32, 32]
+    assert served(Costs(), fixed=1.0, each=0.0, batches=8, most=12)[-1] == 12
+
+
+def test_where_each_image_takes_its_time_batches_stay_small() -> None:
+    sizes = served(Costs(), fixed=0.001, each=0.01, batches=50)
+    assert sizes[:3] == [1, 2, 1], "two were tried, and were no faster, image by image"
+    assert set(sizes[2:]) == {1}
+    assert set(served(Costs(), fixed=0.004, each=0.01, batches=50)[10:]) == {4}
+
+
+def test_what_was_once_slow_is_tried_again() -> None:
+    costs = Costs()
+    served(costs, fixed=0.0, each=0.01, batches=10)
+    assert costs.worthwhile(32) == 1
+    sizes = served(costs, fixed=0.1, each=0.0, batches=6 * TRIED_AGAIN)
+    assert sizes[-1] == 32
