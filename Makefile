@@ -24,6 +24,7 @@ models: $(READY) ## Build the demo networks, each as what is fastest here; PRECI
 	@$(BIN)/eca-build compile $(DEMO) --labels build/demo/labels.txt --images build/demo/images --expose-gates \
 		--precision $(PRECISION) --runtime $(RUNTIME)
 
+serve: export ECA_DEFAULT_MODEL ?= resnet14-eca
 serve: models ## Build the demo networks, start Triton and the gateway
 	@exec $(BIN)/eca-serve up
 

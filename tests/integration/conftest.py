@@ -128,7 +128,9 @@ def environment(repository: Path, folder: Path, ports: tuple[int, int, int], **s
     """This process's environment with ECA_... `settings`, given in lower case, and none besides."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ECA_")}
     given: dict[str, object] = {"http_port": ports[0], "grpc_port": ports[1], "triton_grpc_port": ports[2]}
-    given |= {"repository": repository, "triton_log": folder / "triton.log"} | settings
+    given |= {"repository": repository, "triton_log": folder / "triton.log"}
+    given |= {"default_model": MODEL} if (repository / MODEL).exists() else {}
+    given |= settings
     return kept | {f"ECA_{name.upper()}": str(value) for name, value in given.items()}
 
 

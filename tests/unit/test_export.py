@@ -74,7 +74,7 @@ def test_engine_that_cannot_run_is_one_sentence(tmp_path: Path) -> None:
         verify.answers(tmp_path / "model.onnx", images.synthetic(32, 2))
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch not in ("resnet101", "resnet152")])
 def test_feature_map_and_head_make_the_logits(arch: str) -> None:
     torch.manual_seed(0)
     net = create(with_formula(arch, "eca", 10)).eval()
