@@ -26,7 +26,7 @@ import triton_python_backend_utils as pb_utils
 INPUT, OUTPUTS = "image", ("probabilities", "features", "gates")
 # From the names of the outputs and the images to the outputs.
 Run = Callable[[tuple[str, ...], Any], list[Any]]
-AT_ONCE = 4  # images that one thread runs together: more save nothing and leave its caches
+AT_ONCE = 4  # images that a thread runs at once: more save nothing and leave its caches
 
 
 class TritonPythonModel:
@@ -87,24 +87,24 @@ def _open(folder: str, backend: str, threads: int) -> Run:
 
 
 def _shared(together: Run, alone: Sequence[Run]) -> Run:
-    """Images are run by each thread `alone`; fewer than threads `together` on all of them, if the cores are free.
+    """Images are run by each thread `alone`, some at a time; fewer than threads `together`, if the cores are free.
 
     That a thread has to wait for no other saves a tenth of the time, and more where others want the cores too.
     """
     pool = ThreadPoolExecutor(len(alone))
 
     def run(names: tuple[str, ...], images: Any) -> list[Any]:
-        crew = len(images) if len(images) < len(alone) and _others_running() >= len(alone) / 2 else len(alone)
-        each = len(images) // crew
+        if len(images) < len(alone) and _others_running() < len(alone) / 2:
+            return together(names, images)
+        step = min(AT_ONCE, max(1, len(images) // len(alone)))
+        parts: list[list[Any]] = [[]] * -(-len(images) // step)
+        places = iter(range(len(parts)))  # its next() is atomic
 
-        def work(thread: int) -> list[list[Any]]:
-            end = each * (thread + 1)
-            starts = range(each * thread, end, AT_ONCE)
-            return [alone[thread](names, images[start : min(end, start + AT_ONCE)]) for start in starts]
+        def work(thread: int) -> None:
+            for place in places:
+                parts[place] = alone[thread](names, images[step * place : step * (place + 1)])
 
-        parts = [part for done in pool.map(work, range(crew)) for part in done] if each else []
-        if rest := len(images) - each * crew:
-            parts.append(together(names, images[-rest:]))
+        list(pool.map(work, range(min(len(parts), len(alone)))))
         return [np.concatenate(output) for output in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
 
     return run
