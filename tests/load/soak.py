@@ -290,7 +290,10 @@ def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> lis
             wrong.append(f"the service ended with status {status}")
         if "Traceback" in log:
             wrong.append("its log has a traceback:\n" + log[log.index("Traceback") :][:2000])
-        if left := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+        end = time.monotonic() + 5  # killed ones are gone when the system has buried them
+        while (left := [pid for pid in children if Path(f"/proc/{pid}").exists()]) and time.monotonic() < end:
+            time.sleep(0.05)
+        if left:
             wrong.append(f"processes are left: {left}")
         if left_files := [path.name for path in scratch.iterdir()]:
             wrong.append(f"temporary files are left: {left_files}")
