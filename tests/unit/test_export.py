@@ -56,7 +56,8 @@ def test_every_kind_of_attention_is_exported(tmp_path: Path, attention: Kind) ->
     export(net, SMALL, tmp_path / "model.onnx")
     sample = images.synthetic(SMALL.crop, 8)
     expected = reference(net, SMALL, torch.from_numpy(sample)).numpy()
-    verify.compare(expected, verify.answers(tmp_path / "model.onnx", sample), 1e-5, 1.0, "test")
+    figures = verify.compare(expected, verify.answers(tmp_path / "model.onnx", sample), 1e-5, 1.0, "test")
+    assert figures.top1_agreement == 1
 
 
 def test_disagreement_is_refused_with_the_figures() -> None:
