@@ -1,4 +1,4 @@
-"""Makes page.png of a running service and a demo image: python -m docs.screenshot, in the repository's root."""
+"""Makes page.png of a running service and a demo image: python -m service.docs.screenshot, in the repository's root."""
 
 from __future__ import annotations
 
