@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -82,7 +83,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             raise
         except NotImplementedError:  # a method of the protocol that the service does not have
             entry.code, entry.status = "unimplemented", "UNIMPLEMENTED"
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the service does not have this method", _stamps(entry))
+            await _abort(context, "UNIMPLEMENTED", "the service does not have this method", _stamps(entry))
         except grpc.aio.AbortError:
             raise
         except Exception:
@@ -111,7 +112,12 @@ async def _refuse(context: Context, error: ServiceError, entry: Entry) -> None:
     trailing = [("eca-code", error.code), *_stamps(entry)]
     if error.retry_after_s is not None:
         trailing.append(("retry-after", str(error.retry_after_s)))
-    await context.abort(grpc.StatusCode[error.kind.grpc], str(error), tuple(trailing))
+    await _abort(context, error.kind.grpc, str(error), tuple(trailing))
+
+
+async def _abort(context: Context, status: str, details: str, trailing: tuple[tuple[str, str], ...]) -> None:
+    with contextlib.suppress(grpc.aio.InternalError):  # the caller went in this instant
+        await context.abort(grpc.StatusCode[status], details, trailing)
 
 
 def _stamps(entry: Entry) -> tuple[tuple[str, str], ...]:
