@@ -28,7 +28,7 @@ def requirements(extras: list[str]) -> list[str]:
 def constraints() -> list[str]:
     """The lines of constraints.txt whose package is not installed here."""
     here = {canonical(found.metadata["Name"]) for found in distributions()}
-    lines = Path("constraints.txt").read_text().split()
+    lines = Path("constraints.txt").read_text().splitlines()
     return [line for line in lines if canonical(line.partition("==")[0]) not in here]
 
 

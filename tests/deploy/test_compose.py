@@ -6,13 +6,16 @@ import functools
 import os
 import shutil
 import subprocess
-from importlib.metadata import distribution
+import sys
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from eca_service.triton import server
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.deploy.stack import ROOT
 
@@ -117,3 +120,14 @@ def test_the_balancer_s_configuration_is_sound(tmp_path: Path) -> None:
     done = subprocess.run([haproxy, "-c", "-f", str(file)], capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
+
+
+def test_the_images_have_the_pins_of_the_constraints_file() -> None:
+    """A pin may have a marker, with spaces in it; what is installed already, as in NVIDIA's images, has none."""
+    script = ROOT / "deploy" / "docker" / "requirements.py"
+    done = subprocess.run([sys.executable, script, "constraints"], cwd=ROOT, capture_output=True, text=True, check=True)
+    here = {canonicalize_name(found.metadata["Name"]) for found in distributions()}
+    given = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    expected = {str(one) for one in given if canonicalize_name(one.name) not in here}
+    assert {str(Requirement(line)) for line in done.stdout.splitlines()} == expected
+    assert "atheris" in {one.name for one in given if one.marker}, "there is one to try it on"
