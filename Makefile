@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 PRECISION ?= auto
 RUNTIME ?= auto
 FUZZ_S ?= 300
+PROCESSES ?= 2
 DEMO := $(sort $(wildcard build/demo/*.safetensors))
 
 .DEFAULT_GOAL := help
@@ -34,7 +35,7 @@ lint: $(READY) ## Check style and types
 	$(BIN)/mypy
 
 test: lint ## Lint, types, unit and integration tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 bench: $(READY) ## Load tests and their report, ten minutes; FULL=1: the whole matrix; ARGS: see tests/load/README.md
 	$(BIN)/python -m tests.load.bench --preset $(if $(FULL),full,default) $(ARGS)

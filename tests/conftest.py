@@ -1,8 +1,14 @@
-"""`--require NAME`: on a machine that must have it, a test that skips for want of it fails."""
+"""`--require NAME`: on a machine that must have it, a test that skips for want of it fails.
+
+And what processes that share the tests (`pytest -n 2 --dist loadgroup`) have to know: a file's tests stay together, and
+one that is marked `quiet` has the machine to itself.
+"""
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +36,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"--require forbids to skip: {reason}"
     return report
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps together what shares a fixture: the tests of a file, and all that try the deployed stack."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group(folder.name if folder.name == "deploy" else str(item.path)))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Where processes share the tests, a `quiet` one waits for the others' to end, and they for it."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    with Path(__file__).open() as room:
+        with (Path(__file__).parent / "__init__.py").open() as door:
+            fcntl.flock(door, fcntl.LOCK_EX)  # first come, first served: nobody passes one who waits
+            fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("quiet") else fcntl.LOCK_SH)
+        return (yield)

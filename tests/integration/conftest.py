@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -22,7 +24,7 @@ from eca_service.triton.server import free_port
 
 ROOT = Path(__file__).parents[2]
 DEMO = sorted((ROOT / "build" / "demo").glob("*.safetensors"))
-MODEL = "resnet14-eca"
+MODEL, OTHER = "resnet14-eca", "resnet14-se"
 
 
 def run(module: str, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -42,12 +44,24 @@ def build(repository: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo networks, built."""
-    folder = tmp_path_factory.mktemp("served") / "repository"
+def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All demo networks, built: once, by whichever process of the tests comes first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "demo"
     assert DEMO
-    done = build(folder)
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = build(folder)
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of them, which Triton has sooner than all."""
+    folder = tmp_path_factory.mktemp("served") / "repository"
+    for name in (MODEL, OTHER):
+        shutil.copytree(demo / name, folder / name)
     return folder
 
 
@@ -169,7 +183,7 @@ def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
-def undisturbed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The whole service, for all modules that leave it as they found it: their `service` is this one."""
-    with ready(repository, tmp_path_factory.mktemp("undisturbed")) as running:
+def undisturbed(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The whole service with all networks, for all modules that leave it as they found it: their `service` is it."""
+    with ready(demo, tmp_path_factory.mktemp("undisturbed")) as running:
         yield running

@@ -67,6 +67,7 @@ def pair(repository: Path, tmp_path: Path) -> Iterator[tuple[Service, list[Servi
             process.wait(30)
 
 
+@pytest.mark.quiet
 def test_servers_die_and_return(pair: tuple[Service, list[Service]], repository: Path, tmp_path: Path) -> None:
     gateway, servers = pair
     image = golden_png(repository, MODEL)

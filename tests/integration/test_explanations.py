@@ -31,6 +31,12 @@ def service(undisturbed: Service) -> Service:
     return undisturbed
 
 
+@pytest.fixture(scope="module")
+def repository(demo: Path) -> Path:
+    """All networks."""
+    return demo
+
+
 def wide_jpeg(orientation: int = 1) -> bytes:
     """A dog between two gray margins, that lies as `orientation` says: the crop is not the whole image."""
     with Image.open(DOG) as dog:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.integration.callers import PROTOCOLS, call
 from tests.integration.conftest import MODEL, start
@@ -23,6 +24,7 @@ DEADLINE_S = 1.2
 PER_S = 200
 
 
+@pytest.mark.quiet
 def test_goodput_at_five_times_the_capacity(tmp_path: Path) -> None:
     """Of an engine whose time other programs do not change; of a network: python -m tests.load.goodput."""
     noop.publish(tmp_path / "repository", crop=32, pace_s=1 / PER_S)
@@ -48,6 +50,7 @@ def test_goodput_at_five_times_the_capacity(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.quiet
 def test_a_thousand_images_of_one_caller_leave_room_for_the_others(repository: Path, tmp_path: Path) -> None:
     running = start(repository, tmp_path, max_images=1000, max_inflight_images=2000)
     try:
@@ -94,6 +97,7 @@ def test_ending_under_load_loses_nothing_on_any_protocol(repository: Path, tmp_p
     assert codes["draining"] > 0, "some are told why"
 
 
+@pytest.mark.quiet
 def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, tmp_path: Path) -> None:
     """Two instances of half a second an image: four images take a second, not two."""
     noop.publish(tmp_path / "repository", max_batch=1, crop=32, pace_s=0.5, instances=2)

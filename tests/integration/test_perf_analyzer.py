@@ -100,6 +100,7 @@ def test_against_triton(service: Service, perf_analyzer: tuple[Path, dict[str, s
     assert measured(perf_analyzer, tmp_path, "-i", "grpc", "-u", address, "-b", 4)["Inferences/Second"] > 10
 
 
+@pytest.mark.quiet
 async def test_its_figures_and_those_of_our_load_tests_agree(
     service: Service,
     perf_analyzer: tuple[Path, dict[str, str]],

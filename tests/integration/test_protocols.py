@@ -345,6 +345,7 @@ print(spent[int(0.99 * len(spent))])
 """
 
 
+@pytest.mark.quiet
 def test_live_is_quick_while_large_images_decode(service: Service) -> None:
     image, port = slow_image(), service.url.rpartition(":")[2]
     enough = threading.Event()

@@ -47,14 +47,14 @@ def test_curl_line(service: Service) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / ".venv" / ".ready").exists(), reason="`make test` makes the environment")
-def test_make_serve(repository: Path, tmp_path: Path) -> None:
+def test_make_serve(demo: Path, tmp_path: Path) -> None:
     """The README's first command, with the engines that are there; Ctrl-C goes to all its processes and ends it."""
     ports = free_ports()
     with (tmp_path / "out").open("wb") as out:
         process = subprocess.Popen(
             ["make", "serve", "PRECISION=fp32", "RUNTIME=onnxruntime"],
             cwd=ROOT,
-            env=environment(repository, tmp_path, ports),
+            env=environment(demo, tmp_path, ports),
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,

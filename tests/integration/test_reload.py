@@ -17,10 +17,8 @@ import pytest
 import tritonclient.grpc as triton_grpc
 
 from tests.integration.callers import call
-from tests.integration.conftest import MODEL, Service, run, start
+from tests.integration.conftest import MODEL, OTHER, Service, run, start
 from tests.integration.test_service import golden_png
-
-OTHER = "resnet14-se"
 
 
 def publish(repository: Path, version: int, damage: Callable[[dict[str, Any], Path], None] | None = None) -> Path:

@@ -39,6 +39,7 @@ def below(pid: int) -> list[int]:
     return [*children, *(found for child in children for found in below(child))]
 
 
+@pytest.mark.quiet
 def test_load_goes_to_all_one_cut_off_loses_nothing_and_a_new_one_is_found(small: Path) -> None:
     scenario = start(small)
     out, errors = scenario.communicate(timeout=180)

@@ -31,6 +31,12 @@ from tests.integration.conftest import DEMO, MODEL, ROOT, Service, build, run, s
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 
 
+@pytest.fixture(scope="module")
+def repository(demo: Path) -> Path:
+    """All networks."""
+    return demo
+
+
 def golden_png(repository: Path, model: str, index: int = 0) -> bytes:
     """A golden image as a PNG: it must get the build's own answer."""
     out = io.BytesIO()
