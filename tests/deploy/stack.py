@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 FILES = ("docker-compose.yml", "deploy/compose.cpu.yml", "tests/deploy/compose.yml")
 WHEELS_PORT = 38_999
 PORTS = ("ECA_HTTP_PORT", "ECA_GRPC_PORT", "ECA_BALANCED_HTTP_PORT", "ECA_BALANCED_GRPC_PORT", "PROMETHEUS_PORT")
+MODEL = "resnet14-eca"
 SERVICES = ("build", "triton", "gateway", "prometheus")
 
 
@@ -137,6 +138,7 @@ class Stack:
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_PROFILES": "balanced",
             "ECA_BIND": "127.0.0.1",
+            "ECA_DEFAULT_MODEL": MODEL,
             "ECA_DRAIN_DELAY_MS": "4000",  # these callers and the stack share few cores
             **{name: str(port) for name, port in self.ports.items()},
         }

@@ -19,10 +19,9 @@ from eca_service.client import Client, Retry
 from eca_service.keys import make
 from tritonclient.utils import InferenceServerException
 
-from tests.deploy.stack import ROOT, Stack, docker, logs, versions
+from tests.deploy.stack import MODEL, ROOT, Stack, docker, logs, versions
 
 DOG = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
-MODEL = "resnet14-eca"
 PLAIN = ssl.create_default_context()  # made once: for each client it takes longer than a request
 
 
