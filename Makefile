@@ -34,8 +34,9 @@ lint: $(READY) ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+test: export OMP_WAIT_POLICY ?= PASSIVE # two processes share the cores
 test: lint ## Lint, types, unit and integration tests
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(PROCESSES) --no-loadscope-reorder
 
 bench: $(READY) ## Load tests and their report, ten minutes; FULL=1: the whole matrix; ARGS: see tests/load/README.md
 	$(BIN)/python -m tests.load.bench --preset $(if $(FULL),full,default) $(ARGS)

@@ -1,7 +1,7 @@
 """`--require NAME`: on a machine that must have it, a test that skips for want of it fails.
 
-And what processes that share the tests (`pytest -n 2 --dist loadgroup`) have to know: a file's tests stay together, and
-one that is marked `quiet` has the machine to itself.
+And what processes that share the tests (`pytest -n 2`) have to know: a file's tests stay together, and one that is
+marked `quiet` has the machine to itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 NO_GPU = "PyTorch finds no GPU here"
 REASONS = {"gpu": NO_GPU}  # what the skips say
@@ -38,12 +40,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps together what shares a fixture: the tests of a file, and all that try the deployed stack."""
-    for item in items:
-        folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group(folder.name if folder.name == "deploy" else str(item.path)))
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    """Keeps together what shares fixtures: the tests of a file, and all that try the deployed stack."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/deploy" if file.startswith("tests/deploy/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Which of the processes gets which tests."""
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
