@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import statistics
@@ -45,7 +46,9 @@ signal.signal(signal.SIGUSR1, tell)
 """
 NOISE_KIB = 8 << 10  # of memory
 SLACK = {"descriptors": 3, "threads": 2, "tasks": 0, "requests": 0, "shared": 2, "temporary": 0}
+CORRUPT = {"image_truncated", "image_undecodable", "unsupported_image_format", "image_too_many_pixels"}
 CALLERS = 8
+LOGS = ROOT / ".cache" / "soak"  # of the service under the last run's traffic
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Traffic:
         self.kinds: list[tuple[int, str, Callable[[random.Random], str], set[str]]] = [
             (12, "valid", self._valid, {"ok", "overloaded"}),
             (3, "batch", self._batch, {"ok", "overloaded"}),
-            (3, "corrupt", self._corrupt, {"ok", "image_truncated", "image_undecodable", "unsupported_image_format"}),
+            (3, "corrupt", self._corrupt, {"ok", *CORRUPT}),
             (1, "too many bytes", self._too_many_bytes, {"body_too_large", "resource_exhausted"}),
             (1, "too many pixels", self._too_many_pixels, {"image_too_many_pixels"}),
             (2, "hangs up", self._hangs_up, {"gone"}),
@@ -285,7 +288,12 @@ def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> lis
             service.process.send_signal(signal.SIGTERM)
             status = service.process.wait(40)
             log = service.log.read_text()
+            LOGS.mkdir(parents=True, exist_ok=True)
+            shutil.copy(service.log, LOGS)
+            shutil.copy(folder / "triton.log", LOGS)
         wrong = verdict(found)
+        if restarts := log.count("Triton ended with status"):
+            wrong.append(f"Triton was started again {restarts} times")
         if status:
             wrong.append(f"the service ended with status {status}")
         if "Traceback" in log:
@@ -335,6 +343,8 @@ def main(minutes: float, repository: Path) -> None:
     wrong = soak(repository, minutes, lambda line: click.echo(line, err=True))
     for sentence in wrong:
         click.echo(f"Wrong: {sentence}")
+    if wrong:
+        click.echo(f"The service's logs are in {LOGS}.")
     if not wrong:
         click.echo(f"After {minutes:g} minutes of mixed traffic nothing has grown and nothing is left.")
     sys.exit(1 if wrong else 0)
