@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import math
+import re
 from collections.abc import Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,9 @@ OPTIONS: list[tuple[str, int | str]] = [
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 _RAW_INPUT = bytes([service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])  # the field's tag
 UNAVAILABLE = {"UNAVAILABLE", "CANCELLED"}
+# Before, a call that is cancelled as it is answered can end the server:
+# https://github.com/triton-inference-server/server/issues/8034
+CANCELS_SAFELY = (2, 58)
 PASSING = {"backend_unavailable", "deadline_exceeded"}  # what says nothing of the model
 
 
@@ -84,6 +88,7 @@ class Triton:
             str, float
         ] = {}  # when one that cannot have a model is worth another try, by the loop's clock
         self._serving: frozenset[str] = frozenset()
+        self._cancels: set[str] = set()  # addresses of servers whose calls may be cancelled
         self._channel: grpc.aio.Channel | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._shares = same_host and len(self._resolver.urls) == 1
@@ -97,7 +102,7 @@ class Triton:
         if self._region:
             await self._unregister(self._region.name)
         if self._channel:
-            await self._channel.close()
+            await self._channel.close(CONTROL_S)  # what callers have left may still be answered
         await asyncio.gather(*(client.close() for client in self._clients.values()))
 
     async def look(self) -> bool:
@@ -166,8 +171,9 @@ class Triton:
     ) -> dict[str, NDArray[np.float32]]:
         """`probabilities` [N, K] for N images uint8 [H, W, 3], and the outputs named in `further`; all float32.
 
-        `deadline` is of the event loop's clock, `metadata` travels with the call. Raises deadline_exceeded,
-        backend_unavailable, model_not_ready, internal.
+        `deadline` is of the event loop's clock, `metadata` travels with the call. A server that does not bear it is not
+        told of the deadline, nor when this is cancelled: it ends its work first, so that its caller sends no more
+        meanwhile. Raises deadline_exceeded, backend_unavailable, model_not_ready, internal.
         """
         if self._channel is None:
             raise ServiceError("backend_unavailable", "no Triton Inference Server has the models yet")
@@ -176,7 +182,7 @@ class Triton:
             answer = await self._infer_shared(images, contract, outputs, deadline, metadata)
             if answer is None:
                 request = _encoded(images, contract, outputs)
-                answer = await self._infer(request, timeout=_left_s(deadline), metadata=metadata)
+                answer = await self._answer(request, deadline, metadata)
         except grpc.RpcError as error:
             raise _translated(error, contract.name) from None
         shapes = _shapes(contract)
@@ -204,7 +210,7 @@ class Triton:
         place = (region.name, offset, len(images) * images[0].size)
         try:
             request = _head(contract.name, contract.version, outputs, (len(images), *images[0].shape), place)
-            return await self._infer(request, timeout=_left_s(deadline), metadata=metadata)
+            return await self._answer(request, deadline, metadata)
         except grpc.RpcError as error:
             if region.name not in (error.details() or ""):
                 raise
@@ -212,6 +218,19 @@ class Triton:
             return None
         finally:
             region.free(offset)
+
+    async def _answer(self, request: bytes, deadline: float, metadata: Metadata) -> Any:
+        if self._serving <= self._cancels:
+            return await self._infer(request, timeout=_left_s(deadline), metadata=metadata)
+        call = self._infer(request, timeout=LONGEST_CALL_S, metadata=metadata)
+        ended = asyncio.Event()
+        call.add_done_callback(lambda _: ended.set())
+        try:
+            await ended.wait()
+        except asyncio.CancelledError:
+            await ended.wait()
+            raise
+        return await call
 
     async def _share(self, client: triton.InferenceServerClient) -> None:
         """Has the server map a region of ours, where it has none, and forget those of gateways that are gone."""
@@ -251,10 +270,16 @@ class Triton:
         return dict(self._clients)
 
     async def _answers(self, address: str) -> bool:
+        client = self._clients[address]
         try:
-            return bool(await self._clients[address].is_server_live(client_timeout=PROBE_S))
+            if not await client.is_server_live(client_timeout=PROBE_S):
+                return False
+            version = (await client.get_server_metadata(client_timeout=PROBE_S)).version
         except (InferenceServerException, grpc.RpcError):
             return False
+        numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+        (self._cancels.add if numbers >= CANCELS_SAFELY else self._cancels.discard)(address)
+        return True
 
     def _connect(self) -> None:
         """Makes the channel anew where other servers are to serve; where none would be left, it stays as it is."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eca_service.backend import Triton
-from eca_service.batching import Batcher, Pixels, Tensors
+from eca_service.batching import Batcher, Pixels, Row, Tensors
 from eca_service.contract import GOLDEN_FILE, Contract
 from eca_service.errors import ServiceError
 from eca_service.registry import Model
@@ -56,9 +56,11 @@ class Engines:
             raise ServiceError("model_not_ready", f"{GOLDEN_FILE} is not the file that the build wrote")
         images = np.load(io.BytesIO(raw))
         expected = np.asarray(contract.golden.probabilities, np.float32)
-        deadline = asyncio.get_running_loop().time() + GOLDEN_S
-        with self.of(contract).turn(len(images)) as turn:
-            rows = [await turn.submit(image, deadline) for image in images]
+        try:
+            rows = await asyncio.wait_for(self._rows(contract, images), GOLDEN_S)
+        except (TimeoutError, asyncio.TimeoutError):
+            detail = f"{contract.name} did not give its golden answers within {GOLDEN_S:.0f} s"
+            raise ServiceError("deadline_exceeded", detail) from None
         got = np.stack([row.probabilities for row in rows])
         difference = float(np.abs(got - expected).max())
         if not difference <= contract.golden.tolerance:
@@ -66,3 +68,8 @@ class Engines:
                 "model_not_ready",
                 f"a golden image's answer is off by {difference:.1e}, {contract.golden.tolerance:.0e} is allowed",
             )
+
+    async def _rows(self, contract: Contract, images: Sequence[Pixels]) -> list[Row]:
+        deadline = asyncio.get_running_loop().time() + GOLDEN_S
+        with self.of(contract).turn(len(images)) as turn:
+            return [await turn.submit(image, deadline) for image in images]

@@ -21,6 +21,7 @@ class Engine:
         self.batches: list[list[int]] = []
         self.gates: list[asyncio.Event] = []
         self.cancelled = 0
+        self.stubborn = False  # ends its work all the same
         self.rows = 0  # answers more than asked for
         self.error: Exception | None = None
 
@@ -33,6 +34,8 @@ class Engine:
             await self.gates[-1].wait()
         except asyncio.CancelledError:
             self.cancelled += 1
+            if self.stubborn:
+                await self.gates[-1].wait()
             raise
         if self.error:
             raise self.error
@@ -156,6 +159,23 @@ async def test_one_that_leaves_a_running_batch_harms_nobody_and_the_last_cancels
     await settle()
     assert engine.cancelled == 1
     assert queue.idle
+
+
+async def test_an_engine_that_ends_its_work_for_nobody_is_busy_meanwhile() -> None:
+    engine = Engine()
+    engine.stubborn = True
+    queue = batcher(engine)
+    first = submit(queue, 0)
+    await settle()
+    first.cancel()
+    second = submit(queue, 1)
+    await settle()
+    assert (engine.cancelled, engine.batches, queue.idle) == (1, [[0]], False)
+    engine.finish()
+    await settle()
+    assert engine.batches == [[0], [1]]
+    engine.finish()
+    assert (await second).probabilities.tolist() == [1.0]
 
 
 async def test_a_passed_deadline_is_not_sent() -> None:
