@@ -2,9 +2,10 @@
 
     python build/demo/evaluate.py --data cifar10-jpeg.tar.xz --url http://127.0.0.1:8080
 
-For each demo network it prints how many images are right through the service and in PyTorch, and on how many the two
-disagree. A float32 engine must agree with PyTorch on every image; another one with itself, run from its file in a
-process of its own, and its accuracy must be within half a point of PyTorch's. Exit code 1 where any of this fails.
+For each demo network that is served it prints how many images are right through the service and in PyTorch, and on
+how many the two disagree. A float32 engine must agree with PyTorch on every image; another one with itself, run from
+its file in a process of its own, and its accuracy must be within half a point of PyTorch's. Exit code 1 where any of
+this fails.
 """
 
 from __future__ import annotations
@@ -57,6 +58,18 @@ def own(contract: Contract, folder: Path, images: NDArray[np.uint8]) -> NDArray[
     return verify.answers(engine, images, verify.runner(kind_of(contract.engine, contract.runtime), contract.precision))
 
 
+def served_versions(client: httpx.Client) -> dict[str, int]:
+    """The version that is served, by the model's name; exits with a sentence where no demo network is."""
+    try:
+        listed = client.get("/v1/models").raise_for_status().json()["models"]
+    except httpx.HTTPError as error:
+        sys.exit(f"evaluate: the service at {client.base_url} cannot be asked ({error}); `make serve` starts one")
+    versions = {model["name"]: int(model["version"]) for model in listed}
+    if not any((HERE / f"{name}.safetensors").exists() for name in versions):
+        sys.exit(f"evaluate: the service at {client.base_url} has no demo network; `make serve` builds and serves them")
+    return versions
+
+
 def main() -> int:
     """Runs the comparison; see the module's first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,9 +80,9 @@ def main() -> int:
     _, _, images, labels = load(options.data)
     failed = 0
     with httpx.Client(base_url=options.url, timeout=60) as client:
-        for weights in sorted(HERE.glob("*.safetensors")):
-            name = weights.stem
-            version = client.get(f"/v1/models/{name}").raise_for_status().json()["version"]
+        versions = served_versions(client)
+        for weights in sorted(path for path in HERE.glob("*.safetensors") if path.stem in versions):
+            name, version = weights.stem, versions[weights.stem]
             contract = read(options.repository / name / str(version))
             through = served(client, name, images)
             checkpoint = load_checkpoint(weights)
