@@ -27,7 +27,7 @@ from eca_service.tls import Certificate
 from eca_service.tracing import Tracing
 
 QUIET_S = 0.3  # callers on open connections are told to close them, with the answer `draining`
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 LARGE_BYTES = 8 << 20  # an image of two million pixels
 FRESH_S = 1.0  # callers that have just connected get as long to say what they want
 PATIENCE_S = 15.0  # for the golden answers of a worker that replaces another
@@ -62,7 +62,7 @@ def serve(
     that died, it listens only once its models are golden: the others take the requests until then. Raises SettingsError
     where a file that the settings name cannot be used.
     """
-    _release_memory()
+    _release_memory(settings.decode_threads)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand idle connections are none of our troubles
     peers = peers or Peers()
@@ -137,16 +137,18 @@ async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:
     server.should_exit = True
 
 
-def _release_memory() -> None:
+def _release_memory(decode_threads: int) -> None:
     """Has large images given back to the system: glibc raises its limit for that, and keeps what they took for ever.
 
     What smaller ones took is kept: glibc no longer raises its limit for that either, and to take an image's memory anew
-    costs as much time as to decode it.
+    costs as much time as to decode it. Each arena keeps its own, so there are no more than decoders, the event loop and
+    gRPC's threads can use at once: glibc would make eight for every core in the course of time.
     """
     with contextlib.suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
         libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
+        libc.mallopt(M_ARENA_MAX, decode_threads + 2)
 
 
 def _fresh(server: Server) -> bool:

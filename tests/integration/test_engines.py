@@ -15,32 +15,32 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from eca_build import images, measure, verify
-from eca_build.compile import default_recipe
+from eca_build.compile import Options, compile_checkpoint, default_recipe
 from eca_build.sessions import Kind
+from eca_build.targets import Wish
 from eca_service.contract import Contract, read
 from numpy.typing import NDArray
 
-from tests.integration.conftest import MODEL, ROOT, Service, run, start
+from tests.integration.conftest import MODEL, ROOT, Service, start
 
 DEMO = ROOT / "build" / "demo"
 WEIGHTS = DEMO / f"{MODEL}.safetensors"
-GIVEN = ("--labels", DEMO / "labels.txt", "--images", DEMO / "images")
 # name: how it is built, and what runs it
-BUILDS: dict[str, tuple[tuple[str, ...], Kind]] = {"integers": (("--precision", "int8"), "onnxruntime")}
+BUILDS: dict[str, tuple[Wish, Kind]] = {"integers": (Wish(precision="int8"), "onnxruntime")}
 if find_spec("openvino"):
-    BUILDS["narrow"] = ("--precision", "bf16", "--runtime", "openvino"), "openvino"
-    BUILDS["both"] = ("--precision", "int8", "--runtime", "openvino"), "openvino"
+    BUILDS["narrow"] = Wish(precision="bf16", runtime="openvino"), "openvino"
+    BUILDS["both"] = Wish(precision="int8", runtime="openvino"), "openvino"
 if shutil.which(os.environ.get("CXX", "g++")):
-    BUILDS["compiled"] = ("--target", "inductor", "--attention-graph", "fused"), "inductor"
+    BUILDS["compiled"] = Wish("inductor", attention_graph="fused"), "inductor"
 
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One network as each of BUILDS."""
     repository = tmp_path_factory.mktemp("engines") / "repository"
-    for name, (options, _) in BUILDS.items():
-        done = run("eca_build", "compile", WEIGHTS, "--name", name, *GIVEN, *options, "--repository", repository)
-        assert (done.returncode, done.stderr) == (0, "")
+    for name, (wish, _) in BUILDS.items():
+        asked = Options(WEIGHTS, repository, name=name, labels=DEMO / "labels.txt", images=DEMO / "images", wish=wish)
+        assert compile_checkpoint(asked, lambda _: None).changed
     return repository
 
 
