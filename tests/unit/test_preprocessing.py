@@ -136,7 +136,7 @@ def pages_taken():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 data = sys.stdin.buffer.read()
-_release_memory()
+_release_memory(1)
 with ThreadPoolExecutor(1) as pool:
     for _ in range(20):
         pool.submit(decode, data, Preprocessing(), 10**7, True).result()
