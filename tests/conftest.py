@@ -7,6 +7,7 @@ marked `quiet` has the machine to itself.
 from __future__ import annotations
 
 import fcntl
+import gc
 from collections.abc import Generator
 from pathlib import Path
 
@@ -51,6 +52,17 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Which of the processes gets which tests."""
     return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with a file that needs no service: one process runs it while the other builds what services serve."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/unit/test_graphs.py"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: that it is looked through for garbage again and again is a tenth of an export's time."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
