@@ -99,10 +99,10 @@ class Triton:
         """Closes all channels; calls that still run are cut off."""
         for task in self._closing:
             task.cancel()
-        if self._region:
-            await self._unregister(self._region.name)
         if self._channel:
             await self._channel.close(CONTROL_S)  # what callers have left may still be answered
+        if self._region:
+            await self._unregister(self._region.name)  # which Triton refuses while it reads there
         await asyncio.gather(*(client.close() for client in self._clients.values()))
 
     async def look(self) -> bool:
