@@ -97,7 +97,6 @@ def test_ending_under_load_loses_nothing_on_any_protocol(repository: Path, tmp_p
     assert codes["draining"] > 0, "some are told why"
 
 
-@pytest.mark.quiet
 def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, tmp_path: Path) -> None:
     """Two instances of half a second an image: four images take a second, not two."""
     noop.publish(tmp_path / "repository", max_batch=1, crop=32, pace_s=0.5, instances=2)
