@@ -32,7 +32,7 @@ def up(**given: str | None) -> None:
     try:
         _gateway(settings.model_copy(update={"triton_url": triton.address, "triton_shared_memory": True}))
     finally:
-        triton.stop()
+        triton.stop(at_once=True)
 
 
 @click.command()
