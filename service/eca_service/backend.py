@@ -182,7 +182,7 @@ class Triton:
             answer = await self._infer_shared(images, contract, outputs, deadline, metadata)
             if answer is None:
                 request = _encoded(images, contract, outputs)
-                answer = await self._answer(request, deadline, metadata)
+                answer = await self._call(request, deadline, metadata)
         except grpc.RpcError as error:
             raise _translated(error, contract.name) from None
         shapes = _shapes(contract)
@@ -210,7 +210,7 @@ class Triton:
         place = (region.name, offset, len(images) * images[0].size)
         try:
             request = _head(contract.name, contract.version, outputs, (len(images), *images[0].shape), place)
-            return await self._answer(request, deadline, metadata)
+            return await self._call(request, deadline, metadata)
         except grpc.RpcError as error:
             if region.name not in (error.details() or ""):
                 raise
@@ -219,7 +219,7 @@ class Triton:
         finally:
             region.free(offset)
 
-    async def _answer(self, request: bytes, deadline: float, metadata: Metadata) -> Any:
+    async def _call(self, request: bytes, deadline: float, metadata: Metadata) -> Any:
         if self._serving <= self._cancels:
             return await self._infer(request, timeout=_left_s(deadline), metadata=metadata)
         call = self._infer(request, timeout=LONGEST_CALL_S, metadata=metadata)
