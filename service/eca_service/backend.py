@@ -96,7 +96,7 @@ class Triton:
         self._sharing = asyncio.Lock()
 
     async def close(self) -> None:
-        """Closes all channels; calls that still run are cut off."""
+        """Closes all channels; calls that still run after CONTROL_S are cut off."""
         for task in self._closing:
             task.cancel()
         if self._channel:

@@ -130,6 +130,7 @@ class TritonServer:
         pause_s = 0.5
         while not self._stopping.is_set():
             started = time.monotonic()
+            self._answered.clear()
             try:
                 self._process = subprocess.Popen(
                     self._command,
