@@ -17,14 +17,20 @@ TURNED_AWAY = {"draining", "refused", "unavailable"}
 
 
 class Load:
-    """Callers over all protocols, most requests on a connection of their own; `codes` counts their answers."""
+    """Callers over all protocols, most requests on a connection of their own; `codes` counts their answers.
+
+    One caller keeps its gRPC channel, which may fail call after call until it is connected again: `kept` counts
+    its answers once more.
+    """
+
+    CALLERS = ("rest", "oip-json", "oip-binary", "grpc", "rest", "grpc")
 
     def __init__(self, service: Service, image: bytes) -> None:
         self.codes: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
         self._ends = False
         self._enough = threading.Event()
-        protocols = ("rest", "oip-json", "oip-binary", "grpc", "rest", "grpc")
-        self._threads = [threading.Thread(target=self._drive, args=(service, image, p)) for p in protocols]
+        self._threads = [threading.Thread(target=self._drive, args=(service, image, p)) for p in self.CALLERS]
         self._threads.append(threading.Thread(target=self._keep, args=(service, image)))
         for thread in self._threads:
             thread.start()
@@ -52,6 +58,7 @@ class Load:
                 except grpc.RpcError as error:
                     code = str(dict(error.trailing_metadata() or ()).get("eca-code", error.code().name.lower()))
                 self.codes[code] += 1
+                self.kept[code] += 1
                 if code in TURNED_AWAY and self._ends:
                     return
 
