@@ -81,7 +81,7 @@ class Batcher:
     `run` answers a batch: n images uint8 [H, W, 3], a deadline of the event loop's clock, the names of the outputs
     wanted beside the probabilities, the traces that the images belong to. Images that want the same outputs share a
     batch; the others wait their turn. `slots` batches, each of at most `max_batch` images, are with the engine at once,
-    and one more waits there, if it is as large as is worthwhile, so that no engine idles while an answer travels.
+    and one more waits there, if it has half of what is worthwhile, so that no engine idles while an answer travels.
     """
 
     def __init__(self, name: str, run: Run, max_batch: int, slots: int) -> None:
@@ -158,7 +158,7 @@ class Batcher:
     def _has_room(self) -> bool:
         if len(self._running) < self.slots:
             return True
-        return len(self._running) == self.slots and len(self._queue) >= self._most
+        return len(self._running) == self.slots and 2 * len(self._queue) >= self._most
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)

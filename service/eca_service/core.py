@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eca_service import metrics
 from eca_service.access import Access
@@ -267,13 +268,22 @@ class Core:
         are written down in `entry`.
         """
         started = time.perf_counter()
-        best = np.argsort(-row.probabilities, kind="stable")[:top_k].tolist()
+        best = best_classes(row.probabilities, top_k)
         predictions = tuple(Prediction(i, contract.labels[i], float(row.probabilities[i])) for i in best)
         entry.stage("queue", contract.name, row.began - row.queue_s, row.queue_s)
         entry.stage("infer", contract.name, row.began, row.infer_s)
         entry.stage("postprocess", contract.name, started, time.perf_counter() - started)
         metrics.images.labels(contract.name).inc()
         return Result(predictions, decoded.warnings, None, decode_s, row.queue_s, row.infer_s)
+
+
+def best_classes(probabilities: NDArray[np.float32], count: int) -> list[int]:
+    """The classes of the `count` largest, in order, of equals the first; to sort all of 21,841 takes 1.5 ms."""
+    count = min(count, len(probabilities))
+    least = np.partition(probabilities, -count)[-count]
+    found = np.flatnonzero(probabilities >= least)
+    best: list[int] = found[np.argsort(-probabilities[found], kind="stable")[:count]].tolist()
+    return best
 
 
 def _yielding() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+SHORT_S = 0.025  # a batch that takes no longer delays nobody, and spares calls, each a millisecond of a core
 WORTH_WAITING = 0.95  # a batch of twice the images is left where it takes more than this of the time, image by image
 TRIED_AGAIN = 200  # batches after which one of twice the images is tried again
 
@@ -35,10 +36,13 @@ class Costs:
     def _largest(self) -> int:
         bucket = 0
         while bucket in self._each:
-            if bucket + 1 in self._each and self._each[bucket + 1] > WORTH_WAITING * self._each[bucket]:
+            if bucket + 1 in self._each and not self._worthwhile(bucket + 1):
                 break
             bucket += 1
         return bucket
+
+    def _worthwhile(self, bucket: int) -> bool:
+        return self._known[bucket] <= SHORT_S or self._each[bucket] <= WORTH_WAITING * self._each[bucket - 1]
 
     def seconds(self, size: int) -> float:
         """What a batch of `size` images will take; of sizes not seen yet, what the next smaller one took."""

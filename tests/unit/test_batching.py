@@ -80,25 +80,28 @@ def submit(queue: Batcher, value: int, turn: Turn | None = None) -> asyncio.Task
 async def test_a_lone_image_leaves_at_once_and_the_waiting_leave_together() -> None:
     engine = Engine()
     queue = batcher(engine)
-    tasks = [submit(queue, value) for value in range(7)]
+    tasks = [submit(queue, value) for value in range(8)]
     await settle()
-    assert engine.batches == [[0], [1, 2, 3, 4]], "no more than the largest batch, and one full batch ahead"
+    assert engine.batches == [[0], [1, 2]], "and half a batch ahead"
     engine.finish()
     await settle()
-    assert len(engine.batches) == 2, "what is left fills no batch, so it waits for others until the engine is free"
+    assert engine.batches[2] == [3, 4, 5, 6], "no more than the largest batch"
     engine.finish()
     await settle()
-    assert engine.batches[2] == [5, 6]
+    assert len(engine.batches) == 3, "what is left fills no half, so it waits for others until the engine is free"
+    engine.finish()
+    await settle()
+    assert engine.batches[3] == [7]
     engine.finish()
     rows = await asyncio.gather(*tasks)
-    assert [row.probabilities[0] for row in rows] == list(range(7)), "each caller gets its own image's answer"
+    assert [row.probabilities[0] for row in rows] == list(range(8)), "each caller gets its own image's answer"
     await settle()
     assert queue.idle
 
 
 async def test_as_many_batches_as_slots() -> None:
     engine = Engine()
-    queue = batcher(engine, slots=2)
+    queue = batcher(engine, max_batch=8, slots=2)
     tasks = [submit(queue, value) for value in range(4)]
     await settle()
     assert engine.batches == [[0], [1]]
@@ -119,7 +122,7 @@ async def test_a_large_request_does_not_starve_single_images() -> None:
     await settle()
     tasks += [submit(queue, 2), submit(queue, 3)]
     await settle()
-    assert engine.batches == [[1], [1] * 4]
+    assert engine.batches == [[1], [1] * 2]
     engine.finish()
     await settle()
     assert sorted(engine.batches[2]) == [1, 1, 2, 3], "the single images leave with the next batch"
@@ -130,7 +133,7 @@ async def test_a_large_request_does_not_starve_single_images() -> None:
 
 async def test_a_caller_that_left_is_dropped() -> None:
     engine = Engine()
-    queue = batcher(engine)
+    queue = batcher(engine, max_batch=8)
     tasks = [submit(queue, value) for value in range(3)]
     await settle()
     tasks[1].cancel()
@@ -284,17 +287,17 @@ async def test_first_come_first_served() -> None:
         turn = queue.turn(4)
         tasks += [submit(queue, value, turn) for _ in range(4)]
         await settle()
-    for _ in range(4):
+    while not all(task.done() for task in tasks):
         engine.finish()
         await settle()
-    assert engine.batches == [[0], [1] * 4, [2] * 4, [3] * 4]
-    await asyncio.gather(blocking, *tasks)
+    await blocking
+    assert [value for batch in engine.batches for value in batch] == [0] + [1] * 4 + [2] * 4 + [3] * 4
 
 
 async def test_what_wants_more_shares_no_batch_with_what_does_not() -> None:
     """Features asked for by a few must not travel for all; everybody's turn comes all the same."""
     engine = Engine()
-    queue = batcher(engine, max_batch=16)
+    queue = batcher(engine, max_batch=32)
     first = submit(queue, 0)
     await settle()
     plain = [submit(queue, value) for value in range(1, 4)]

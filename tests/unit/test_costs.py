@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from eca_service.costs import TRIED_AGAIN, Costs
+from eca_service.costs import SHORT_S, TRIED_AGAIN, Costs
 
 
 def test_costs_of_sizes_not_seen() -> None:
@@ -33,15 +33,20 @@ def test_where_images_cost_nothing_more_batches_grow_to_the_largest() -> None:
 
 
 def test_where_each_image_takes_its_time_batches_stay_small() -> None:
-    sizes = served(Costs(), fixed=0.001, each=0.01, batches=50)
+    sizes = served(Costs(), fixed=0.01, each=0.1, batches=50)
     assert sizes[:3] == [1, 2, 1], "two were tried, and were no faster, image by image"
     assert set(sizes[2:]) == {1}
-    assert set(served(Costs(), fixed=0.004, each=0.01, batches=50)[10:]) == {4}
+    assert set(served(Costs(), fixed=0.04, each=0.1, batches=50)[10:]) == {4}
+
+
+def test_short_batches_spare_calls_though_the_engine_saves_nothing() -> None:
+    assert set(served(Costs(), fixed=0.0, each=SHORT_S / 8, batches=50)[10:]) == {8}
+    assert set(served(Costs(), fixed=0.0, each=SHORT_S / 7, batches=50)[10:]) == {4}
 
 
 def test_what_was_once_slow_is_tried_again() -> None:
     costs = Costs()
-    served(costs, fixed=0.0, each=0.01, batches=10)
+    served(costs, fixed=0.0, each=0.1, batches=10)
     assert costs.worthwhile(32) == 1
     sizes = served(costs, fixed=0.1, each=0.0, batches=6 * TRIED_AGAIN)
     assert sizes[-1] == 32
