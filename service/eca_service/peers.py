@@ -28,6 +28,11 @@ class Peers:
         """The other workers that listen and are not ready: any request may reach them."""
         return [index for index, state in enumerate(bytes(self._board)) if index != self.index and state == UNREADY]
 
+    @property
+    def others_listen(self) -> bool:
+        """Whether requests may reach another worker."""
+        return any(state != SILENT for index, state in enumerate(bytes(self._board)) if index != self.index)
+
     def listens(self, index: int) -> bool:
         """Whether that worker listens."""
         return self._board[index] != SILENT

@@ -34,6 +34,8 @@ class Readiness:
         self._golden: set[Path] = set()  # what once gave its golden answers
         for model in registry.models.values():
             self._reasons[model.folder] = "not asked yet"
+            if peers.others_listen:
+                continue  # by whom it is ready or not, until this worker knows
             metrics.model_ready.labels(model.contract.name, str(model.contract.version)).set(0)
 
     @property

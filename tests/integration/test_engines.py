@@ -81,7 +81,8 @@ def test_what_is_served_is_what_was_verified(
     engine = next(path for path in (engines / name / "1").iterdir() if path.name.startswith("model."))
     own = verify.answers(engine, sample, verify.runner(BUILDS[name][1], contract.precision))
     parts = [asked(service, name, part) for part in (sample[:32], sample[32:])]
-    np.testing.assert_allclose(np.concatenate(parts), own, atol=1e-5)
+    # in bf16 another number of images at once is another order of sums
+    np.testing.assert_allclose(np.concatenate(parts), own, atol=5e-4 if name == "narrow" else 1e-5)
     plain = verify.answers(repository / MODEL / "1" / "model.onnx", sample)
     assert (own.argmax(1) == plain.argmax(1)).mean() >= 0.95
 
@@ -98,7 +99,7 @@ def test_the_runtimes_differ(engines: Path, sample: NDArray[np.uint8]) -> None:
         here, there = (
             verify.answers(engine, sample, verify.runner(kind, precision)) for kind in ("openvino", "onnxruntime")
         )
-        assert 1e-4 < np.abs(here - there).max() < 0.1
+        assert 1e-3 < np.abs(here - there).max() < 0.1
 
 
 def test_contracts_tell_what_they_are(engines: Path) -> None:

@@ -17,6 +17,8 @@ from tests.integration.conftest import MODEL, Service, start
 from tests.integration.test_service import alive, golden_png
 from tests.integration.traffic import Load
 
+READY = re.compile(rf'^eca_model_ready{{model="{MODEL}",version="1"}} 1.0$', re.MULTILINE)  # in all processes
+
 
 def workers_of(service: Service) -> list[int]:
     """The gateway processes, by process id."""
@@ -57,9 +59,15 @@ def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:
         broken = load.codes.copy() - load.kept.copy()
         del broken["ok"]
         assert broken.total() <= len(Load.CALLERS), broken
+        kept, end = load.kept["ok"], time.monotonic() + 5  # gRPC itself pauses for a second where it cannot connect
+        while load.kept["ok"] == kept:
+            assert time.monotonic() < end, load.kept
+            time.sleep(0.05)
         load.codes.clear()
         load.until(60)
-        while len(workers_of(running)) < 2:
+        end = time.monotonic() + 30
+        while len(workers_of(running)) < 2 or not READY.search(scrape(running)):
+            assert time.monotonic() < end, running.log.read_text()
             time.sleep(0.05)
         load.until(60)
         assert httpx.get(running.url + "/readyz").status_code == 200
@@ -75,7 +83,7 @@ def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:
         text = scrape(running)
         assert counted >= codes["ok"]
         assert "eca_inflight 0.0" in text, "the dead worker's are not counted"
-        assert re.search(rf'^eca_model_ready{{model="{MODEL}",version="1"}} 1.0$', text, re.MULTILINE)
+        assert READY.search(text)
         assert "eca_build_info{" in text
 
         pids = running.children()
