@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import logging
 import math
@@ -23,8 +22,10 @@ from tritonclient.utils import InferenceServerException
 
 from eca_service.contract import FEATURES, GATES, INPUT, PROBABILITIES, Contract
 from eca_service.errors import ServiceError
+from eca_service.infer_request import with_pixels, with_place
 from eca_service.region import Region, abandoned, remove_abandoned
 from eca_service.resolver import Resolver, target
+from eca_service.triton.failures import passes, translated
 
 logger = logging.getLogger(__name__)
 Metadata = Sequence[tuple[str, str]]
@@ -63,12 +64,9 @@ OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
 ]
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-_RAW_INPUT = bytes([service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2])  # the field's tag
-UNAVAILABLE = {"UNAVAILABLE", "CANCELLED"}
 # Before, a call that is cancelled as it is answered can end the server:
 # https://github.com/triton-inference-server/server/issues/8034
 CANCELS_SAFELY = (2, 58)
-PASSING = {"backend_unavailable", "deadline_exceeded"}  # what says nothing of the model
 
 
 class Triton:
@@ -133,15 +131,15 @@ class Triton:
         )
         slots = {address: had for address, had in zip(clients, outcomes, strict=True) if isinstance(had, int)}
         failures = {a: error for a, error in zip(clients, outcomes, strict=True) if isinstance(error, BaseException)}
-        serious = [error for address, error in failures.items() if not _passes(error) and address in self._serving]
+        serious = [error for address, error in failures.items() if not passes(error) and address in self._serving]
         if serious or not slots:
-            raise (serious or sorted(failures.values(), key=_passes))[0]
+            raise (serious or sorted(failures.values(), key=passes))[0]
         for address, error in failures.items():
             self._loaded.pop(address, None)
             if self._failures.get(address) != str(error):
                 logger.warning("the Triton at %s gets no images: %s", address, error)
             self._failures[address] = str(error)
-            self._again[address] = 0 if _passes(error) else asyncio.get_running_loop().time() + HOPELESS_S
+            self._again[address] = 0 if passes(error) else asyncio.get_running_loop().time() + HOPELESS_S
         for address in slots:
             self._loaded.setdefault(address, set()).add(contract.name)
         self._connect()
@@ -181,10 +179,10 @@ class Triton:
         try:
             answer = await self._infer_shared(images, contract, outputs, deadline, metadata)
             if answer is None:
-                request = _encoded(images, contract, outputs)
+                request = with_pixels(images, contract, outputs)
                 answer = await self._call(request, deadline, metadata)
         except grpc.RpcError as error:
-            raise _translated(error, contract.name) from None
+            raise translated(error, contract.name) from None
         shapes = _shapes(contract)
         tensors = {}
         for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
@@ -207,9 +205,8 @@ class Triton:
         """The answer to images that travel in shared memory; None where they have to travel in the message."""
         if (region := self._region) is None or (offset := region.lay(images)) is None:
             return None
-        place = (region.name, offset, len(images) * images[0].size)
         try:
-            request = _head(contract.name, contract.version, outputs, (len(images), *images[0].shape), place)
+            request = with_place(images, contract, outputs, region.name, offset)
             return await self._call(request, deadline, metadata)
         except grpc.RpcError as error:
             if region.name not in (error.details() or ""):
@@ -250,7 +247,7 @@ class Triton:
                 finally:
                     region.unlink()
             except (OSError, InferenceServerException, grpc.RpcError) as error:
-                if _passing(error):
+                if passes(error):
                     return
                 logger.warning("tensors travel to Triton in messages, not in shared memory: %s", error)
                 self._shares = False
@@ -315,7 +312,7 @@ class Triton:
             metadata = await client.get_model_metadata(name, version, client_timeout=CONTROL_S)
             answer = await client.get_model_config(name, version, client_timeout=CONTROL_S)
         except (InferenceServerException, grpc.RpcError) as error:
-            raise _translated(error, name) from None
+            raise translated(error, name) from None
         crop = contract.preprocessing.crop
         found = {t.name: (t.datatype, list(t.shape)[1:]) for t in (*metadata.inputs, *metadata.outputs)}
         outputs = {tensor: ("FP32", list(shape)) for tensor, shape in _shapes(contract).items()}
@@ -330,45 +327,6 @@ class Triton:
 
 def _left_s(deadline: float) -> float:
     return max(0.001, deadline - asyncio.get_running_loop().time())
-
-
-def _encoded(images: Sequence[NDArray[np.uint8]], contract: Contract, outputs: tuple[str, ...]) -> bytes:
-    """A ModelInferRequest. protobuf would copy the pixels three times more: written by hand they are joined, once."""
-    shape = images[0].shape
-    head = _head(contract.name, contract.version, outputs, (len(images), *shape))
-    size = len(images) * math.prod(shape)
-    return b"".join([head, _RAW_INPUT, _varint(size), *(image.data for image in images)])
-
-
-@functools.lru_cache(4096)
-def _head(
-    name: str,
-    version: int,
-    outputs: tuple[str, ...],
-    shape: tuple[int, ...],
-    place: tuple[str, int, int] | None = None,
-) -> bytes:
-    """All of the request but its pixels; or all of it, where they lie in a `place`: region, offset, bytes."""
-    request = service_pb2.ModelInferRequest(model_name=name, model_version=str(version))
-    tensor = request.inputs.add(name=INPUT, datatype="UINT8", shape=shape)
-    if place:
-        tensor.parameters["shared_memory_region"].string_param = place[0]
-        tensor.parameters["shared_memory_offset"].int64_param = place[1]
-        tensor.parameters["shared_memory_byte_size"].int64_param = place[2]
-    for output in outputs:
-        request.outputs.add(name=output)
-    head: bytes = request.SerializeToString()
-    return head
-
-
-def _varint(number: int) -> bytes:
-    """https://protobuf.dev/programming-guides/encoding: seven bits a byte, the lowest first."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def _shapes(contract: Contract) -> dict[str, tuple[int, ...]]:
@@ -390,27 +348,3 @@ def _config(home: Path, versions: Collection[int]) -> str:
         raise ServiceError("model_not_ready", f"{home / 'config.pbtxt'} cannot be read: {error}") from None
     config.version_policy.specific.versions.extend(sorted(versions))
     return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
-
-
-def _passes(error: BaseException) -> bool:
-    """It says nothing of the model."""
-    return isinstance(error, ServiceError) and error.code in PASSING
-
-
-def _passing(error: Exception) -> bool:
-    return not isinstance(error, OSError) and _translated(error, "").code in PASSING
-
-
-def _translated(error: Exception, model: str) -> ServiceError:
-    if isinstance(error, InferenceServerException):
-        status, text = (error.status() or "").removeprefix("StatusCode."), error.message()
-    else:
-        status, text = error.code().name, error.details()  # type: ignore[attr-defined]
-    text = text or "no reason given"
-    if status == "DEADLINE_EXCEEDED":
-        return ServiceError("deadline_exceeded", f"{model} did not answer before the request's deadline")
-    if status in UNAVAILABLE and "model" not in text.lower():
-        return ServiceError("backend_unavailable", "Triton Inference Server is not reachable; try again in a moment")
-    if status in UNAVAILABLE or "is not ready" in text or "unknown model" in text or status == "NOT_FOUND":
-        return ServiceError("model_not_ready", f"{model} is not loaded in Triton: {text}")
-    return ServiceError("internal", f"Triton failed on {model}: {text}")

@@ -119,11 +119,12 @@ class Batcher:
         most = self._most
         rounds, rest = divmod(waiting, most * self.slots)
         last = self.costs.seconds(-(-rest // self.slots)) if rest else 0.0
-        return max(0.0, self._free_at() - time.perf_counter()) + rounds * self.costs.seconds(most) + last
+        full = most * self.costs.each(most)
+        return max(0.0, self._free_at() - time.perf_counter()) + rounds * full + last
 
     def pace_s(self) -> float:
         """Seconds of the engine's time that an image takes when it is busy."""
-        return self.costs.seconds(self._most) / (self._most * self.slots) or UNKNOWN_COST_S
+        return self.costs.each(self._most) / self.slots or UNKNOWN_COST_S
 
     @property
     def idle(self) -> bool:

@@ -44,6 +44,12 @@ class Costs:
     def _worthwhile(self, bucket: int) -> bool:
         return self._known[bucket] <= SHORT_S or self._each[bucket] <= WORTH_WAITING * self._each[bucket - 1]
 
+    def each(self, size: int) -> float:
+        """What an image takes in a batch of `size`; of sizes not seen yet, in the next smaller one."""
+        bucket = (size - 1).bit_length()
+        known = [one for one in self._each if one <= bucket] or list(self._each)
+        return self._each[max(known)] if known else 0.0
+
     def seconds(self, size: int) -> float:
         """What a batch of `size` images will take; of sizes not seen yet, what the next smaller one took."""
         bucket = (size - 1).bit_length()

@@ -7,12 +7,13 @@ import logging
 from pathlib import Path
 
 from eca_service import metrics
-from eca_service.backend import PASSING, Triton
+from eca_service.backend import Triton
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.peers import Peers
 from eca_service.registry import Model, Registry
 from eca_service.rollout import Rollout
+from eca_service.triton.failures import passes
 
 logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 5.0
@@ -93,7 +94,7 @@ class Readiness:
             reason = error.detail
             if self._reasons.get(model.folder) != reason:
                 logger.warning("%s is not ready: %s", name, reason)
-            if error.code not in PASSING and model.folder not in self._golden:
+            if not passes(error) and model.folder not in self._golden:
                 self._rollout.refuse(model, error)
         except Exception as error:  # whatever it is, the model is not ready, and the watch goes on
             reason = f"the check failed: {error!r}"

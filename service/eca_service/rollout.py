@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from eca_service import metrics
-from eca_service.backend import PASSING, Triton
+from eca_service.backend import Triton
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.registry import Model, Registry, wanted
+from eca_service.triton.failures import passes
 
 logger = logging.getLogger(__name__)
 TRY_AGAIN_S = 300.0
@@ -86,7 +87,7 @@ class Rollout:
             await self._engines.golden(model)
         except ServiceError as error:
             self._engines.drop(contract)
-            if error.code in PASSING:
+            if passes(error):
                 return True  # it says nothing of the version, which is tried again
             self.refuse(model, error)
             await self._triton.keep(model.folder.parent, versions - {contract.version})

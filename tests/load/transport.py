@@ -23,8 +23,9 @@ from typing import Any
 import click
 import grpc
 import numpy as np
-from eca_service.backend import Triton, _encoded
+from eca_service.backend import Triton
 from eca_service.contract import PROBABILITIES
+from eca_service.infer_request import with_pixels
 from eca_service.triton.supervisor import TritonServer
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -50,7 +51,7 @@ async def ways(triton: Triton, contract: Any, region: str) -> tuple[dict[str, As
     )
 
     async def by_message(images: list[Any]) -> Any:
-        return await triton._infer(_encoded(images, contract, (PROBABILITIES,)), timeout=10)
+        return await triton._infer(with_pixels(images, contract, (PROBABILITIES,)), timeout=10)
 
     async def by_memory(images: list[Any]) -> Any:
         used = 0

@@ -18,6 +18,16 @@ def test_costs_of_sizes_not_seen() -> None:
     assert costs.seconds(1) == pytest.approx(0.2, rel=0.01)
 
 
+def test_an_image_of_sizes_not_seen_takes_what_it_took() -> None:
+    """Not a share of what a smaller batch took: a large request would be due at several times the engine's pace."""
+    costs = Costs()
+    assert costs.each(8) == 0
+    costs.learn(6, 0.6)
+    assert costs.each(32) == costs.each(1) == pytest.approx(0.1)
+    costs.learn(1, 0.2)
+    assert [costs.each(size) for size in (1, 4, 5, 32)] == pytest.approx([0.2, 0.2, 0.1, 0.1])
+
+
 def served(costs: Costs, fixed: float, each: float, batches: int, most: int = 32) -> list[int]:
     """The sizes of `batches` batches of an engine that takes `fixed` seconds and `each` more an image, always busy."""
     sizes = []

@@ -1,0 +1,34 @@
+"""What Triton's failures mean for a request."""
+
+from __future__ import annotations
+
+import grpc
+from tritonclient.utils import InferenceServerException
+
+from eca_service.errors import ServiceError
+
+UNAVAILABLE = {"UNAVAILABLE", "CANCELLED"}
+PASSING = {"backend_unavailable", "deadline_exceeded"}  # what says nothing of the model
+
+
+def passes(error: BaseException) -> bool:
+    """It says that a server cannot be reached or was too late, and nothing of the model."""
+    if isinstance(error, (InferenceServerException, grpc.RpcError)):
+        error = translated(error, "")
+    return isinstance(error, ServiceError) and error.code in PASSING
+
+
+def translated(error: InferenceServerException | grpc.RpcError, model: str) -> ServiceError:
+    """What tritonclient or gRPC raised when `model` was asked, as an error of ours."""
+    if isinstance(error, InferenceServerException):
+        status, text = (error.status() or "").removeprefix("StatusCode."), error.message()
+    else:
+        status, text = error.code().name, error.details()
+    text = text or "no reason given"
+    if status == "DEADLINE_EXCEEDED":
+        return ServiceError("deadline_exceeded", f"{model} did not answer before the request's deadline")
+    if status in UNAVAILABLE and "model" not in text.lower():
+        return ServiceError("backend_unavailable", "Triton Inference Server is not reachable; try again in a moment")
+    if status in UNAVAILABLE or "is not ready" in text or "unknown model" in text or status == "NOT_FOUND":
+        return ServiceError("model_not_ready", f"{model} is not loaded in Triton: {text}")
+    return ServiceError("internal", f"Triton failed on {model}: {text}")
