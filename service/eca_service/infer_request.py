@@ -29,7 +29,7 @@ def with_pixels(images: Sequence[NDArray[np.uint8]], contract: Contract, outputs
 def with_place(
     images: Sequence[NDArray[np.uint8]], contract: Contract, outputs: tuple[str, ...], region: str, offset: int
 ) -> bytes:
-    """A request whose images lie in shared memory: in Triton's `region`, one after the other from `offset` on."""
+    """A request whose images lie in shared memory: in Triton's `region`, one after the other from byte `offset` on."""
     shape = (len(images), *images[0].shape)
     return _head(contract.name, contract.version, outputs, shape, (region, offset, math.prod(shape)))
 

@@ -110,7 +110,10 @@ class _Batch:
             failure = pb_utils.TritonError(f"the engine failed: {self._error}")
             responses = [pb_utils.InferenceResponse(error=failure) for _ in self._senders]
         for sender, response in zip(self._senders, responses, strict=True):
-            _send(sender, response)
+            try:
+                _send(sender, response)
+            except Exception as error:  # the thread has others to answer
+                pb_utils.Logger.log_error(f"an answer could not be sent: {error}")
 
     def _responses(self) -> list[Any]:
         parts = [self._parts[first] for first in sorted(self._parts)]
