@@ -55,8 +55,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with a file that needs no service: one process runs it while the other builds what services serve."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/unit/test_graphs.py"))
+    """Begins with a file that needs no service: one process runs it while the other builds what services serve.
+
+    And ends with short files, for whoever runs the last one runs alone.
+    """
+
+    def place(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0]
+        if file == "tests/unit/test_graphs.py":
+            return 0
+        return 2 + (file != "tests/unit/test_tensorrt_rtx.py") if file.startswith("tests/unit/") else 1
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:

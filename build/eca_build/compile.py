@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,7 +103,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         calibrated_on = f"{options.calibration.name}/"
     tools = _tools(variants)
     key = build_key(loaded.sha256, recipe, labels, (sample, calibration), tools, options)
-    with staging(options.repository) as staged, tempfile.TemporaryDirectory(prefix="eca-build-") as temporary:
+    with staging(options.repository) as staged:
         published = versions(options.repository, name)
         if published:
             folder = options.repository / name / str(published[-1])
@@ -115,7 +114,10 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             except ContractError:
                 pass  # what cannot be read cannot be the same; a sound version is published beside it
         version = (published or [0])[-1] + 1
-        maker = Maker(loaded.network, recipe, Path(temporary), sample, calibration, options.wish.expose_gates)
+        scratch, trials = staged / "scratch", staged / "trials"
+        scratch.mkdir()
+        trials.mkdir()  # on the repository's file system, so that publishing is a rename
+        maker = Maker(loaded.network, recipe, scratch, sample, calibration, options.wish.expose_gates)
         expected = reference(loaded.network, recipe, torch.from_numpy(sample)).numpy()
 
         def figures_of(variant: Variant, engine: Engine) -> Verification:
@@ -126,13 +128,11 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             ]
             return max(compared, key=lambda figures: figures.largest_difference)
 
-        # on the repository's file system, so that publishing is a rename
-        trials = staged / "trials"
-        trials.mkdir()
         chosen, choice = fastest(variants, maker, trials, figures_of, sample, step)
         step("publish")
         variant, engine = chosen.variant, chosen.engine
         home = chosen.home.rename(staged / str(version))
+        shutil.rmtree(scratch)
         shutil.rmtree(trials)
         golden = golden_images(engine.answers, targets.gate(variant, random_weights).golden)
         np.save(home / GOLDEN_FILE, sample[golden])

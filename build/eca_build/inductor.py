@@ -99,9 +99,12 @@ def _build(source: str, target: str, max_batch: int) -> None:
         import_module("eca_plugin.torch_operators")  # which the program names
     _exact()
     program = torch.export.load(source)
-    # The number of threads is the server's to choose, not this machine's.
+    choices = {
+        "cpp.dynamic_threads": True,  # their number is the server's to choose, not this machine's
+        "aot_inductor.precompile_headers": False,  # for one package they cost more than they save, and 100s of MB stay
+    }
     with _fastest_kernels(program, max_batch):
-        aoti_compile_and_package(program, package_path=target, inductor_configs={"cpp.dynamic_threads": True})
+        aoti_compile_and_package(program, package_path=target, inductor_configs=choices)
 
 
 def _fastest_kernels(program: torch.export.ExportedProgram, batch: int) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ On a CPU that is an image or two at a time for each thread, and all threads for 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -119,12 +120,16 @@ def _openvino(engine: Path, precision: str, threads: int) -> Session:
 
 def _inductor(engine: Path, threads: int) -> Session:
     import torch
-    from torch._inductor import aoti_load_package
+    from torch._inductor import aoti_load_package, config
 
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False  # its products have ten bits, float32's tolerance is 1e-5
     torch.backends.cuda.matmul.allow_tf32 = False
+    # The contract says which instructions it needs, and who serves it looks for them: PyTorch would compile and run a
+    # program for each set, for seconds, and only warn.
+    config.cpp.vec_isa_ok = False
+    logging.getLogger("torch.export.pt2_archive").setLevel(logging.ERROR)
     package = aoti_load_package(str(engine))
     device = package.get_metadata()["AOTI_DEVICE_KEY"]
 

@@ -35,7 +35,16 @@ if shutil.which(os.environ.get("CXX", "g++")):
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the processes that these tests start have their temporary files."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def engines(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One network as each of BUILDS."""
     repository = tmp_path_factory.mktemp("engines") / "repository"
     for name, (wish, _) in BUILDS.items():
@@ -84,6 +93,15 @@ def test_what_is_served_is_what_was_verified(
     np.testing.assert_allclose(np.concatenate(parts), own, atol=1e-5)
     plain = verify.answers(repository / MODEL / "1" / "model.onnx", sample)
     assert (own.argmax(1) == plain.argmax(1)).mean() >= 0.95
+
+
+def test_a_compiler_s_files_are_cleared_away(service: Service, engines: Path, temporary: Path) -> None:
+    """Of PyTorch's there were gigabytes, and to load a package took seconds for their sake."""
+    if "compiled" not in BUILDS:
+        pytest.skip("needs a C++ compiler")
+    assert not [path for path in temporary.glob("**/torchinductor_*/**/*") if path.is_file()]
+    assert len(list(temporary.rglob("aotinductor_*"))) == 1, "the package that is open, unpacked"
+    assert list(temporary.glob("eca-triton-*/temporary/aotinductor_*")), "where it goes when the service does"
 
 
 def test_the_runtimes_differ(engines: Path, sample: NDArray[np.uint8]) -> None:

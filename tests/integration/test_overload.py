@@ -20,7 +20,7 @@ from tests.integration.traffic import TURNED_AWAY, Load
 from tests.load import noop
 from tests.load.goodput import sweep
 
-DEADLINE_S = 1.2
+DEADLINE_S = 0.8
 PER_S = 200
 
 
@@ -31,7 +31,7 @@ def test_goodput_at_five_times_the_capacity(tmp_path: Path) -> None:
     running = start(tmp_path / "repository", tmp_path)
     try:
         running.await_ready()
-        found = asyncio.run(sweep(running, noop.NAME, (1.2, 5.0), rounds=3, seconds=3.2, deadline_s=DEADLINE_S))
+        found = asyncio.run(sweep(running, noop.NAME, (1.2, 5.0), rounds=2, seconds=3.0, deadline_s=DEADLINE_S))
     finally:
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(40) == 0

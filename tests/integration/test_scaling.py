@@ -34,8 +34,11 @@ def small(repository: Path, tmp_path: Path) -> Path:
 
 
 def below(pid: int) -> list[int]:
-    """All processes that `pid` started, and theirs."""
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """All processes that `pid` started, and theirs; none where it has ended."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
     return [*children, *(found for child in children for found in below(child))]
 
 

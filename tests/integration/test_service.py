@@ -28,6 +28,7 @@ from PIL import Image
 
 from tests.integration.conftest import DEMO, MODEL, ROOT, Service, build, run, start
 
+NETWORK = ROOT / "build" / "demo" / f"{MODEL}.safetensors"
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 
 
@@ -288,7 +289,7 @@ def test_photographs_get_the_right_label(service: Service, weights: Path) -> Non
 
 def test_build_killed_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     repository = tmp_path / "r"
-    command = [sys.executable, "-c", "from eca_build.cli import main; main()", "compile", str(DEMO[0])]
+    command = [sys.executable, "-c", "from eca_build.cli import main; main()", "compile", str(NETWORK)]
     process = subprocess.Popen([*command, "--repository", str(repository)], start_new_session=True)
     staged = tmp_path / ".r.staging" / "1" / "model.onnx"
     end = time.monotonic() + 60
@@ -297,7 +298,7 @@ def test_build_killed_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert list(repository.iterdir()) == []
-    done = run("eca_build", "compile", DEMO[0], "--repository", repository)
+    done = run("eca_build", "compile", NETWORK, "--repository", repository)
     assert (done.returncode, done.stderr) == (0, ""), "a build in a pipe is quiet"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r"]
 

@@ -114,12 +114,16 @@ def tracing(url: str) -> list[str]:
     ]
 
 
-def environment(threads: int) -> dict[str, str]:
-    """What the server's process sees: its libraries, our site-packages for the backend, and little else."""
-    kept = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TMPDIR", "TZ"}}
+def environment(threads: int, temporary: Path) -> dict[str, str]:
+    """What the server's process sees: its libraries, our site-packages for the backend, and little else.
+
+    Its files go to `temporary`: a compiler's package is unpacked there, and stays where its process is killed.
+    """
+    kept = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TZ"}}
     site = Path(installation()).parents[1]
     own = [path for path in sys.path if path.endswith("-packages")]
     return kept | {
+        "TMPDIR": str(temporary),
         "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
         "ECA_SITE_PACKAGES": os.pathsep.join(own),
         "ECA_TRITON_THREADS": str(threads),

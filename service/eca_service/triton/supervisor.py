@@ -131,10 +131,13 @@ class TritonServer:
         while not self._stopping.is_set():
             started = time.monotonic()
             self._answered.clear()
+            temporary = self._folder / "temporary"
+            shutil.rmtree(temporary, ignore_errors=True)  # of one that died
+            temporary.mkdir()
             try:
                 self._process = subprocess.Popen(
                     self._command,
-                    env=server.environment(self.threads),
+                    env=server.environment(self.threads, temporary),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import sys
 import threading
@@ -269,11 +270,15 @@ def _openvino(engine: str, precision: str, threads: int) -> Engine:
 
 def _inductor(engine: str, threads: int) -> Engine:
     import torch
-    from torch._inductor import aoti_load_package
+    from torch._inductor import aoti_load_package, config
 
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False  # its products have ten bits, float32's tolerance is 1e-5
     torch.backends.cuda.matmul.allow_tf32 = False
+    # The contract says which instructions it needs, and who serves it looks for them: PyTorch would compile and run a
+    # program for each set, for seconds, and only warn.
+    config.cpp.vec_isa_ok = False
+    logging.getLogger("torch.export.pt2_archive").setLevel(logging.ERROR)
     package = aoti_load_package(engine)
     device = package.get_metadata()["AOTI_DEVICE_KEY"]
 
