@@ -19,9 +19,13 @@ SMALL = Preprocessing(resize=32, crop=32)
 
 
 def network(arch: str, attention: Kind, classes: int = 10) -> Network:
-    """A network whose batch norms are not the identity, so that folding them matters."""
+    """A network of ours with random weights."""
     torch.manual_seed(0)
-    net = create(with_formula(arch, attention, classes))
+    return stirred(create(with_formula(arch, attention, classes)))
+
+
+def stirred(net: Network) -> Network:
+    """The network with batch norms that are not the identity, so that folding them matters."""
     norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     sample = torch.from_numpy(images.synthetic(64, 16, seed=1)).permute(0, 3, 1, 2).float() / 64 - 2
     with torch.no_grad():
