@@ -55,16 +55,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with a file that needs no service: one process runs it while the other builds what services serve.
-
-    And ends with short files, for whoever runs the last one runs alone.
+    """Begins with two files of long tests, so that no `quiet` one waits for these: one needs no service, and for the
+    other all is built that services serve. Ends with short files, for whoever runs the last one runs alone.
     """
+    first = ("tests/unit/test_graphs.py", "tests/integration/test_engines.py")
+    last = ("tests/unit/test_tensorrt_rtx.py", "tests/unit/")
 
     def place(item: pytest.Item) -> int:
         file = item.nodeid.partition("::")[0]
-        if file == "tests/unit/test_graphs.py":
-            return 0
-        return 2 + (file != "tests/unit/test_tensorrt_rtx.py") if file.startswith("tests/unit/") else 1
+        if file in first:
+            return first.index(file)
+        return next((3 + at for at, start in enumerate(last) if file.startswith(start)), 2)
 
     items.sort(key=place)
 

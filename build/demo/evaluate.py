@@ -43,11 +43,15 @@ def png(pixels: NDArray[np.uint8]) -> str:
 
 
 def served(client: httpx.Client, model: str, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The service's best class for each of uint8 [N, 32, 32, 3]."""
+    """The service's best class for each of uint8 [N, 32, 32, 3]; exits with a sentence where it stops to answer."""
     best: list[int] = []
     for start in tqdm(range(0, len(images), BATCH), desc=model, disable=None):
         body = {"images": [{"b64": png(pixels)} for pixels in images[start : start + BATCH]]}
-        answer = client.post(f"/v1/models/{model}/classify", params={"top_k": 1}, json=body).raise_for_status()
+        try:
+            answer = client.post(f"/v1/models/{model}/classify", params={"top_k": 1}, json=body).raise_for_status()
+        except httpx.HTTPError as error:
+            told = f"after {start} of the {len(images)} images of {model} the service at {client.base_url} failed"
+            sys.exit(f"evaluate: {told} ({str(error) or type(error).__name__}); its log says why")
         best += [row["predictions"][0]["index"] for row in answer.json()["results"]]
     return np.asarray(best)
 
