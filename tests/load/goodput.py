@@ -5,8 +5,9 @@
 Open arrivals (Poisson), over gRPC, each request with eight images and a deadline, latency from the planned start. The
 capacity is what 16 callers that wait for their answers get. Loads of 1 to 5 times the capacity take turns within each
 round. The callers have the last core and the service the others, for to ask five times as much costs too. Goodput are
-images answered in time; "accepted" is whatever was not refused at once. A refusal costs the gateway 0.6 milliseconds
-of a core: beside a network as small as the demo's, that is goodput lost.
+images answered in time; "accepted" is whatever was not refused at once. A refusal costs the gateway 0.5 milliseconds
+of a core, two thirds of them gRPC's own, and more where it interrupts the engine on the same core: beside a network as
+small as the demo's, that is goodput lost; --repository and --model name another, such as MobileNetV2.
 """
 
 from __future__ import annotations
