@@ -133,8 +133,8 @@ class TritonServer:
             self._answered.clear()
             temporary = self._folder / "temporary"
             shutil.rmtree(temporary, ignore_errors=True)  # of one that died
-            temporary.mkdir()
             try:
+                temporary.mkdir()
                 self._process = subprocess.Popen(
                     self._command,
                     env=server.environment(self.threads, temporary),
