@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eca_service.admission import Permit
+from eca_service.cancellation import all_of
 from eca_service.contract import Contract
-from eca_service.core import Answer, Core, all_of
+from eca_service.core import Answer, Core
 from eca_service.errors import ServiceError
 from eca_service.geometry import Box, Size, crop_box
 from eca_service.imaging import Decoded

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from eca_service.access import Access
 from eca_service.admission import Admission, Margin, Permit
 from eca_service.backend import Triton
 from eca_service.batching import Row
+from eca_service.cancellation import all_of
 from eca_service.contract import Contract
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
@@ -36,10 +37,6 @@ from eca_service.settings import Settings
 from eca_service.tracing import Tracing
 
 T = TypeVar("T")
-ENDED = {
-    "deadline_exceeded": "the request's deadline passed before its answer was ready",
-    "client_closed": "the caller went away",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,48 +301,3 @@ def require_few(images: int, most: int) -> None:
     """Raises bad_request for too many images in a request; asked before any is unpacked, for there may be millions."""
     if images > most:
         raise ServiceError("bad_request", f"the request holds {images} images, at most {most} are taken")
-
-
-async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all; the first that fails ends the others."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-async def in_time(
-    work: Awaitable[T], deadline: float, gone: Callable[[], Coroutine[Any, Any, None]] | None = None
-) -> T:
-    """The result of `work`; it is cancelled at `deadline` (the event loop's clock) or as soon as `gone()` returns.
-
-    Raises deadline_exceeded or client_closed. It runs in the caller's own task: one more for every request costs more
-    than all else that is done here.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    reasons: list[str] = []
-
-    def end(code: str) -> None:
-        reasons.append(code)
-        task.cancel()
-
-    timer = loop.call_at(deadline, end, "deadline_exceeded")
-    watch = loop.create_task(gone()) if gone else None
-    if watch:
-        watch.add_done_callback(lambda ended: None if ended.cancelled() else end("client_closed"))
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not reasons:
-            raise
-        if sys.version_info >= (3, 11):
-            for _ in reasons:
-                task.uncancel()
-        raise ServiceError(reasons[0], ENDED[reasons[0]]) from None
-    finally:
-        timer.cancel()
-        if watch:
-            watch.cancel()

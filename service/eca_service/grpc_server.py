@@ -13,8 +13,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from eca_service import oip
 from eca_service.admission import Permit
+from eca_service.cancellation import in_time
 from eca_service.contract import Contract
-from eca_service.core import Core, in_time
+from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.grpc_calls import Interceptor, entry_of_call
 from eca_service.tls import Certificate

@@ -12,8 +12,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from eca_service.bodies import read_images
+from eca_service.cancellation import in_time
 from eca_service.comparison import Compared, compare, family, require_any
-from eca_service.core import Prediction, in_time
+from eca_service.core import Prediction
 from eca_service.errors import ServiceError
 from eca_service.explanation import Explanation, explain
 from eca_service.geometry import Box, Size, as_stored

@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse, Response
 
 from eca_service import metrics
 from eca_service.bodies import Images, read_images
+from eca_service.cancellation import in_time
 from eca_service.contract import Contract
-from eca_service.core import Answer, Core, Result, in_time
+from eca_service.core import Answer, Core, Result
 from eca_service.errors import ServiceError
 from eca_service.oip import require_top_k
 from eca_service.openapi import CLASSIFIED, takes_images
