@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 # Triton's stub ignores PYTHONPATH.
 for _path in os.environ.get("ECA_SITE_PACKAGES", "").split(os.pathsep):
@@ -25,17 +23,12 @@ for _path in os.environ.get("ECA_SITE_PACKAGES", "").split(os.pathsep):
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-INPUT, OUTPUTS = "image", ("probabilities", "features", "gates")
-# From the names of the outputs and the images to the outputs.
-Run = Callable[[tuple[str, ...], Any], list[Any]]
-
-
-class Engine(NamedTuple):
-    """Ways to run one: on all cores, and on the thread that calls, of which each has its own; of `at_once` images."""
-
-    together: Run
-    alone: Sequence[Run]
-    at_once: int
+if TYPE_CHECKING:
+    from eca_service.triton.python_backend import runtimes
+    from eca_service.triton.python_backend.runtimes import INPUT, Engine, Run
+else:  # the file beside this one, wherever they were copied
+    import runtimes
+    from runtimes import INPUT, Engine, Run
 
 
 class TritonPythonModel:
@@ -162,7 +155,7 @@ class _Threads:
 
     def _put(self, batch: _Batch) -> None:
         images = len(batch.images)
-        step = min(self._engine.at_once, max(1, images // len(self._threads)))
+        step = self._engine.share(images)
         with self._lock:
             self._work.extend((batch, first, step) for first in range(0, max(1, images), step))
             self._some.notify(len(self._work))
@@ -194,7 +187,7 @@ class _Threads:
 
 def _open(folder: str, backend: str, threads: int) -> Engine:
     if backend == "inductor":
-        return _inductor(os.path.join(folder, "model.pt2"), threads)
+        return runtimes.open_inductor(os.path.join(folder, "model.pt2"), threads)
     engine = os.path.join(folder, "model.onnx")
     try:
         with open(os.path.join(folder, "contract.json")) as file:
@@ -203,89 +196,12 @@ def _open(folder: str, backend: str, threads: int) -> Engine:
         contract = {}
     if contract.get("runtime") == "openvino":
         if importlib.util.find_spec("openvino"):
-            return _openvino(engine, contract["precision"], threads)
+            return runtimes.open_openvino(engine, contract["precision"], threads)
         pb_utils.Logger.log_warn(f"{engine} is fastest in OpenVINO, which is not installed: onnxruntime runs it")
-    return _onnxruntime(engine, threads)
+    return runtimes.open_onnxruntime(engine, threads)
 
 
 def _others_running() -> int:
     """Threads of this machine that run or want to, without the calling one."""
     with open("/proc/loadavg") as file:
         return int(file.read().split()[3].partition("/")[0]) - 1
-
-
-def _onnxruntime(engine: str, threads: int) -> Engine:
-    import onnxruntime
-
-    def opened(threads: int) -> Run:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        # Between two runs spinning threads would take the cores that the gateway decodes on.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        session = onnxruntime.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
-        return lambda names, images: session.run(list(names), {INPUT: images})
-
-    alone = opened(1)
-    return Engine(opened(threads) if threads > 1 else alone, [alone] * threads, at_once=2)  # more leave the caches
-
-
-def _openvino(engine: str, precision: str, threads: int) -> Engine:
-    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]  # it tells Google of every import
-    import openvino
-
-    core = openvino.Core()
-
-    def compiled(streams: int, images: int) -> Any:
-        """For so many images at once: where the compiler does not know how many, it is a fifth slower."""
-        model = core.read_model(engine)
-        model.reshape([images, *[axis.get_length() for axis in list(model.input(INPUT).partial_shape)[1:]]])
-        settings = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": streams,
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            "ENABLE_CPU_PINNING": False,
-        }
-        return core.compile_model(model, "CPU", settings)
-
-    def asked(models: Sequence[Any]) -> Run:
-        """By models for one image, for two and so on; of more images one part after the other."""
-        requests = [model.create_infer_request() for model in models]
-
-        def run(names: tuple[str, ...], images: Any) -> list[Any]:
-            parts = []
-            for first in range(0, len(images), len(requests)):
-                part = images[first : first + len(requests)]
-                request = requests[len(part) - 1]
-                request.infer({INPUT: part}, share_inputs=True)
-                parts.append([request.get_tensor(name).data.copy() for name in names])
-            return [np.concatenate(output) for output in zip(*parts, strict=True)]
-
-        return run
-
-    streams = [compiled(threads, images) for images in (1, 2)]
-    return Engine(asked([compiled(1, 1)]), [asked(streams) for _ in range(threads)], at_once=len(streams))
-
-
-def _inductor(engine: str, threads: int) -> Engine:
-    import torch
-    from torch._inductor import aoti_load_package, config
-
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False  # its products have ten bits, float32's tolerance is 1e-5
-    torch.backends.cuda.matmul.allow_tf32 = False
-    # The contract says which instructions it needs, and who serves it looks for them: PyTorch would compile and run a
-    # program for each set, for seconds, and only warn.
-    config.cpp.vec_isa_ok = False
-    logging.getLogger("torch.export.pt2_archive").setLevel(logging.ERROR)
-    package = aoti_load_package(engine)
-    device = package.get_metadata()["AOTI_DEVICE_KEY"]
-
-    def run(names: tuple[str, ...], images: Any) -> list[Any]:
-        with torch.inference_mode():
-            # the gates are there only where the build was asked for them
-            outputs = dict(zip(OUTPUTS, package(torch.from_numpy(images).to(device)), strict=False))
-            return [outputs[name].cpu().numpy() for name in names]
-
-    return Engine(run, [run], at_once=sys.maxsize)
