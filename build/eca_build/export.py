@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from eca_service.contract import FEATURES, GATES, INPUT, PROBABILITIES, Preprocessing
+from onnxscript import opset18
 from torch import Tensor, nn
 
-from eca_build.custom_nodes import as_operators
+from eca_build.custom_nodes import as_nodes, as_operators
 from eca_build.gate_taps import gate_sites, tap
 from eca_build.graphs import AttentionGraph, fold_batch_norms, rewrite
 from eca_build.networks import Network
 
-OPSET = 18
+OPSET = opset18.version
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports torchvision's absence, which nothing here needs
 
 
@@ -99,25 +102,41 @@ def export(
     if expose_gates and gate_sites(network, recipe.crop):
         outputs.append(GATES)
     example = torch.zeros(2, recipe.crop, recipe.crop, 3, dtype=torch.uint8)
+    batch = {0: torch.export.Dim("N", min=1, max=4096)}
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        torch.onnx.export(
-            served,
-            (example,),
-            path,
-            input_names=[INPUT],
-            output_names=outputs,
-            dynamic_shapes={"image": {0: torch.export.Dim("N", min=1, max=4096)}},
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
-            dynamo=True,
-        )
+        with as_nodes():
+            program = torch.export.export(served, (example,), dynamic_shapes={"image": batch})
+        # The exporter would trace it anew, half of the time, to decompose operators: all of ours it knows as they are.
+        program.run_decompositions = lambda *_: program
+        try:
+            _write(program, path, outputs)
+        except torch.onnx.OnnxExporterError:  # not all of these, then
+            del program.run_decompositions
+            _write(program, path, outputs)
     model = onnx.load(path)
     for node in model.graph.node:
         del node.metadata_props[:]  # where in this machine's files each node comes from
     onnx.save(model, path)
     return served.sites_rewritten
+
+
+def _write(program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str]) -> None:
+    torch.onnx.export(
+        program,
+        f=path,
+        input_names=[INPUT],
+        output_names=outputs,
+        opset_version=OPSET,
+        custom_translation_table={torch.ops.aten.to.dtype: _cast},
+        external_data=False,
+        verbose=False,
+        dynamo=True,
+    )
+
+
+def _cast(x: Any, dtype: int) -> Any:
+    return opset18.Cast(x, to=dtype)
 
 
 def export_program(served: Served, path: Path, crop: int, max_batch: int) -> None:

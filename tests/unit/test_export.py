@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -66,6 +67,32 @@ def test_every_kind_of_attention_is_exported(tmp_path: Path, attention: Kind) ->
     expected = reference(net, SMALL, torch.from_numpy(sample)).numpy()
     figures = verify.compare(expected, verify.answers(tmp_path / "model.onnx", sample), 1e-5, 1.0, "test")
     assert figures.top1_agreement == 1
+
+
+def test_only_an_operator_that_onnx_does_not_know_costs_a_second_tracing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Shuffled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.channel_shuffle(super().forward(x)[:, :, None, None], 2)[:, :, 0, 0]
+
+    decompose: Any = torch.export.ExportedProgram.run_decompositions
+    decomposed: list[object] = []
+
+    def counted(program: object, table: object) -> object:
+        decomposed.append(program)
+        return decompose(program, table)
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", counted)
+    net = network("resnet14_cifar", "eca")
+    export(net, SMALL, tmp_path / "model.onnx")
+    assert not decomposed
+    net.head.__class__ = Shuffled
+    export(net, SMALL, tmp_path / "model.onnx")
+    assert len(decomposed) == 1
+    sample = images.synthetic(SMALL.crop, 8)
+    expected = reference(net, SMALL, torch.from_numpy(sample)).numpy()
+    np.testing.assert_allclose(verify.answers(tmp_path / "model.onnx", sample), expected, atol=1e-5)
 
 
 def test_disagreement_is_refused_with_the_figures() -> None:
