@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PRECISION ?= auto
 RUNTIME ?= auto
 FUZZ_S ?= 300
-PROCESSES ?= 2
+PROCESSES ?= 3
 DEMO := $(sort $(wildcard build/demo/*.safetensors))
 
 .DEFAULT_GOAL := help

@@ -38,6 +38,7 @@ class Variant:
     attention: Kind
     precision: Precision | Auto = "fp32"  # auto: with the fastest runtime too, as `make serve` builds
     graph: AttentionGraph = "plain"
+    runtime: Runtime | Auto | None = None  # the plainest that has the precision
 
     @property
     def name(self) -> str:
@@ -45,6 +46,7 @@ class Variant:
         parts = [self.backbone, "plain" if self.attention == "none" else self.attention]
         parts += [self.precision] if self.precision != "fp32" else []
         parts += [self.graph] if self.graph != "plain" else []
+        parts += [f"in-{self.runtime}"] if self.runtime else []
         return "-".join(parts)
 
     @property
@@ -164,9 +166,11 @@ def build(variant: Variant, folder: Path) -> Path:
             classes = 10 if arch.endswith("_cifar") else 1000
             initial.write(weights, arch, variant.attention, classes, width)
     repository = folder / "repositories" / variant.backbone
-    precision = variant.precision
-    runtime: Runtime | Auto = "onnxruntime" if precision in PRECISIONS["onnxruntime"] else "openvino"
-    wish = Wish(precision=precision, attention_graph=variant.graph, runtime="auto" if precision == "auto" else runtime)
+    precision, runtime = variant.precision, variant.runtime
+    if runtime is None:
+        plainest: Runtime = "onnxruntime" if precision in PRECISIONS["onnxruntime"] else "openvino"
+        runtime = "auto" if precision == "auto" else plainest
+    wish = Wish(precision=precision, attention_graph=variant.graph, runtime=runtime)
     options = Options(weights, repository, name=variant.name, images=DEMO / "images", wish=wish)
     compile_checkpoint(options, lambda step: None)
     return repository

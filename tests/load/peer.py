@@ -4,8 +4,8 @@
     python -m tests.load.peer --ours instances=1,threads=2 --ours instances=2,threads=1,max_batch=2
 
 Each `--ours` is one set-up of our service: `instances` of the engine in Triton, `threads` of each, `max_batch`, the
-dynamic batcher's `preferred` size, `precision` of the build, and any setting of `eca-serve up` in lower case, such as
-`decode_threads=2`. All contenders run at once and take turns, in another order in each round.
+dynamic batcher's `preferred` size, `precision` and `runtime` of the build, and any setting of `eca-serve up` in lower
+case, such as `decode_threads=2`. All contenders run at once and take turns, in another order in each round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import httpx
@@ -46,7 +46,7 @@ from tests.load.photographs import photographs
 from tests.load.protocols import Http, TritonGrpc, Way
 
 PEER, LIMIT, ALONE = "plain FastAPI", "no server, every core", "no server, one image"
-TUNED = ("instances", "threads", "max_batch", "preferred", "precision")
+TUNED = ("instances", "threads", "max_batch", "preferred", "precision", "runtime")
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,8 @@ def main(
         names, addresses = [], []
         for text in ours:
             setup = setup_of(text)
-            variant = Variant(backbone, attention, setup.get("precision", "fp32"))  # type: ignore[arg-type]
+            wished: dict[str, Any] = {"precision": setup.get("precision", "fp32"), "runtime": setup.get("runtime")}
+            variant = Variant(backbone, attention, **wished)  # type: ignore[arg-type]
             repository = build(variant, models)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="eca-peer-")))
             tuned(repository, variant.name, scratch / "repository", setup)
