@@ -75,11 +75,12 @@ class Findings:
 
 
 class Traffic:
-    """CALLERS threads, each at something else from one request to the next."""
+    """CALLERS threads, each at something else from one request to the next, with `pause_s` between them in the mean."""
 
-    def __init__(self, service: Service, found: Findings, seed: int = 0) -> None:
+    def __init__(self, service: Service, found: Findings, pause_s: float, seed: int = 0) -> None:
         self._service = service
         self._found = found
+        self._pause_s = pause_s
         self._port = int(service.url.rpartition(":")[2])
         self._images = [path.read_bytes() for path in sorted((ROOT / "build" / "demo" / "images").iterdir())]
         self._slow = slow_image()
@@ -121,7 +122,7 @@ class Traffic:
                 self._found.answers[name, answer] += 1
                 if answer not in expected | {"overloaded"}:
                     self._found.wrong.append(f"{name}: {answer}")
-            time.sleep(draw.expovariate(50))
+            time.sleep(draw.expovariate(1 / self._pause_s))
 
     def _protocol(self, draw: random.Random) -> str:
         return draw.choice(("rest", "oip-json", "oip-binary", "grpc"))
@@ -257,7 +258,7 @@ def growth_kib(samples: list[float]) -> float:
     return statistics.median(samples[-third:]) - statistics.median(samples[-2 * third : -third] or samples[:1])
 
 
-def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> list[str]:
+def soak(repository: Path, minutes: float, report: Callable[[str], None], pause_s: float = 0.02) -> list[str]:
     """What is wrong, in sentences; none where all is well."""
     found = Findings()
     with tempfile.TemporaryDirectory(prefix="eca-soak-") as name:
@@ -276,7 +277,7 @@ def soak(repository: Path, minutes: float, report: Callable[[str], None]) -> lis
         children: list[int] = []
         try:
             service.await_ready()
-            traffic = Traffic(service, found)
+            traffic = Traffic(service, found, pause_s)
             traffic.run(min(20.0, 15 * minutes))  # pools and caches fill
             end = time.monotonic() + 60 * minutes
             while time.monotonic() < end or len(found.held) < 6:
