@@ -74,6 +74,15 @@ def served_versions(client: httpx.Client) -> dict[str, int]:
     return versions
 
 
+def published(client: httpx.Client, folder: Path) -> Contract:
+    """The contract of the version in `folder`; exits with a sentence where the service serves another."""
+    name = folder.parent.name
+    listed = client.get(f"/v1/models/{name}").json()
+    if not folder.exists() or (contract := read(folder)).engine_sha256 != listed["engine_sha256"]:
+        sys.exit(f"evaluate: {folder} is not what the service at {client.base_url} serves; name its --repository")
+    return contract
+
+
 def main() -> int:
     """Runs the comparison; see the module's first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,7 +96,8 @@ def main() -> int:
         versions = served_versions(client)
         for weights in sorted(path for path in HERE.glob("*.safetensors") if path.stem in versions):
             name, version = weights.stem, versions[weights.stem]
-            contract = read(options.repository / name / str(version))
+            folder = options.repository / name / str(version)
+            contract = published(client, folder)
             through = served(client, name, images)
             checkpoint = load_checkpoint(weights)
             recipe = default_recipe(checkpoint.spec.arch)
@@ -98,7 +108,7 @@ def main() -> int:
             line += f"right served, {right[1]} in PyTorch, {differ} differ"
             wrong = bool(differ)
             if contract.precision != "fp32":
-                alone = own(contract, options.repository / name / str(version), images).argmax(1)
+                alone = own(contract, folder, images).argmax(1)
                 drift = int((through != alone).sum())
                 lost = (right[1] - right[0]) / len(labels)
                 line += f", {drift} from the engine by itself; {100 * lost:+.2f} points lost"
