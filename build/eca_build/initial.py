@@ -13,8 +13,10 @@ from eca_build.compile import default_recipe
 from eca_build.errors import BuildError
 from eca_build.networks import ARCHS, Network, NetworkSpec, create, with_formula
 from eca_build.networks.attention import Kind
+from eca_build.networks.resnet import BasicBlock, Bottleneck
 
 SAMPLE = 16  # images that the batch norms are set by
+BRANCH = 0.1  # what a residual branch adds, in standard deviations
 SIDE_PX = 64  # of those images; the statistics hardly depend on it, the time does
 
 
@@ -40,7 +42,15 @@ def write(path: Path, arch: str, attention: Kind, classes: int, width: float = 1
 
 @torch.no_grad()
 def settle(network: Network, crop: int, seed: int) -> None:
-    """Sets the batch norms by synthetic images, in place: a deep random network would overflow without."""
+    """Sets the batch norms by synthetic images, in place: a deep random network would overflow without.
+
+    Residual branches begin small, as by Goyal et al. 2017, section 5.1: else what one block makes of other images than
+    these, the next ones multiply, and their answers are so sharp that float32 itself differs by more than is verified.
+    """
+    for block in network.modules():
+        if isinstance(block, BasicBlock | Bottleneck):
+            last = block.bn2 if isinstance(block, BasicBlock) else block.bn3
+            last.weight.fill_(BRANCH)
     sample = images.synthetic(min(crop, SIDE_PX), SAMPLE, seed)
     x = torch.from_numpy(sample).permute(0, 3, 1, 2).float() / 64 - 2
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -162,9 +162,8 @@ def build(variant: Variant, folder: Path) -> Path:
     if weights is None:
         weights = folder / "checkpoints" / f"{variant.backbone}-{variant.attention}.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
-        if not weights.exists():
-            classes = 10 if arch.endswith("_cifar") else 1000
-            initial.write(weights, arch, variant.attention, classes, width)
+        classes = 10 if arch.endswith("_cifar") else 1000
+        initial.write(weights, arch, variant.attention, classes, width)  # the same each time
     repository = folder / "repositories" / variant.backbone
     precision, runtime = variant.precision, variant.runtime
     if runtime is None:

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from eca_build import images
 from eca_build.checkpoint import load
 from eca_build.cli import main
 from eca_build.compile import Options, compile_checkpoint
 from eca_build.errors import BuildError
+from eca_build.export import Served, reference
 from eca_build.initial import write
-from eca_service.contract import read
+from eca_build.networks.attention import Kind
+from eca_service.contract import Preprocessing, read
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("attention", ["none", "se-var1", "cbam"])
@@ -27,6 +32,19 @@ def test_what_was_written_is_read(tmp_path: Path, attention: str) -> None:
         answers = found.network(torch.randn(8, 3, 32, 32)).softmax(1)
     assert torch.isfinite(answers).all()
     assert answers.max() < 0.99, "answers must not be saturated, or an engine's differences would not show"
+
+
+@pytest.mark.parametrize("attention", ["none", "eca"])
+def test_deep_networks_are_not_sharper_than_what_is_verified(tmp_path: Path, attention: Kind) -> None:
+    """On images unlike those that the batch norms were set by: a picture's smooth parts grew from block to block."""
+    write(tmp_path / "m.safetensors", "resnet50", attention, 1000)
+    recipe = Preprocessing(resize=128, crop=128)
+    sample = images.load(ROOT / "build" / "demo" / "images", recipe, 8)
+    with torch.inference_mode():
+        network = load(tmp_path / "m.safetensors").network
+        expected = reference(network, recipe, torch.from_numpy(sample))
+        torch.testing.assert_close(Served(network, recipe)(torch.from_numpy(sample))[0], expected, rtol=0, atol=2e-6)
+    assert expected.max() < 0.9
 
 
 def test_contract_and_labels_say_random(tmp_path: Path) -> None:
