@@ -62,24 +62,22 @@ def own(contract: Contract, folder: Path, images: NDArray[np.uint8]) -> NDArray[
     return verify.answers(engine, images, verify.runner(kind_of(contract.engine, contract.runtime), contract.precision))
 
 
-def served_versions(client: httpx.Client) -> dict[str, int]:
-    """The version that is served, by the model's name; exits with a sentence where no demo network is."""
+def served_engines(client: httpx.Client) -> dict[str, tuple[str, str]]:
+    """Version and engine's sha256 as served, by the model's name; exits with a sentence where no demo network is."""
     try:
         listed = client.get("/v1/models").raise_for_status().json()["models"]
     except httpx.HTTPError as error:
         sys.exit(f"evaluate: the service at {client.base_url} cannot be asked ({error}); `make serve` starts one")
-    versions = {model["name"]: int(model["version"]) for model in listed}
-    if not any((HERE / f"{name}.safetensors").exists() for name in versions):
+    engines = {model["name"]: (str(model["version"]), model["engine_sha256"]) for model in listed}
+    if not any((HERE / f"{name}.safetensors").exists() for name in engines):
         sys.exit(f"evaluate: the service at {client.base_url} has no demo network; `make serve` builds and serves them")
-    return versions
+    return engines
 
 
-def published(client: httpx.Client, folder: Path) -> Contract:
-    """The contract of the version in `folder`; exits with a sentence where the service serves another."""
-    name = folder.parent.name
-    listed = client.get(f"/v1/models/{name}").json()
-    if not folder.exists() or (contract := read(folder)).engine_sha256 != listed["engine_sha256"]:
-        sys.exit(f"evaluate: {folder} is not what the service at {client.base_url} serves; name its --repository")
+def published(folder: Path, sha256: str) -> Contract:
+    """The contract of the version in `folder`; exits with a sentence where that is not the engine of `sha256`."""
+    if not folder.exists() or (contract := read(folder)).engine_sha256 != sha256:
+        sys.exit(f"evaluate: {folder} is not what the service serves; name its repository by --repository")
     return contract
 
 
@@ -93,11 +91,11 @@ def main() -> int:
     _, _, images, labels = load(options.data)
     failed = 0
     with httpx.Client(base_url=options.url, timeout=60) as client:
-        versions = served_versions(client)
-        for weights in sorted(path for path in HERE.glob("*.safetensors") if path.stem in versions):
-            name, version = weights.stem, versions[weights.stem]
-            folder = options.repository / name / str(version)
-            contract = published(client, folder)
+        engines = served_engines(client)
+        for weights in sorted(path for path in HERE.glob("*.safetensors") if path.stem in engines):
+            name, (version, sha256) = weights.stem, engines[weights.stem]
+            folder = options.repository / name / version
+            contract = published(folder, sha256)
             through = served(client, name, images)
             checkpoint = load_checkpoint(weights)
             recipe = default_recipe(checkpoint.spec.arch)

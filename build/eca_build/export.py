@@ -62,6 +62,7 @@ class Served(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(recipe.mean).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for uint8 [N, H, W, 3]: probabilities, features, and the gates where they are exposed."""
         self._gates.clear()
         x = image.to(torch.float32).permute(0, 3, 1, 2) - self.get_buffer("mean")  # TensorRT moves no uint8 about
         if self.dtype != torch.float32:

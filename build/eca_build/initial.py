@@ -16,8 +16,8 @@ from eca_build.networks.attention import Kind
 from eca_build.networks.resnet import BasicBlock, Bottleneck
 
 SAMPLE = 16  # images that the batch norms are set by
-BRANCH = 0.1  # what a residual branch adds, in standard deviations
 SIDE_PX = 64  # of those images; the statistics hardly depend on it, the time does
+BRANCH = 0.1  # the weight of a residual branch's last batch norm
 
 
 def write(path: Path, arch: str, attention: Kind, classes: int, width: float = 1.0, seed: int = 0) -> NetworkSpec:

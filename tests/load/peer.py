@@ -31,6 +31,8 @@ import click
 import httpx
 import numpy as np
 import uvloop
+from eca_build.errors import BuildError
+from eca_build.targets import RUNTIMES
 from eca_service.contract import CONTRACT_FILE, Preprocessing, read
 from eca_service.triton.server import free_port
 from tqdm import tqdm
@@ -276,9 +278,14 @@ def main(
         names, addresses = [], []
         for text in ours:
             setup = setup_of(text)
+            if setup.get("runtime", "auto") not in (*RUNTIMES, "auto"):
+                raise click.BadParameter(f"runtime is {setup['runtime']}; there are auto, {', '.join(RUNTIMES)}")
             wished: dict[str, Any] = {"precision": setup.get("precision", "fp32"), "runtime": setup.get("runtime")}
             variant = Variant(backbone, attention, **wished)  # type: ignore[arg-type]
-            repository = build(variant, models)
+            try:
+                repository = build(variant, models)
+            except BuildError as error:
+                raise click.ClickException(str(error)) from None
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="eca-peer-")))
             tuned(repository, variant.name, scratch / "repository", setup)
             settings: dict[str, object] = {k: v for k, v in setup.items() if k not in TUNED}

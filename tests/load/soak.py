@@ -45,7 +45,7 @@ def tell(*_):
 signal.signal(signal.SIGUSR1, tell)
 """
 NOISE_KIB = 8 << 10  # of memory, where it ran for long
-FILLING_KIB = 24 << 10  # in the first minutes, while pools and caches fill; images that stay would be many times that
+FILLING_KIB = 12 << 10  # in the first minutes, while pools and caches still fill
 SLACK = {"descriptors": 3, "threads": 2, "tasks": 0, "requests": 0, "shared": 2, "temporary": 0}
 CORRUPT = {"image_truncated", "image_undecodable", "unsupported_image_format", "image_too_many_pixels"}
 CALLERS = 8
@@ -259,7 +259,7 @@ def growth_kib(samples: list[float]) -> float:
 
 
 def soak(repository: Path, minutes: float, report: Callable[[str], None], pause_s: float = 0.02) -> list[str]:
-    """What is wrong, in sentences; none where all is well."""
+    """What is wrong, in sentences; none where all is well. Each of CALLERS pauses for `pause_s` between requests."""
     found = Findings()
     with tempfile.TemporaryDirectory(prefix="eca-soak-") as name:
         folder, scratch = Path(name), Path(name) / "tmp"
