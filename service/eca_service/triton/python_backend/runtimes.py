@@ -81,8 +81,12 @@ def open_openvino(engine: str, precision: str, threads: int) -> Engine:
 
         return run
 
+    lone = compiled(1, 1)
+    together = asked([lone])
+    # OpenVINO's binding sets itself up in its first call; two threads in it at once can wait for each other for ever.
+    together(OUTPUTS[:1], np.zeros(list(lone.input(INPUT).shape), np.uint8))
     streams = [compiled(threads, images) for images in (1, 2)]
-    return Engine(asked([compiled(1, 1)]), [asked(streams) for _ in range(threads)], at_once=len(streams))
+    return Engine(together, [asked(streams) for _ in range(threads)], at_once=len(streams))
 
 
 def open_inductor(engine: str, threads: int) -> Engine:
