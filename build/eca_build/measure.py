@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eca_build.errors import BuildError
+from eca_build import processes
 from eca_build.sessions import Kind, Session, open_session
 
 BATCHES = (1, 8, 32)
@@ -82,8 +81,7 @@ def measure(
     """The speed of each engine on `images`, uint8 [N, H, W, 3], at those of BATCHES that `max_batch` allows.
 
     All cores are used: by one session of each engine, or by `streams` sessions at once with a part of the cores each.
-    Ends after `rounds`, or after a few where they take long. Raises BuildError with the process's last line where it
-    fails.
+    Ends after `rounds`, or after a few where they take long. Raises BuildError as `processes.run` where it fails.
     """
     batches = [batch for batch in BATCHES if batch <= max_batch]
     with tempfile.TemporaryDirectory(prefix="eca-measure-") as folder:
@@ -92,10 +90,7 @@ def measure(
         plan.write_text(json.dumps(asked | {"engines": [asdict(engine) for engine in engines]}))
         np.save(source, images[np.arange(max(batches)) % len(images)])
         command = [sys.executable, "-m", "eca_build.measure", str(plan), str(source), str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise BuildError(f"the engines could not be measured: {last}")
+        processes.run(command, "the engines could not be measured")
         return speeds(np.load(target), batches)
 
 

@@ -7,7 +7,6 @@ is that process (KIND as in `sessions`): for a CPU it needs no torch, so nothing
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from eca_service.contract import Verification
 from numpy.typing import NDArray
 
+from eca_build import processes
 from eca_build.errors import BuildError
 from eca_build.sessions import Kind, open_session
 
@@ -34,17 +34,13 @@ BATCH = 32
 def answers(engine: Path, images: NDArray[np.uint8], command: Sequence[str] = RUNNER) -> NDArray[np.float32]:
     """The engine's probabilities, float32 [N, K], for uint8 [N, H, W, 3], from a new process, `command`.
 
-    Raises BuildError with the process's last line where it fails.
+    Raises BuildError as `processes.run` where it fails.
     """
     with tempfile.TemporaryDirectory(prefix="eca-verify-") as folder:
         source, target = Path(folder, "images.npy"), Path(folder, "answers.npy")
         np.save(source, images)
-        done = subprocess.run(
-            [*command, str(engine), str(source), str(target)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise BuildError(f"the engine {engine.name} could not be run from disk: {last}")
+        whole = [*command, str(engine), str(source), str(target)]
+        processes.run(whole, f"the engine {engine.name} could not be run from disk")
         result: NDArray[np.float32] = np.load(target)
         return result
 

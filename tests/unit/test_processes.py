@@ -1,0 +1,51 @@
+"""A process that runs an engine: what it says last, and what happens where it hangs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from eca_build import processes
+from eca_build.errors import BuildError
+
+# two threads, each of which waits for what the other has, and looks again and again as Python's own lock does
+HANGS = """
+import os, sys, threading
+open(sys.argv[1], "w").write(str(os.getpid()))
+first, second, both = threading.Lock(), threading.Lock(), threading.Barrier(2)
+def wait(mine, other):
+    with mine:
+        both.wait()
+        while not other.acquire(timeout=0.005):
+            pass
+for locks in ((first, second), (second, first)):
+    threading.Thread(target=wait, args=locks).start()
+"""
+WORKS = "import time; end = time.process_time() + 1.5\nwhile time.process_time() < end: pass"
+
+
+def test_one_that_stands_still_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "STILL_S", 2.0)
+    monkeypatch.setattr(processes, "LEAST_S", 0.2)
+    start = time.monotonic()
+    with pytest.raises(
+        BuildError, match=r"^the engine could not be run: it did nothing for 2 s and was ended; build again$"
+    ):
+        processes.run([sys.executable, "-c", HANGS, str(tmp_path / "pid")], "the engine could not be run")
+    assert time.monotonic() - start < 30
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+
+
+def test_one_that_works_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "STILL_S", 0.5)
+    monkeypatch.setattr(processes, "LEAST_S", 0.02)
+    processes.run([sys.executable, "-c", WORKS], "never said")
+
+
+def test_what_it_says_last_is_told() -> None:
+    with pytest.raises(BuildError, match=r"^it failed: no such thing$"):
+        processes.run([sys.executable, "-c", "import sys; sys.exit('one\\nno such thing')"], "it failed")
+    with pytest.raises(BuildError, match=r"^it failed: exit status -9$"):
+        processes.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], "it failed")
