@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DOMAIN = "eca"
+from eca_build.lowering import DOMAIN
+
 _form: Literal["definition", "operator", "node"] = "definition"
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 from onnx.inliner import inline_local_functions
 
-from eca_build.custom_nodes import DOMAIN
-
+DOMAIN = "eca"  # of the custom nodes; here, for what reads files needs no torch
 # What each node computes before the residual and the ReLU, in ONNX's text format.
 BODIES = {
     "FusedECA": (

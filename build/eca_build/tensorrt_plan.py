@@ -24,8 +24,8 @@ import onnx
 from eca_plugin.sources import kernels_sha256
 from eca_service.contract import Passport
 
-from eca_build.custom_nodes import DOMAIN
 from eca_build.errors import BuildError
+from eca_build.lowering import DOMAIN
 
 Frontend = Literal["onnx", "torch-tensorrt"]
 CONTAINER = "NVIDIA's pytorch container (nvcr.io/nvidia/pytorch) has both"

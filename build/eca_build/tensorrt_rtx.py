@@ -18,8 +18,8 @@ import onnx
 from eca_plugin.sources import kernels_sha256
 from eca_service.contract import INPUT, Passport
 
-from eca_build.custom_nodes import DOMAIN
 from eca_build.errors import BuildError
+from eca_build.lowering import DOMAIN
 
 CHIPS = ("SM80", "SM86", "SM89", "SM120")  # those that it can name; it has none for Hopper
 

@@ -14,6 +14,7 @@ from eca_build.errors import BuildError
 from eca_build.export import export, reference
 from eca_build.networks import ARCHS, Network, create, with_formula
 from eca_build.networks.attention import KINDS, Kind
+from eca_build.sessions import open_session
 from eca_service.contract import Preprocessing
 
 SMALL = Preprocessing(resize=32, crop=32)
@@ -65,7 +66,8 @@ def test_every_kind_of_attention_is_exported(tmp_path: Path, attention: Kind) ->
     export(net, SMALL, tmp_path / "model.onnx")
     sample = images.synthetic(SMALL.crop, 8)
     expected = reference(net, SMALL, torch.from_numpy(sample)).numpy()
-    figures = verify.compare(expected, verify.answers(tmp_path / "model.onnx", sample), 1e-5, 1.0, "test")
+    got = open_session("onnxruntime", "fp32", tmp_path / "model.onnx")(sample)
+    figures = verify.compare(expected, got, 1e-5, 1.0, "test")
     assert figures.top1_agreement == 1
 
 
@@ -92,7 +94,8 @@ def test_only_an_operator_that_onnx_does_not_know_costs_a_second_tracing(
     assert len(decomposed) == 1
     sample = images.synthetic(SMALL.crop, 8)
     expected = reference(net, SMALL, torch.from_numpy(sample)).numpy()
-    np.testing.assert_allclose(verify.answers(tmp_path / "model.onnx", sample), expected, atol=1e-5)
+    got = open_session("onnxruntime", "fp32", tmp_path / "model.onnx")(sample)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_disagreement_is_refused_with_the_figures() -> None:
