@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -51,6 +53,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="eca-serve")
 def main() -> None:
     """Turns trained checkpoints into verified, published model versions."""
+    atexit.register(gc.freeze)  # else all of torch is looked through for garbage at the end, for a second
 
 
 @main.command()
