@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import httpx
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import MODEL, Service, start
+from tests.integration.conftest import FRESH, MODEL, Service, start
 from tests.integration.test_service import golden_png
 
 HEAD_S = 1.0
@@ -133,8 +132,8 @@ def test_heads_without_end(strict: Service, repository: Path, kind: str, piece: 
 
 
 def test_head_of_the_allowed_size(strict: Service) -> None:
-    assert httpx.get(strict.url + "/livez", headers={"x-long": "a" * (30 << 10)}).status_code == 200
-    refused = httpx.get(strict.url + "/livez", headers={"x-long": "a" * (40 << 10)})
+    assert FRESH.get(strict.url + "/livez", headers={"x-long": "a" * (30 << 10)}).status_code == 200
+    refused = FRESH.get(strict.url + "/livez", headers={"x-long": "a" * (40 << 10)})
     assert (refused.status_code, refused.json()["code"], refused.json()["status"]) == (431, "bad_request", 431)
 
 
@@ -166,7 +165,7 @@ def test_a_body_that_dribbles(strict: Service, repository: Path) -> None:
             time.sleep(0.05)
         assert got.startswith(b"HTTP/1.1 504 ")
         assert 1 < time.monotonic() - started < 12
-    assert "eca_inflight 0.0" in httpx.get(strict.url + "/metrics").text
+    assert "eca_inflight 0.0" in FRESH.get(strict.url + "/metrics").text
     still_answers(strict, repository)
 
 

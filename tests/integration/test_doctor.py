@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-
 from tests.integration.callers import call
-from tests.integration.conftest import MODEL, Service, run
+from tests.integration.conftest import FRESH, MODEL, Service, run
 from tests.integration.test_service import golden_png
 
 
@@ -95,5 +93,5 @@ def test_says_that_nobody_is_there() -> None:
 def test_metrics_are_parsed(service: Service) -> None:
     from eca_service import metrics
 
-    found = metrics.parse(httpx.get(f"{service.url}/metrics").text)
+    found = metrics.parse(FRESH.get(f"{service.url}/metrics").text)
     assert {sample.labels["model"] for sample in found if sample.name == "eca_model_ready"} >= {MODEL}

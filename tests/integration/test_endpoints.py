@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from tests.integration.callers import call
-from tests.integration.conftest import MODEL, Service, start
+from tests.integration.conftest import FRESH, MODEL, Service, start
 from tests.integration.test_service import golden_png
 
 
@@ -98,7 +97,7 @@ def test_servers_die_and_return(pair: tuple[Service, list[Service]], repository:
     started = time.monotonic()
     refused = call("rest", gateway, MODEL, [image], timeout_ms=3000).code
     assert (refused, time.monotonic() - started < 3.5) in {("backend_unavailable", True), ("model_not_ready", True)}
-    until(lambda: httpx.get(f"{gateway.url}/readyz").status_code == 503, "it is told")
+    until(lambda: FRESH.get(f"{gateway.url}/readyz").status_code == 503, "it is told")
 
     again = tmp_path / "again"
     again.mkdir()

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
@@ -21,7 +20,7 @@ from eca_build.targets import Wish
 from eca_service.contract import Contract, read
 from numpy.typing import NDArray
 
-from tests.integration.conftest import MODEL, ROOT, Service, start
+from tests.integration.conftest import FRESH, MODEL, ROOT, Service, start
 
 DEMO = ROOT / "build" / "demo"
 WEIGHTS = DEMO / f"{MODEL}.safetensors"
@@ -85,7 +84,7 @@ def test_what_is_served_is_what_was_verified(
     service: Service, engines: Path, repository: Path, sample: NDArray[np.uint8], name: str
 ) -> None:
     contract = read(engines / name / "1")
-    listed = httpx.get(f"{service.url}/v1/models/{name}").json()
+    listed = FRESH.get(f"{service.url}/v1/models/{name}").json()
     assert listed["precision"] == contract.precision
     engine = next(path for path in (engines / name / "1").iterdir() if path.name.startswith("model."))
     own = verify.answers(engine, sample, verify.runner(BUILDS[name][1], contract.precision))

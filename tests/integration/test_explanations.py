@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ from eca_build.gate_taps import tap
 from eca_service.contract import read
 from PIL import Image, ImageOps
 
-from tests.integration.conftest import DEMO, MODEL, ROOT, Service
+from tests.integration.conftest import DEMO, FRESH, MODEL, ROOT, Service
 from tests.integration.test_service import golden_png
 
 DOG = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
@@ -51,7 +50,7 @@ def wide_jpeg(orientation: int = 1) -> bytes:
 
 
 def explained(service: Service, model: str, image: bytes, **query: Any) -> dict[str, Any]:
-    answer = httpx.post(f"{service.url}/v1/models/{model}/explain", params=query, content=image, headers=JSON)
+    answer = FRESH.post(f"{service.url}/v1/models/{model}/explain", params=query, content=image, headers=JSON)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
@@ -87,7 +86,7 @@ def test_gates_are_pytorch_s(service: Service, repository: Path, weights: Path) 
     contract = read(repository / weights.stem / "1")
     image = golden_png(repository, weights.stem)
     if contract.attention == "none":
-        answer = httpx.post(
+        answer = FRESH.post(
             f"{service.url}/v1/models/{weights.stem}/explain?gates=true", content=image, headers=JSON
         ).json()
         assert (answer["code"], "no attention" in answer["detail"]) == ("bad_parameter", True)
@@ -125,7 +124,7 @@ def test_the_crop_s_box(service: Service, orientation: int) -> None:
 def test_the_overlay_is_drawn_on_the_original(service: Service, orientation: int) -> None:
     """The right way round, over what the network saw and nothing else."""
     image = wide_jpeg(orientation)
-    answer = httpx.post(f"{service.url}/v1/models/{MODEL}/explain", params={"class": "dog"}, content=image)
+    answer = FRESH.post(f"{service.url}/v1/models/{MODEL}/explain", params={"class": "dog"}, content=image)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert (answer.headers["x-class-index"], answer.headers["x-class-label"]) == ("5", "dog")
     assert "infer;dur=" in answer.headers["server-timing"]
@@ -139,7 +138,7 @@ def test_the_overlay_is_drawn_on_the_original(service: Service, orientation: int
     size = 120 // len(values)
     strongest = changed[row * size : (row + 1) * size, 60 + column * size : 60 + (column + 1) * size]
     assert strongest.mean() > changed[:, 61:179].mean()
-    small = httpx.post(f"{service.url}/v1/models/{MODEL}/explain", params={"side": 48}, content=image)
+    small = FRESH.post(f"{service.url}/v1/models/{MODEL}/explain", params={"side": 48}, content=image)
     with Image.open(io.BytesIO(small.content)) as shrunk:
         assert max(shrunk.size) == 48
 
@@ -148,14 +147,14 @@ def test_explanations_and_classifications_at_once(service: Service, repository: 
     """Neither gets the other's answer, nor another image's."""
     images = [golden_png(repository, MODEL, index) for index in range(4)]
     scores = [
-        httpx.post(f"{service.url}/v1/models/{MODEL}/classify", content=image).json()["results"][0]["predictions"]
+        FRESH.post(f"{service.url}/v1/models/{MODEL}/classify", content=image).json()["results"][0]["predictions"]
         for image in images
     ]
 
     def ask(turn: int) -> bool:
         image, expected = images[turn % 4], scores[turn % 4]
         if turn % 3:
-            answer = httpx.post(f"{service.url}/v1/models/{MODEL}/classify", content=image, timeout=30)
+            answer = FRESH.post(f"{service.url}/v1/models/{MODEL}/classify", content=image, timeout=30)
             got = answer.json()["results"][0]["predictions"]
         else:
             got = explained(service, MODEL, image)["predictions"]
@@ -190,27 +189,27 @@ def test_errors(
     service: Service, path: str, body: bytes | None, headers: dict[str, str], status: int, code: str
 ) -> None:
     content = DOG.read_bytes() if body is None else body
-    answer = httpx.post(service.url + path, content=content, headers=headers)
+    answer = FRESH.post(service.url + path, content=content, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
 def test_one_image_a_request(service: Service) -> None:
     files = [("file", ("a.jpg", DOG.read_bytes(), "image/jpeg"))]
     for route in (f"/v1/models/{MODEL}/explain", "/v1/compare"):
-        assert httpx.post(service.url + route, files=files, headers=JSON).status_code == 200
-        answer = httpx.post(service.url + route, files=2 * files, headers=JSON)
+        assert FRESH.post(service.url + route, files=files, headers=JSON).status_code == 200
+        answer = FRESH.post(service.url + route, files=2 * files, headers=JSON)
         assert (answer.status_code, "holds 2 images" in answer.json()["detail"]) == (400, True)
 
 
 def decoded(service: Service) -> float:
     """How many images the service has decoded."""
-    text = httpx.get(service.url + "/metrics").text
+    text = FRESH.get(service.url + "/metrics").text
     return sum(float(n) for n in re.findall(r'eca_stage_seconds_count{[^}]*stage="decode"[^}]*} (\S+)', text))
 
 
 def test_a_comparison_gives_each_model_s_own_answer_and_decodes_once(service: Service) -> None:
     image, before = wide_jpeg(), decoded(service)
-    answer = httpx.post(service.url + "/v1/compare", params={"top_k": 3}, content=image)
+    answer = FRESH.post(service.url + "/v1/compare", params={"top_k": 3}, content=image)
     assert answer.status_code == 200
     assert decoded(service) - before == 1
     found = answer.json()
@@ -219,11 +218,11 @@ def test_a_comparison_gives_each_model_s_own_answer_and_decodes_once(service: Se
     order = [row["attention"] for row in found["results"]]
     assert order == [kind for kind in ("none", "se", "eca") if kind in order]
     for row in found["results"]:
-        alone = httpx.post(f"{service.url}/v1/models/{row['model']}/classify?top_k=3", content=image).json()
+        alone = FRESH.post(f"{service.url}/v1/models/{row['model']}/classify?top_k=3", content=image).json()
         expected = alone["results"][0]["predictions"]
         assert [p["label"] for p in row["predictions"]] == [p["label"] for p in expected]
         np.testing.assert_allclose([p["score"] for p in row["predictions"]], [p["score"] for p in expected], atol=1e-5)
         assert row["upright"]["crop"] == {"left": 60.0, "top": 0.0, "right": 180.0, "bottom": 120.0}
         assert set(row["timing_ms"]) == {"decode", "queue", "infer", "total"}
-    named = httpx.post(service.url + "/v1/compare", params={"models": f"{MODEL}, {MODEL}"}, content=image)
+    named = FRESH.post(service.url + "/v1/compare", params={"models": f"{MODEL}, {MODEL}"}, content=image)
     assert [row["model"] for row in named.json()["results"]] == [MODEL]

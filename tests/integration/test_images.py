@@ -6,14 +6,13 @@ import io
 import itertools
 from pathlib import Path
 
-import httpx
 import pytest
 from eca_service.errors import CODES
 from PIL import Image
 
 from tests.fuzz.mutations import mutated, whole_images
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import MODEL, Service
+from tests.integration.conftest import FRESH, MODEL, Service
 
 BATCH = 16
 CALLERS_OWN = {code for code, kind in CODES.items() if kind.http < 429} | {"ok"}
@@ -24,13 +23,13 @@ def test_wrong_name(service: Service) -> None:
     out = io.BytesIO()
     Image.new("RGB", (40, 40), "red").save(out, "JPEG")
     url = f"{service.url}/v1/models/{MODEL}/classify"
-    plain = httpx.post(url, content=out.getvalue()).raise_for_status().json()["results"][0]
+    plain = FRESH.post(url, content=out.getvalue()).raise_for_status().json()["results"][0]
     for name, kind in (("cat.png", "image/png"), ("cat.exe", "application/x-msdownload"), ("cat.svg", "image/svg+xml")):
         sent = {"file": (name, out.getvalue(), kind)}
-        assert httpx.post(url, files=sent).raise_for_status().json()["results"][0] == plain
+        assert FRESH.post(url, files=sent).raise_for_status().json()["results"][0] == plain
         headers = {"content-type": kind}
-        assert httpx.post(url, content=out.getvalue(), headers=headers).raise_for_status().json()["results"][0] == plain
-    text = httpx.post(url, files={"file": ("cat.jpg", b"hello", "image/jpeg")})
+        assert FRESH.post(url, content=out.getvalue(), headers=headers).raise_for_status().json()["results"][0] == plain
+    text = FRESH.post(url, files={"file": ("cat.jpg", b"hello", "image/jpeg")})
     assert (text.status_code, text.json()["code"]) == (415, "unsupported_image_format")
 
 
@@ -59,6 +58,6 @@ def test_mutated_images(service: Service, count: int) -> None:
     assert seen >= {"ok", "image_undecodable", "image_truncated", "unsupported_image_format"}
     assert service.process.poll() is None
     assert resident_bytes(service.process.pid) - before < 64 << 20
-    assert httpx.get(service.url + "/readyz").status_code == 200
-    answered = httpx.get(service.url + "/metrics").text
+    assert FRESH.get(service.url + "/readyz").status_code == 200
+    answered = FRESH.get(service.url + "/metrics").text
     assert 'code="internal"' not in answered

@@ -7,14 +7,13 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import tritonclient.grpc as triton
 from eca_service import metrics
 from eca_service.triton import server
 
 from tests.deploy.observed import labels_asked_for, metrics_asked_for
 from tests.integration.callers import call
-from tests.integration.conftest import MODEL, ROOT, Service
+from tests.integration.conftest import FRESH, MODEL, ROOT, Service
 
 DOG = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
 # from Triton's documentation: they are shown where there is a GPU
@@ -49,11 +48,11 @@ def refuse_some(service: Service) -> None:
 
 
 def test_the_service_shows_what_is_asked_for(service: Service) -> None:
-    answer = httpx.post(service.url + "/v1/classify", content=DOG.read_bytes())
+    answer = FRESH.post(service.url + "/v1/classify", content=DOG.read_bytes())
     assert answer.status_code == 200
     refuse_some(service)
     asked = {name for name in metrics_asked_for() if name.startswith("eca_")}
-    scrape = httpx.get(service.url + "/metrics").text
+    scrape = FRESH.get(service.url + "/metrics").text
     assert len(asked) > 10
     assert asked - names(scrape) == set()
     samples = metrics.parse(scrape)
@@ -82,7 +81,7 @@ def test_triton_shows_what_is_asked_for(repository: Path, tmp_path: Path) -> Non
             except triton.InferenceServerException:
                 assert process.poll() is None, (tmp_path / "log").read_text()
             process_wait(process, 0.1)
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        text = FRESH.get(f"http://127.0.0.1:{port}/metrics").text
         shown = names(text)
         client.close()
     finally:

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.integration.conftest import ROOT, Service
+from tests.integration.conftest import FRESH, ROOT, Service
 
 POSTS = {
     "/v1/classify",
@@ -34,7 +33,7 @@ def service(undisturbed: Service) -> Service:
 
 @pytest.fixture(scope="module")
 def document(service: Service) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(service.url + "/openapi.json").json()
+    found: dict[str, Any] = FRESH.get(service.url + "/openapi.json").json()
     return found
 
 
@@ -54,7 +53,7 @@ def test_every_post_has_an_example(document: dict[str, Any]) -> None:
 def test_every_example_body_is_answered_as_shown(service: Service, document: dict[str, Any]) -> None:
     for path, operation in operations(document):
         example = operation["requestBody"]["content"]["application/json"]["example"]
-        answer = httpx.post(service.url + path, json=example, headers={"accept": "application/json"})
+        answer = FRESH.post(service.url + path, json=example, headers={"accept": "application/json"})
         assert answer.status_code == 200, f"{path}: {answer.text}"
         shown = operation["responses"]["200"]["content"]["application/json"]["example"]
         assert answer.json().keys() == shown.keys()
@@ -81,7 +80,7 @@ def test_every_curl_line_works(service: Service, document: dict[str, Any], tmp_p
 def test_the_error_shown_is_an_error(service: Service, document: dict[str, Any]) -> None:
     for path, operation in operations(document):
         shown = operation["responses"]["default"]["content"]["application/problem+json"]["example"]
-        answer = httpx.post(service.url + path, content=b"")
+        answer = FRESH.post(service.url + path, content=b"")
         assert answer.status_code == shown["status"]
         assert answer.json().keys() - {"error"} == shown.keys()
         assert json.dumps(shown).count(shown["code"]) == 2

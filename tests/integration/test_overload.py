@@ -10,11 +10,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import MODEL, start
+from tests.integration.conftest import FRESH, MODEL, start
 from tests.integration.test_service import golden_png
 from tests.integration.traffic import TURNED_AWAY, Load
 from tests.load import noop
@@ -66,7 +65,7 @@ def test_a_thousand_images_of_one_caller_leave_room_for_the_others(repository: P
         thread = threading.Thread(target=large)
         thread.start()
         try:
-            while "eca_inflight 1.0" not in httpx.get(running.url + "/metrics").text:
+            while "eca_inflight 1.0" not in FRESH.get(running.url + "/metrics").text:
                 assert time.monotonic() < started + 10
             while thread.is_alive():
                 asked = time.monotonic()

@@ -21,7 +21,7 @@ from eca_service.triton.server import free_port
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import FRESH, ROOT
 
 WALK = (ROOT / "service" / "docs" / "own-checkpoint.md").read_text()
 DEMO = ROOT / "build" / "demo"
@@ -95,7 +95,7 @@ def _await_ready(url: str) -> None:
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
+            if FRESH.get(f"{url}/readyz").status_code == 200:
                 return
         except httpx.HTTPError:
             pass

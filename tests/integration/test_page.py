@@ -13,14 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 import pytest
 from eca_service.keys import make
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
 from tests.integration.chromium import Browser, browser, missing
-from tests.integration.conftest import DEMO, MODEL, ROOT, Service, start
+from tests.integration.conftest import DEMO, FRESH, MODEL, ROOT, Service, start
 
 DOG = (ROOT / "build" / "demo" / "images" / "dog-2.jpg").read_bytes()
 SHIP = (ROOT / "build" / "demo" / "images" / "ship-1.jpg").read_bytes()
@@ -92,7 +91,7 @@ def test_a_picture_gets_its_label_and_its_map(
     assert "dog" in verdict
     script = "return [...document.querySelectorAll('.card[data-model]')].map((c) => c.querySelector('.says').innerText)"
     for model, says in zip(answered(chromium), chromium.run(script), strict=True):
-        best = httpx.post(f"{service.url}/v1/models/{model}/classify", content=DOG).json()["results"][0]["predictions"][
+        best = FRESH.post(f"{service.url}/v1/models/{model}/classify", content=DOG).json()["results"][0]["predictions"][
             0
         ]
         assert says.startswith(best["label"])
@@ -116,7 +115,7 @@ def test_the_map_is_drawn_where_the_service_says(chromium: Browser, service: Ser
     answered(chromium, "dog")
     assert "framed" in chromium.text("#notes")
     place = answered(chromium).index(MODEL)
-    found = httpx.post(
+    found = FRESH.post(
         f"{service.url}/v1/models/{MODEL}/explain?class=dog",
         content=out.getvalue(),
         headers={"accept": "application/json"},
@@ -246,7 +245,7 @@ def test_busy_is_told_and_tried_again(chromium: Browser, repository: Path, tmp_p
         running.await_ready()
         opened(chromium, running)
         with held(running, 8):
-            chromium.until(lambda: "eca_inflight 8.0" in httpx.get(running.url + "/metrics").text)
+            chromium.until(lambda: "eca_inflight 8.0" in FRESH.get(running.url + "/metrics").text)
             chromium.give(DOG, "dog.jpg")
             chromium.until(lambda: chromium.text("#notice-title"))
             assert chromium.text("#notice-title") == "The service is busy"
@@ -254,7 +253,7 @@ def test_busy_is_told_and_tried_again(chromium: Browser, repository: Path, tmp_p
         answered(chromium, "dog")
         assert chromium.text("#notice") == ""
         with held(running, 8):
-            chromium.until(lambda: "eca_inflight 8.0" in httpx.get(running.url + "/metrics").text)
+            chromium.until(lambda: "eca_inflight 8.0" in FRESH.get(running.url + "/metrics").text)
             chromium.give(SHIP, "ship.jpg")
             chromium.until(lambda: chromium.text("#notice-stop"))
             chromium.run("document.getElementById('notice-stop').click()")
@@ -307,7 +306,7 @@ def test_nothing_leaves_the_host_and_the_policy_is_strict(chromium: Browser, ser
     asked = [url for url in chromium.requests() if not url.startswith(("data:", "blob:"))]
     assert len(asked) > 5
     assert [url for url in asked if not url.startswith(service.url + "/")] == []
-    policy = httpx.get(service.url + "/").headers["content-security-policy"]
+    policy = FRESH.get(service.url + "/").headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     blocked: Any = chromium.run(

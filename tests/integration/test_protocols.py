@@ -32,7 +32,7 @@ from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, Reply, call, infer_request
-from tests.integration.conftest import MODEL, Service, start
+from tests.integration.conftest import FRESH, MODEL, Service, start
 from tests.integration.test_service import golden_png, triton_of
 
 all_protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -120,7 +120,7 @@ def test_over_the_limit_is_refused_at_once(
         assert codes == {"ok", "overloaded"}
         too_large = call(protocol, running, MODEL, [bytes(2 << 20)]).code
         assert too_large in {"body_too_large", "resource_exhausted"}, "gRPC refuses it before the service sees it"
-        text = httpx.get(running.url + "/metrics").text
+        text = FRESH.get(running.url + "/metrics").text
         assert 'eca_rejected_total{reason="overloaded"}' in text
         assert "eca_inflight 0.0" in text, "every permit was given back"
     finally:
@@ -157,16 +157,16 @@ def test_a_caller_that_leaves_frees_its_place(service: Service, repository: Path
     assert call("rest", service, MODEL, [good]).code == "ok"
     # the batch that had left before, the golden images that readiness asks for, and the request just now
     assert executions(service) - before <= 12
-    assert 'code="client_closed"' in httpx.get(service.url + "/metrics").text
+    assert 'code="client_closed"' in FRESH.get(service.url + "/metrics").text
 
 
 def await_gauge(service: Service, name: str, value: float) -> None:
     end = time.monotonic() + 10
     while time.monotonic() < end:
-        if f"{name} {value:.1f}\n" in httpx.get(service.url + "/metrics").text:
+        if f"{name} {value:.1f}\n" in FRESH.get(service.url + "/metrics").text:
             return
         time.sleep(0.02)
-    raise AssertionError(f"{name} did not become {value}: " + httpx.get(service.url + "/metrics").text)
+    raise AssertionError(f"{name} did not become {value}: " + FRESH.get(service.url + "/metrics").text)
 
 
 @pytest.mark.parametrize("module", [triton_http, triton_grpc], ids=["http", "grpc"])
@@ -240,7 +240,7 @@ def test_health_and_reflection(service: Service) -> None:
     ],
 )
 def test_what_is_no_inference_request(service: Service, body: bytes, headers: dict[str, str]) -> None:
-    answer = httpx.post(f"{service.url}/v2/models/{MODEL}/infer", content=body, headers=headers)
+    answer = FRESH.post(f"{service.url}/v2/models/{MODEL}/infer", content=body, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request"), answer.text
     assert answer.json()["error"].startswith("bad_request: ")
 
@@ -250,7 +250,7 @@ def test_lengths_that_lie(service: Service) -> None:
         tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
         head = json.dumps({"inputs": [tensor]}).encode()
         headers = {"inference-header-content-length": str(len(head))}
-        answer = httpx.post(f"{service.url}/v2/models/{MODEL}/infer", content=head + raw, headers=headers)
+        answer = FRESH.post(f"{service.url}/v2/models/{MODEL}/infer", content=head + raw, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (400, "bad_request"), answer.text
 
 
@@ -258,7 +258,7 @@ def test_a_compressed_bomb_is_too_large(service: Service) -> None:
     bomb = zlib.compress(bytes(200 << 20), 9)
     assert len(bomb) < 1 << 20
     for route in (f"/v2/models/{MODEL}/infer", "/v1/classify"):
-        answer = httpx.post(service.url + route, content=bomb, headers={"content-encoding": "deflate"}, timeout=30)
+        answer = FRESH.post(service.url + route, content=bomb, headers={"content-encoding": "deflate"}, timeout=30)
         assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
 
@@ -270,13 +270,13 @@ def test_large_answers_are_compressed_as_negotiated(
 ) -> None:
     route = f"{service.url}/v1/models/{MODEL}/classify"
     listed = {"images": [{"b64": base64.b64encode(golden_png(repository, MODEL)).decode()}] * 20}
-    answer = httpx.post(route, json=listed, headers={"accept-encoding": accepted})
+    answer = FRESH.post(route, json=listed, headers={"accept-encoding": accepted})
     assert answer.headers.get("content-encoding") == encoding
     assert len(answer.json()["results"]) == 20
     assert len(answer.content) > (3 if encoding else 1) * int(answer.headers["content-length"]) - 1
-    small = httpx.post(route, content=golden_png(repository, MODEL), headers={"accept-encoding": accepted})
+    small = FRESH.post(route, content=golden_png(repository, MODEL), headers={"accept-encoding": accepted})
     assert "content-encoding" not in small.headers
-    assert httpx.get(service.url + "/metrics", headers={"accept-encoding": accepted}).text.endswith("# EOF\n")
+    assert FRESH.get(service.url + "/metrics", headers={"accept-encoding": accepted}).text.endswith("# EOF\n")
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 
 from tests.integration.callers import call
-from tests.integration.conftest import MODEL, OTHER, Service, run, start
+from tests.integration.conftest import FRESH, MODEL, OTHER, Service, run, start
 from tests.integration.test_service import golden_png
 
 
@@ -36,7 +35,7 @@ def publish(repository: Path, version: int, damage: Callable[[dict[str, Any], Pa
 
 def served(service: Service) -> int:
     """The version that callers are told of."""
-    return int(httpx.get(f"{service.url}/v1/models/{MODEL}").json()["version"])
+    return int(FRESH.get(f"{service.url}/v1/models/{MODEL}").json()["version"])
 
 
 def until(condition: Callable[[], bool], service: Service, timeout_s: float = 20) -> None:
@@ -87,7 +86,7 @@ def test_a_new_version_takes_over(changing: tuple[Service, Path, list[str]]) -> 
     publish(repository, 2)
     until(lambda: served(service) == 2, service)
     until(lambda: loaded(service) == ["2"], service)
-    assert f'eca_model_ready{{model="{MODEL}",version="1"}}' not in httpx.get(f"{service.url}/metrics").text
+    assert f'eca_model_ready{{model="{MODEL}",version="1"}}' not in FRESH.get(f"{service.url}/metrics").text
     before = len(codes)
     until(lambda: len(codes) > before + 4, service)
     assert set(codes) == {"ok"}
@@ -111,7 +110,7 @@ def test_a_bad_version_is_refused(
     until(lambda: f"version {version} is refused" in service.log.read_text(), service)
     until(lambda: loaded(service) == ["2"], service)
     assert served(service) == 2
-    assert httpx.get(f"{service.url}/readyz").status_code == 200
+    assert FRESH.get(f"{service.url}/readyz").status_code == 200
     assert set(codes) == {"ok"}
 
 

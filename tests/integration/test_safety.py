@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import MODEL, Service, run, start
+from tests.integration.conftest import FRESH, MODEL, Service, run, start
 from tests.integration.test_reload import publish, served
 from tests.integration.test_service import golden_png
 
@@ -143,9 +143,9 @@ def test_what_is_open_and_what_is_not(safe: Service) -> None:
 
 def test_plain_connections_and_strangers_are_not_answered(safe: Service, folder: Path) -> None:
     with pytest.raises(httpx.HTTPError):
-        httpx.get(safe.url.replace("https", "http") + "/livez")
+        FRESH.get(safe.url.replace("https", "http") + "/livez")
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-        httpx.get(safe.url + "/livez")
+        FRESH.get(safe.url + "/livez")
     with grpc.insecure_channel(f"localhost:{safe.grpc_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.RpcError):

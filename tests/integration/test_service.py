@@ -26,7 +26,7 @@ from eca_service.triton.server import free_port
 from eca_service.triton.supervisor import remove_leftovers
 from PIL import Image
 
-from tests.integration.conftest import DEMO, MODEL, ROOT, Service, build, run, start
+from tests.integration.conftest import DEMO, FRESH, MODEL, ROOT, Service, build, run, start
 
 NETWORK = ROOT / "build" / "demo" / f"{MODEL}.safetensors"
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
@@ -46,13 +46,13 @@ def golden_png(repository: Path, model: str, index: int = 0) -> bytes:
 
 
 def test_answers_are_the_network_s(service: Service, repository: Path) -> None:
-    listed = httpx.get(service.url + "/v1/models").json()["models"]
+    listed = FRESH.get(service.url + "/v1/models").json()["models"]
     assert {model["name"] for model in listed} == {p.name for p in repository.iterdir()}
     for model in listed:
         contract = read(repository / model["name"] / "1")
         assert "head" not in model
         route = f"{service.url}/v1/models/{contract.name}/classify"
-        answer = httpx.post(route, params={"top_k": 10}, content=golden_png(repository, contract.name))
+        answer = FRESH.post(route, params={"top_k": 10}, content=golden_png(repository, contract.name))
         assert answer.status_code == 200
         scores = {p["index"]: p["score"] for p in answer.json()["results"][0]["predictions"]}
         expected = contract.golden.probabilities[0]
@@ -60,14 +60,14 @@ def test_answers_are_the_network_s(service: Service, repository: Path) -> None:
 
 
 def test_three_kinds_of_body_agree(service: Service, repository: Path) -> None:
-    model = httpx.get(service.url + "/v1/models").json()["models"][0]["name"]
+    model = FRESH.get(service.url + "/v1/models").json()["models"][0]["name"]
     images = [golden_png(repository, model, index) for index in (0, 1)]
     route = f"{service.url}/v1/models/{model}/versions/1/classify"
-    raw = [httpx.post(route, content=image).json()["results"][0] for image in images]
+    raw = [FRESH.post(route, content=image).json()["results"][0] for image in images]
     files = [("file", ("a.png", image, "image/png")) for image in images]
-    assert _close(httpx.post(route, files=files).json()["results"], raw)
+    assert _close(FRESH.post(route, files=files).json()["results"], raw)
     encoded = {"images": [{"b64": base64.b64encode(image).decode()} for image in images]}
-    assert _close(httpx.post(route, json=encoded).json()["results"], raw)
+    assert _close(FRESH.post(route, json=encoded).json()["results"], raw)
 
 
 def _close(one: list[dict[str, object]], other: list[dict[str, object]]) -> bool:
@@ -78,10 +78,10 @@ def _close(one: list[dict[str, object]], other: list[dict[str, object]]) -> bool
 
 
 def test_one_bad_image_harms_only_itself(service: Service, repository: Path) -> None:
-    model = httpx.get(service.url + "/v1/models").json()["models"][0]["name"]
+    model = FRESH.get(service.url + "/v1/models").json()["models"][0]["name"]
     good = base64.b64encode(golden_png(repository, model)).decode()
     body = {"images": [{"b64": good}, {"b64": base64.b64encode(b"no image").decode()}, {"b64": "?"}, {"b64": good}]}
-    answer = httpx.post(f"{service.url}/v1/models/{model}/classify", json=body)
+    answer = FRESH.post(f"{service.url}/v1/models/{model}/classify", json=body)
     assert answer.status_code == 200
     results = answer.json()["results"]
     assert [row.get("error", {}).get("code") for row in results] == [
@@ -111,36 +111,36 @@ def test_one_bad_image_harms_only_itself(service: Service, repository: Path) -> 
     ],
 )
 def test_errors(service: Service, path: str, content: bytes, headers: dict[str, str], status: int, code: str) -> None:
-    answer = httpx.post(service.url + path, content=content, headers=headers | {"x-request-id": "mine"})
+    answer = FRESH.post(service.url + path, content=content, headers=headers | {"x-request-id": "mine"})
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-request-id"] == "mine"
 
 
 def test_chunked_body_over_the_limit(service: Service) -> None:
-    answer = httpx.post(service.url + "/v1/classify", content=(b"x" * (1 << 20) for _ in range(40)))
+    answer = FRESH.post(service.url + "/v1/classify", content=(b"x" * (1 << 20) for _ in range(40)))
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
 
 def test_deadline(service: Service, repository: Path) -> None:
     out = io.BytesIO()
     Image.fromarray(np.zeros((4000, 4000, 3), np.uint8)).save(out, "PNG")
-    answer = httpx.post(
+    answer = FRESH.post(
         service.url + "/v1/classify", content=out.getvalue(), headers={"x-request-timeout-ms": "1"}, timeout=30
     )
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
 
 
 def test_metrics_and_stamps(service: Service, repository: Path) -> None:
-    answer = httpx.post(f"{service.url}/v1/models/{MODEL}/classify", content=golden_png(repository, MODEL))
+    answer = FRESH.post(f"{service.url}/v1/models/{MODEL}/classify", content=golden_png(repository, MODEL))
     assert "infer;dur=" in answer.headers["server-timing"]
     assert set(answer.json()["timing_ms"]) == {"decode", "queue", "infer", "total"}
-    httpx.get(service.url + "/no/such/path")
-    text = httpx.get(service.url + "/metrics").text
+    FRESH.get(service.url + "/no/such/path")
+    text = FRESH.get(service.url + "/metrics").text
     assert f'eca_model_ready{{model="{MODEL}",version="1"}} 1.0' in text
     assert f'eca_requests_total{{code="ok",model="{MODEL}",protocol="http"}}' in text
     assert "such" not in text, "an unknown path must not make a series"
-    assert httpx.get(service.url + "/docs").status_code == 200
+    assert FRESH.get(service.url + "/docs").status_code == 200
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not beside the repository")
@@ -203,14 +203,14 @@ def test_missing_engine_is_told_and_the_others_serve(repository: Path, tmp_path:
     try:
         image, end = golden_png(repository, MODEL), time.monotonic() + 30
         running.await_ready("/livez")
-        while (answer := httpx.post(f"{running.url}/v1/models/{MODEL}/classify", content=image)).status_code != 200:
+        while (answer := FRESH.post(f"{running.url}/v1/models/{MODEL}/classify", content=image)).status_code != 200:
             assert time.monotonic() < end, answer.text
             time.sleep(0.2)
-        while "model.onnx" not in (ready := httpx.get(running.url + "/readyz")).json()["reasons"]["broken"]:
+        while "model.onnx" not in (ready := FRESH.get(running.url + "/readyz")).json()["reasons"]["broken"]:
             assert time.monotonic() < end, ready.text
             time.sleep(0.2)
         assert (ready.status_code, list(ready.json()["reasons"])) == (503, ["broken"])
-        answer = httpx.post(running.url + "/v1/models/broken/classify", content=image)
+        answer = FRESH.post(running.url + "/v1/models/broken/classify", content=image)
         assert (answer.status_code, answer.json()["code"]) == (503, "model_not_ready")
     finally:
         running.process.send_signal(signal.SIGTERM)
@@ -224,17 +224,17 @@ def test_slow_body_meets_the_deadline(service: Service) -> None:
             time.sleep(0.1)
 
     headers = {"x-request-timeout-ms": "300"}
-    answer = httpx.post(service.url + "/v1/classify", content=dribble(), headers=headers)
+    answer = FRESH.post(service.url + "/v1/classify", content=dribble(), headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
 
 
 def test_impatient_callers_do_not_spoil_the_others(service: Service, repository: Path) -> None:
     image, url = golden_png(repository, MODEL), f"{service.url}/v1/models/{MODEL}/classify?top_k=1"
-    expected = httpx.post(url, content=image).json()["results"]
+    expected = FRESH.post(url, content=image).json()["results"]
 
     def post(index: int) -> httpx.Response:
         headers = {"x-request-timeout-ms": "6"} if index % 2 else {}
-        return httpx.post(url, content=image, headers=headers, timeout=30)
+        return FRESH.post(url, content=image, headers=headers, timeout=30)
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(post, range(200)))
@@ -282,7 +282,7 @@ def test_photographs_get_the_right_label(service: Service, weights: Path) -> Non
     """A network of 88 % accuracy gets fewer than 43 of 60 unseen images right once in a hundred thousand times."""
     hits = 0
     for path in sorted((weights.parent / "images").iterdir()):
-        answer = httpx.post(f"{service.url}/v1/models/{weights.stem}/classify?top_k=1", content=path.read_bytes())
+        answer = FRESH.post(f"{service.url}/v1/models/{weights.stem}/classify?top_k=1", content=path.read_bytes())
         hits += answer.json()["results"][0]["predictions"][0]["label"] == path.name.partition("-")[0]
     assert hits >= 43
 
@@ -330,16 +330,16 @@ def triton_of(service: Service) -> int:
 def test_triton_killed_comes_back(service: Service, repository: Path) -> None:
     image = golden_png(repository, MODEL)
     os.kill(triton_of(service), signal.SIGKILL)
-    answer = httpx.post(service.url + "/v1/classify", content=image)
+    answer = FRESH.post(service.url + "/v1/classify", content=image)
     assert answer.status_code in {200, 503}, answer.text
     codes = set()
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        answer = httpx.post(service.url + "/v1/classify", content=image)
+        answer = FRESH.post(service.url + "/v1/classify", content=image)
         codes.add(answer.status_code)
         if answer.status_code == 200 and 503 in codes:
             break
-        assert httpx.get(service.url + "/livez").status_code == 200
+        assert FRESH.get(service.url + "/livez").status_code == 200
         time.sleep(0.05)
     assert codes == {200, 503}
     service.await_ready()

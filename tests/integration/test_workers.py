@@ -13,7 +13,7 @@ import grpc
 import httpx
 
 from tests.integration.callers import call
-from tests.integration.conftest import MODEL, Service, start
+from tests.integration.conftest import FRESH, MODEL, Service, start
 from tests.integration.test_service import alive, golden_png
 from tests.integration.traffic import Load
 
@@ -39,7 +39,7 @@ def answered(service: Service) -> float:
 
 def scrape(service: Service) -> str:
     """/metrics, over a connection of its own."""
-    return httpx.get(service.url + "/metrics").text
+    return FRESH.get(service.url + "/metrics").text
 
 
 def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:
             assert time.monotonic() < end, running.log.read_text()
             time.sleep(0.05)
         load.until(60)
-        assert httpx.get(running.url + "/readyz").status_code == 200
+        assert FRESH.get(running.url + "/readyz").status_code == 200
         codes = load.end()
         assert set(codes) == {"ok"}, codes
         after = workers_of(running)
@@ -124,7 +124,7 @@ def test_callers_are_spread(repository: Path, tmp_path: Path) -> None:
     try:
         running.await_ready()
         end = time.monotonic() + 30
-        while "worker 1" in httpx.get(running.url + "/readyz").text or len(workers_of(running)) < 2:
+        while "worker 1" in FRESH.get(running.url + "/readyz").text or len(workers_of(running)) < 2:
             assert time.monotonic() < end
             time.sleep(0.1)
         before = {pid: _connections(pid) for pid in workers_of(running)}

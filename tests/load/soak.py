@@ -32,7 +32,7 @@ import httpx
 from tritonclient.grpc import service_pb2_grpc
 
 from tests.integration.callers import call, infer_request
-from tests.integration.conftest import MODEL, ROOT, Service, start
+from tests.integration.conftest import FRESH, MODEL, ROOT, Service, start
 from tests.integration.test_protocols import slow_image
 
 # Has every Python process of the service tell, when it is asked by SIGUSR1, how many asyncio tasks it has.
@@ -185,7 +185,7 @@ class Traffic:
         return "refused"
 
     def _unknown(self, draw: random.Random) -> str:
-        return str(httpx.get(f"{self._service.url}/{draw.randrange(10**9)}").status_code)
+        return str(FRESH.get(f"{self._service.url}/{draw.randrange(10**9)}").status_code)
 
 
 def huge_png() -> bytes:
@@ -226,7 +226,7 @@ def held(service: Service, folder: Path) -> Held:
     while (now := len(list(Path(f"/proc/{pid}/fd").iterdir()))) != settled and time.monotonic() < end:
         settled = now
         time.sleep(1)
-    inflight = re.search(r"^eca_inflight (\S+)", httpx.get(service.url + "/metrics").text, re.MULTILINE)
+    inflight = re.search(r"^eca_inflight (\S+)", FRESH.get(service.url + "/metrics").text, re.MULTILINE)
     assert inflight
     return Held(
         descriptors=settled,

@@ -23,7 +23,8 @@ def test_it(reason):
 def test_a_required_skip_fails(tmp_path: Path, options: list[str], outcome: str) -> None:
     file = tmp_path / "test_it.py"
     file.write_text(TEST)
-    command = ["-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "-p", "no:schemathesis", "--rootdir", str(tmp_path)]
+    quick = ["-p", "no:cacheprovider", "-p", "no:schemathesis", "-p", "no:hypothesispytest"]
+    command = ["-m", "pytest", "-q", "-p", "tests.conftest", *quick, "--rootdir", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, *command, "-c", "/dev/null", str(file), *options],
         cwd=ROOT,
