@@ -36,4 +36,4 @@ def test_verdict() -> None:
 def test_nothing_grows_and_nothing_is_left(repository: Path) -> None:
     """`make soak` does so for half an hour, with shorter pauses, which would leave the other tests no room."""
     lines: list[str] = []
-    assert soak(repository, 2, lines.append, pause_s=0.1) == [], "\n".join(lines)
+    assert soak(repository, 1.25, lines.append, pause_s=0.1) == [], "\n".join(lines)
