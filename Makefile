@@ -9,6 +9,8 @@ FUZZ_S ?= 300
 PROCESSES ?= 3
 DEMO := $(sort $(wildcard build/demo/*.safetensors))
 
+unexport PYTHONDONTWRITEBYTECODE # some images set it: each process would compile two thousand modules anew
+
 .DEFAULT_GOAL := help
 .PHONY: help serve models test bench test-deploy fuzz soak lint clean
 

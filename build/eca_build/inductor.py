@@ -102,6 +102,7 @@ def _build(source: str, target: str, max_batch: int) -> None:
     choices = {
         "cpp.dynamic_threads": True,  # their number is the server's to choose, not this machine's
         "cpp.vec_isa_ok": True,  # what the CPU has the compiler knows; to try each set takes a quarter of the time
+        "aot_inductor.compile_wrapper_opt_level": "O0",  # it only calls kernels
         "aot_inductor.precompile_headers": False,  # for one package they cost more than they save, and 100s of MB stay
     }
     with _fastest_kernels(program, max_batch):
