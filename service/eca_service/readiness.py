@@ -66,12 +66,15 @@ class Readiness:
     async def watch(self) -> None:
         """Runs until cancelled."""
         loop = asyncio.get_running_loop()
-        next_check = 0.0
+        next_check, turn = 0.0, 0
         while True:
             added = await self._triton.look()
             if added or self._wake.is_set() or loop.time() >= next_check:
+                all_images = added or self._wake.is_set()
                 self._wake.clear()
-                await asyncio.gather(*map(self._check, self._registry.models.values()))
+                turn += 1
+                models = self._registry.models.values()
+                await asyncio.gather(*(self._check(model, None if all_images else turn) for model in models))
                 next_check = loop.time() + (RETRY_EVERY_S if self.reasons else CHECK_EVERY_S)
             try:
                 await self._rollout.follow()
@@ -83,13 +86,13 @@ class Readiness:
             except (TimeoutError, asyncio.TimeoutError):
                 continue
 
-    async def _check(self, model: Model) -> None:
+    async def _check(self, model: Model, turn: int | None) -> None:
         contract, name = model.contract, model.contract.name
         reason = ""
         try:
             slots = await self._triton.load(contract, model.folder.parent, self._rollout.versions(model))
             self._engines.of(contract).slots = slots
-            await self._engines.golden(model)
+            await self._engines.golden(model, None if model.folder in self._reasons else turn)
         except ServiceError as error:
             reason = error.detail
             if self._reasons.get(model.folder) != reason:
