@@ -9,6 +9,7 @@ import onnx
 from onnx.inliner import inline_local_functions
 
 DOMAIN = "eca"  # of the custom nodes; here, for what reads files needs no torch
+
 # What each node computes before the residual and the ReLU, in ONNX's text format.
 BODIES = {
     "FusedECA": (

@@ -10,14 +10,14 @@ from pathlib import Path
 from eca_build.errors import BuildError
 
 STILL_S = 60.0  # none of our engines waits this long for anything
-LEAST_S = 0.5  # of processor time: threads that wait for each other still look whether they may go on
+LEAST = 0.05  # of a core: threads that wait for each other still look whether they may go on, which takes up to 0.01
 
 
 def run(command: Sequence[str], failure: str) -> None:
-    """Runs `command` to its end, however long it works.
+    """Runs `command` to its end, however long it works; what it prints is not kept.
 
-    Raises BuildError, which begins with `failure` and ends with the process's last line, where it fails, and where it
-    does nothing for STILL_S seconds.
+    Raises BuildError, which begins with `failure`: with the process's last line on stderr where it fails, and where it
+    uses less than LEAST of a core for STILL_S seconds, after which it is ended.
     """
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         worked = 0.0
@@ -28,7 +28,7 @@ def run(command: Sequence[str], failure: str) -> None:
                     break
                 except subprocess.TimeoutExpired:
                     before, worked = worked, _processor_s(process.pid)
-                    if worked - before < LEAST_S:
+                    if worked - before < LEAST * STILL_S:
                         raise BuildError(
                             f"{failure}: it did nothing for {STILL_S:.0f} s and was ended; build again"
                         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -58,4 +57,3 @@ async def test_every_image_has_its_turn(service: Service, repository: Path) -> N
             await engines.golden(model)
     finally:
         await triton.close()
-        await asyncio.sleep(0)
