@@ -45,8 +45,9 @@ def missing() -> str | None:
 class Browser:
     """One page in one browser of its own."""
 
-    def __init__(self, driver: webdriver.Chrome) -> None:
+    def __init__(self, driver: webdriver.Chrome, folder: Path) -> None:
         self.driver = driver
+        self.folder = folder  # where the files lie that are chosen
 
     def open(self, url: str, width: int = 1280, scheme: Scheme = "light") -> None:
         """Shows `url`, as wide as asked for, to a reader of light or dark pages; below 500 pixels on a touch screen."""
@@ -73,11 +74,9 @@ class Browser:
     def give(self, content: bytes, name: str, how: Literal["drop", "paste", "choose"] = "drop") -> None:
         """Hands the page a file as a person would; a drop without a name carries no file."""
         if how == "choose":
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, name)
-                path.write_bytes(content)
-                self.driver.find_element("id", "file").send_keys(str(path))
-                time.sleep(0.2)  # the page reads it while it is there
+            path = self.folder / name
+            path.write_bytes(content)
+            self.driver.find_element("id", "file").send_keys(str(path))
             return
         kind = "image/jpeg" if name.endswith(".jpg") else "text/plain"
         self.run(DROP, base64.b64encode(content).decode(), name, kind, how)
@@ -130,7 +129,9 @@ class Browser:
 @contextmanager
 def browser(flags: Sequence[str] = ()) -> Iterator[Browser]:
     """A browser with a profile of its own, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="eca-chromium-", ignore_cleanup_errors=True) as profile:
+    with tempfile.TemporaryDirectory(prefix="eca-chromium-", ignore_cleanup_errors=True) as folder:
+        profile, chosen = Path(folder, "profile"), Path(folder, "chosen")
+        chosen.mkdir()
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or "chromium"
         for flag in (*FLAGS, f"--user-data-dir={profile}", *flags):
@@ -138,7 +139,7 @@ def browser(flags: Sequence[str] = ()) -> Iterator[Browser]:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         driver = webdriver.Chrome(options, Driver(shutil.which("chromedriver")))
         try:
-            yield Browser(driver)
+            yield Browser(driver, chosen)
         finally:
             try:
                 driver.quit()

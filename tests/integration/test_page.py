@@ -180,6 +180,27 @@ def test_a_text_file_is_an_error_in_words(chromium: Browser, service: Service) -
     chromium.until(lambda: chromium.text("#notice-title") == "That is no file")
 
 
+def test_a_file_that_goes_is_still_answered(chromium: Browser, service: Service) -> None:
+    """The page holds what it has read; what it can read no more is a sentence."""
+    opened(chromium, service)
+    keep = "addEventListener('change', (event) => { window.kept = event.target.files[0] }, { capture: true })"
+    chromium.run(keep)
+    chromium.give(DOG, "dog.jpg", "choose")
+    answered(chromium, "dog")
+    (chromium.folder / "dog.jpg").unlink()
+    chromium.run("const w = document.getElementById('wanted'); w.value = 3; w.dispatchEvent(new Event('change'))")
+    answered(chromium, "cat")
+    again = """
+      const carried = new DataTransfer();
+      carried.items.add(window.kept);
+      document.querySelector("main").dispatchEvent(new DragEvent("drop", { dataTransfer: carried, bubbles: true }));
+    """
+    chromium.run(again)
+    chromium.until(lambda: chromium.text("#notice-title") == "The file cannot be read")
+    assert "The file dog.jpg was moved" in chromium.text("#notice-text")
+    assert chromium.text("#answer") == ""
+
+
 def test_what_was_done_to_the_picture_is_told(chromium: Browser, service: Service) -> None:
     turned, exif, out = Image.open(io.BytesIO(DOG)).rotate(90), Image.Exif(), io.BytesIO()
     exif[0x0112] = 6

@@ -156,11 +156,15 @@ async function look(file) {
   at("verdict").textContent = "Looking …";
   at("notes").replaceChildren();
   at("controls").hidden = true;
-  const picture = createImageBitmap(file).catch(() => null);
+  const reading = read(file);
+  const picture = reading.then(createImageBitmap).catch(() => null);
   at("cards").replaceChildren(waitingCard(picture));
   at("cards").dataset.count = 1;
   try {
-    const found = await (await ask("v1/compare?top_k=5", { body: file, signal })).json();
+    const held = await reading;
+    signal.throwIfAborted();
+    state.file = held;
+    const found = await (await ask("v1/compare?top_k=5", { body: held, signal })).json();
     if (found.results.some((row) => !state.contracts.has(row.model))) await learnModels(signal);
     state.picture = (await picture) ?? (await drawnByService(found, signal));
     signal.throwIfAborted();
@@ -173,6 +177,20 @@ async function look(file) {
     if (error instanceof Problem) tell(error);
     else if (signal.aborted) show({ kind: "wait", title: "Stopped", text: "Your picture was not answered.", again: true });
     else throw error;
+  }
+}
+
+// The file's content, held here: its file may be moved or deleted before the last question about it is asked.
+async function read(file) {
+  try {
+    return new File([await file.arrayBuffer()], file.name, { type: file.type });
+  } catch {
+    throw new Problem({
+      code: "unreadable",
+      title: "The file cannot be read",
+      detail: `The file ${file.name} was moved, deleted or changed, or may not be read.`,
+      advice: "Choose it again.",
+    });
   }
 }
 
