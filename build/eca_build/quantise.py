@@ -1,8 +1,8 @@
 """A float32 ONNX model as int8: explicit QuantizeLinear and DequantizeLinear, with ranges calibrated on images.
 
-The integers are the convolutions', the activations' behind them and the additions' of the shortcuts. Float32 stay the
-first convolution, which sees the pixels, the gate of the attention, the classifier and the softmax; so do the types of
-the model's input and outputs. Custom nodes stay as they are.
+The integers are the convolutions', the activations' behind them, the additions' of the shortcuts and the classifier's.
+Float32 stay the gate of the attention, what the classifier answers and the softmax; so do the types of the model's
+input and outputs. Custom nodes stay as they are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from eca_build.errors import BuildError
 from eca_build.lowering import custom_nodes_as_functions, restore_custom_nodes
 
+CLASSIFIER = "Gemm"
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -33,17 +35,20 @@ class Scheme:
     sum of two products leaves the 16 bits in which CPUs without VNNI keep it, so that the integers are the same on
     every CPU. `operators` are ONNX's names of what is quantised; a ReLU goes with what is before it. The bias is int32,
     or float32 where `float_bias`. Where not `outputs`, results of operators stay float32 until another one takes them.
+    Where not `ends`, the convolution that sees the pixels and the classifier stay float32.
     """
 
     activations: Literal["uint8", "int8"]
     weight_bits: Literal[7, 8]
-    operators: tuple[str, ...] = ("Conv", "Relu", "Clip", "Add")
+    operators: tuple[str, ...] = ("Conv", "Relu", "Clip", "Add", CLASSIFIER)
     float_bias: bool = False
     outputs: bool = True
+    ends: bool = True
 
 
 CPU = Scheme("uint8", 7)
-TENSORRT = Scheme("int8", 8, float_bias=True, outputs=False)  # it reads no zero points and no integer biases
+# it reads no zero points and no integer biases
+TENSORRT = Scheme("int8", 8, float_bias=True, outputs=False, ends=False)
 
 
 def quantise(source: Path, target: Path, images: NDArray[np.uint8], scheme: Scheme = CPU) -> None:
@@ -54,7 +59,7 @@ def quantise(source: Path, target: Path, images: NDArray[np.uint8], scheme: Sche
     """
     model = onnx.load(source)
     names = {node.name for node in model.graph.node if node.op_type in scheme.operators}
-    kept = _kept_float(model)
+    kept = _gates(model) if scheme.ends else _gates(model) | _ends(model)
     if not names - kept:
         raise BuildError(
             "the network has nothing that --precision int8 would turn into integers; use another precision"
@@ -77,7 +82,8 @@ def quantise(source: Path, target: Path, images: NDArray[np.uint8], scheme: Sche
                 "ActivationSymmetric": scheme.activations == "int8",
                 "WeightSymmetric": True,
                 "QuantizeBias": not scheme.float_bias,
-                "OpTypesToExcludeOutputQuantization": [] if scheme.outputs else list(scheme.operators),
+                # in 256 steps what the classifier answers would be no probabilities worth to be told
+                "OpTypesToExcludeOutputQuantization": [CLASSIFIER] if scheme.outputs else list(scheme.operators),
             },
         )
         result = onnx.load(quantised)
@@ -85,13 +91,19 @@ def quantise(source: Path, target: Path, images: NDArray[np.uint8], scheme: Sche
     onnx.save(result, target)
 
 
-def _kept_float(model: onnx.ModelProto) -> set[str]:
-    """Names of the nodes that stay float32: the convolution that sees the pixels, and those of the gates.
+def _ends(model: onnx.ModelProto) -> set[str]:
+    """Names of the convolution that sees the pixels and of the classifier."""
+    first = next((node.name for node in model.graph.node if node.op_type == "Conv"), "")
+    return {first} | {node.name for node in model.graph.node if node.op_type == CLASSIFIER}
+
+
+def _gates(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes of the gates.
 
     A gate ends in a sigmoid and begins where the map is pooled, over positions or, in CBAM, over channels.
     """
     makers = {output: node for node in model.graph.node for output in node.output}
-    kept = {next((node.name for node in model.graph.node if node.op_type == "Conv"), "")}
+    kept = set[str]()
     waiting = [node for node in model.graph.node if node.op_type == "Sigmoid"]
     while waiting:
         node = waiting.pop()

@@ -71,11 +71,13 @@ def sample() -> NDArray[np.uint8]:
 
 
 def asked(service: Service, name: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Triton's own answers."""
+    """Triton's own answers, when asked for nothing else, as the gateway does."""
     tensor = grpc.InferInput("image", pixels.shape, "UINT8")
     tensor.set_data_from_numpy(pixels)
     with grpc.InferenceServerClient(f"127.0.0.1:{service.triton_port}") as client:
-        answers: NDArray[np.float32] = client.infer(name, [tensor]).as_numpy("probabilities")
+        answers: NDArray[np.float32] = client.infer(
+            name, [tensor], outputs=[grpc.InferRequestedOutput("probabilities")]
+        ).as_numpy("probabilities")
         return answers
 
 

@@ -53,7 +53,7 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
     return {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
 
-def test_tensors_keep_their_types_and_the_ends_stay_float(model: Path, int8: Path) -> None:
+def test_tensors_keep_their_types_and_the_gates_stay_float(model: Path, int8: Path) -> None:
     before, after = onnx.load(model), onnx.load(int8)
     assert [info.type for info in (*before.graph.input, *before.graph.output)] == [
         info.type for info in (*after.graph.input, *after.graph.output)
@@ -62,11 +62,13 @@ def test_tensors_keep_their_types_and_the_ends_stay_float(model: Path, int8: Pat
     convolutions = [node for node in after.graph.node if node.op_type == "Conv"]
     as_float = [node for node in convolutions if kinds.get(node.input[1]) == TensorProto.FLOAT]
     shapes = {tensor.name: list(tensor.dims) for tensor in after.graph.initializer}
-    # 6 blocks: the stem and six gates, of one axis; two convolutions a block are int8
-    assert [len(shapes[node.input[1]]) for node in as_float] == [4] + [3] * 6
-    assert as_float[0] is convolutions[0]
-    assert len(convolutions) - len(as_float) == 12
-    assert kinds[next(node for node in after.graph.node if node.op_type == "Gemm").input[1]] == TensorProto.FLOAT
+    # 6 blocks: six gates, of one axis, stay; the stem and two convolutions a block are int8, and so is the classifier
+    assert [len(shapes[node.input[1]]) for node in as_float] == [3] * 6
+    assert len(convolutions) - len(as_float) == 13
+    classifier = next(node for node in after.graph.node if node.op_type == "Gemm")
+    assert classifier.input[1] not in kinds, "it comes from integers"
+    readers = [node.op_type for node in after.graph.node if classifier.output[0] in node.input]
+    assert readers == ["Softmax"], "what it answers is no integer"
 
 
 def test_weights_have_a_scale_a_channel_and_seven_bits(int8: Path) -> None:
@@ -78,7 +80,7 @@ def test_weights_have_a_scale_a_channel_and_seven_bits(int8: Path) -> None:
         for node in model.graph.node
         if node.op_type == "DequantizeLinear" and node.input[0] in held and held[node.input[0]].ndim == 4
     ]
-    assert len(weights) == 12
+    assert len(weights) == 13
     for values, scales, zeros in weights:
         assert (values.dtype, scales.shape, set(zeros.tolist())) == (np.int8, values.shape[:1], {0})
         assert 2 * 255 * np.abs(values.astype(int)).max() < 2**15
@@ -138,6 +140,8 @@ def test_tensorrt_s_scheme(model: Path, sample: NDArray[np.uint8], tmp_path: Pat
         assert held[node.input[2]].dtype == np.int8
         assert not held[node.input[2]].any()
     assert {array.dtype.name for array in held.values()} == {"int8", "float32", "int64"}
+    ends = [next(node for node in after.graph.node if node.op_type == kind) for kind in ("Conv", "Gemm")]
+    assert [held[node.input[1]].dtype.name for node in ends] == ["float32"] * 2, "the stem and the classifier stay"
     got = verify.answers(tmp_path / "int8.onnx", sample)
     assert (got.argmax(1) == verify.answers(model, sample).argmax(1)).mean() >= 0.95
 

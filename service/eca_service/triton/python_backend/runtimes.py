@@ -54,9 +54,15 @@ def open_openvino(engine: str, precision: str, threads: int) -> Engine:
 
     core = openvino.Core()
 
-    def compiled(streams: int, images: int) -> Any:
-        """For so many images at once: where the compiler does not know how many, it is a fifth slower."""
+    def compiled(streams: int, images: int, kept: tuple[str, ...] = OUTPUTS) -> Any:
+        """For so many images at once: where the compiler does not know how many, it is a fifth slower.
+
+        What only other outputs than the `kept` ones need is not computed.
+        """
         model = core.read_model(engine)
+        for output in model.outputs:
+            if output.get_any_name() not in kept:
+                model.remove_result(output.node)
         model.reshape([images, *[axis.get_length() for axis in list(model.input(INPUT).partial_shape)[1:]]])
         settings = {
             "INFERENCE_NUM_THREADS": threads,
@@ -85,8 +91,13 @@ def open_openvino(engine: str, precision: str, threads: int) -> Engine:
     together = asked([lone])
     # OpenVINO's binding sets itself up in its first call; two threads in it at once can wait for each other for ever.
     together(OUTPUTS[:1], np.zeros(list(lone.input(INPUT).shape), np.uint8))
-    streams = [compiled(threads, images) for images in (1, 2)]
-    return Engine(together, [asked(streams) for _ in range(threads)], at_once=len(streams))
+    streams = [compiled(threads, images, OUTPUTS[:1]) for images in (1, 2)]
+
+    def alone() -> Run:
+        usual, whole = asked(streams), asked([lone])
+        return lambda names, images: (usual if names == OUTPUTS[:1] else whole)(names, images)
+
+    return Engine(together, [alone() for _ in range(threads)], at_once=len(streams))
 
 
 def open_inductor(engine: str, threads: int) -> Engine:
