@@ -188,7 +188,7 @@ async function read(file) {
     throw new Problem({
       code: "unreadable",
       title: "The file cannot be read",
-      detail: `The file ${file.name} was moved, deleted or changed, or may not be read.`,
+      detail: `The file ${file.name} was moved, deleted or changed, may not be read, or is too large for this browser.`,
       advice: "Choose it again.",
     });
   }
