@@ -54,10 +54,11 @@ class _Entry:
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """`began` is when the engine took it: as it was sent, or as the batch before it ended."""
+    """`began` is when the engine took it: as it was sent, or as a batch before it ended; `ends` is the prediction."""
 
     entries: list[_Entry]
     began: float
+    ends: float
 
 
 @dataclass(slots=True)
@@ -82,18 +83,21 @@ class Batcher:
     wanted beside the probabilities, the traces that the images belong to. Images that want the same outputs share a
     batch; the others wait their turn. `slots` batches, each of at most `max_batch` images, are with the engine at once,
     and one more waits there, if it has half of what is worthwhile, so that no engine idles while an answer travels.
+    An engine of several `threads`, each of which runs images of its own, gets more while all that is here leaves
+    threads idle: to wait for each other would gain these few nothing.
     """
 
-    def __init__(self, name: str, run: Run, max_batch: int, slots: int) -> None:
+    def __init__(self, name: str, run: Run, max_batch: int, slots: int, threads: int = 1) -> None:
         self.max_batch = max_batch
         self.slots = slots
+        self.threads = threads
         self.costs = Costs()
         self.totals = Totals()
         self._run = run
         self._queue: list[_Entry] = []  # by `due`
         self._turns: set[Turn] = set()
-        self._running: dict[asyncio.Task[None], float] = {}  # and when each is expected to end
-        self._ahead: _Batch | None = None
+        self._running: dict[asyncio.Task[None], _Batch] = {}
+        self._ahead: _Batch | None = None  # the one of them that the engine has not begun
         self._depth = metrics.queue_depth.labels(name)
         self._batch_size = metrics.batch_size.labels(name)
 
@@ -142,29 +146,40 @@ class Batcher:
 
     def _free_at(self) -> float:
         """When the engine will begin a batch that is sent now; in the past where it is free."""
-        ends = sorted(self._running.values())
+        ends = sorted(batch.ends for batch in self._running.values())
         return ends[len(ends) - self.slots] if len(ends) >= self.slots else 0.0
 
     def _dispatch(self) -> None:
         while self._has_room() and (entries := self._next()):
-            batch = _Batch(entries, began=time.perf_counter())  # uvloop's own clock counts whole milliseconds
-            if len(self._running) >= self.slots:
+            now = time.perf_counter()  # uvloop's own clock counts whole milliseconds
+            at_once = len(self._running) < self.slots or self._threads_idle(len(entries))
+            starts = now if at_once else max(now, self._free_at())
+            batch = _Batch(entries, now, starts + self.costs.seconds(len(entries)))
+            if not at_once:
                 self._ahead = batch
-            ends = max(batch.began, self._free_at()) + self.costs.seconds(len(entries))
             task = asyncio.create_task(self._answer(batch))
-            self._running[task] = ends
+            self._running[task] = batch
             task.add_done_callback(self._ended)
         self._depth.set(len(self._queue))
 
     def _has_room(self) -> bool:
         if len(self._running) < self.slots:
             return True
-        return len(self._running) == self.slots and 2 * len(self._queue) >= self._most
+        if self._threads_idle(len(self._queue) + self.coming):
+            return True
+        return not self._ahead and 2 * len(self._queue) >= self._most
+
+    def _threads_idle(self, images: int) -> bool:
+        """Whether the engine has one for each of so many images more."""
+        there = sum(len(batch.entries) for batch in self._running.values())
+        return there + images <= self.slots * self.threads
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
+        batch = self._running.pop(task)
         if self._ahead:
-            self._ahead.began, self._ahead = time.perf_counter(), None
+            if self._ahead is not batch:
+                self._ahead.began = time.perf_counter()
+            self._ahead = None
         self._dispatch()
 
     def _next(self) -> list[_Entry]:

@@ -22,8 +22,10 @@ GOLDEN_S = 10.0
 class Engines:
     """The batchers of all versions in use, made when they are first asked for."""
 
-    def __init__(self, triton: Triton, tracing: Tracing) -> None:
+    def __init__(self, triton: Triton, tracing: Tracing, threads: int = 1) -> None:
+        """`threads` are those of an engine on a CPU, where that is known."""
         self._triton = triton
+        self._threads = threads
         self._tracing = tracing
         self._batchers: dict[tuple[str, int], Batcher] = {}
 
@@ -38,7 +40,8 @@ class Engines:
                 with self._tracing.infer(traces) as metadata:
                     return await self._triton.infer(images, contract, deadline, further, metadata)
 
-            self._batchers[key] = Batcher(contract.name, run, contract.max_batch, slots=1)
+            threads = self._threads if contract.engine == "onnx" else 1
+            self._batchers[key] = Batcher(contract.name, run, contract.max_batch, slots=1, threads=threads)
         return self._batchers[key]
 
     def drop(self, contract: Contract) -> None:

@@ -40,7 +40,9 @@ class Settings(BaseSettings):
         False,
         description="Triton sees this machine's /dev/shm, so tensors travel there; always so where it is embedded",
     )
-    triton_threads: int | None = Field(None, ge=1, le=256, description="threads an engine runs on")
+    triton_threads: int | None = Field(
+        None, ge=1, le=256, description="threads an engine on a CPU runs on; a gateway alone is to be told its Triton's"
+    )
     triton_log: Path = Field(Path(".cache/triton.log"), description="log file of the embedded Triton")
     repository: Path = Field(Path("model_repository"), description="model repository")
     default_model: str | None = Field(None, description="model of /v1/classify")

@@ -113,6 +113,36 @@ async def test_as_many_batches_as_slots() -> None:
     assert engine.batches[2] == [2, 3]
 
 
+async def test_few_images_leave_at_once_where_the_engine_has_a_thread_for_each() -> None:
+    engine = Engine()
+    queue = batcher(engine, max_batch=8)
+    queue.threads = 3
+    tasks = [submit(queue, 0)]
+    await settle()
+    tasks += [submit(queue, 1)]
+    await settle()
+    assert engine.batches == [[0], [1]], "for the second there is a thread that idles"
+    with queue.turn(2) as turn:  # two more are being decoded: with them there are too many
+        tasks += [submit(queue, 2)]
+        await settle()
+        assert len(engine.batches) == 2, "it waits for those that come"
+        tasks += [submit(queue, value, turn) for value in (3, 4)]
+        await settle()
+        assert len(engine.batches) == 2, "three are not half of what is worthwhile"
+        tasks += [submit(queue, 5)]
+        await settle()
+        assert [sorted(each) for each in engine.batches[2:]] == [[2, 3, 4, 5]], "half a batch ahead"
+        tasks += [submit(queue, value) for value in range(6, 14)]
+        await settle()
+        assert len(engine.batches) == 3, "one batch ahead and no more"
+    while not all(task.done() for task in tasks):
+        engine.finish()
+        await settle()
+    rows = await asyncio.gather(*tasks)
+    assert [row.probabilities[0] for row in rows] == list(range(14))
+    assert queue.idle
+
+
 async def test_a_large_request_does_not_starve_single_images() -> None:
     engine = Engine()
     queue = batcher(engine)

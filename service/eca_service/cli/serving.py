@@ -30,7 +30,8 @@ def up(**given: str | None) -> None:
     triton = _triton(settings)
     triton.start()
     try:
-        _gateway(settings.model_copy(update={"triton_url": triton.address, "triton_shared_memory": True}))
+        where = {"triton_url": triton.address, "triton_shared_memory": True, "triton_threads": triton.threads}
+        _gateway(settings.model_copy(update=where))
     finally:
         triton.stop(at_once=True)
 
