@@ -34,8 +34,8 @@ from tests.integration.conftest import Service
 from tests.load.environment import busy, environment
 from tests.load.generator import closed_loop
 from tests.load.measure import end_on_sigterm, serving
-from tests.load.overhead import processor_s
 from tests.load.photographs import made, photographs
+from tests.load.processor import processor_s
 from tests.load.protocols import Http
 
 CALLERS = 8

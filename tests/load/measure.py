@@ -17,7 +17,7 @@ from tests.integration.conftest import Service, start
 from tests.load.arrivals import planned
 from tests.load.generator import Block, closed_loop, open_loop
 from tests.load.matrix import Level, Preset, Variant
-from tests.load.overhead import processor_s
+from tests.load.processor import processor_s
 from tests.load.protocols import GatewayGrpc, Http, TritonGrpc, Way
 
 WARM_UP_S = 0.7

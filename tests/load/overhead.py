@@ -33,6 +33,7 @@ from eca_service.triton.supervisor import TritonServer
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.load import noop
+from tests.load.processor import processor_s
 
 BODY_BYTES = 16 << 10  # what an image of 224 x 224 has as a JPEG
 ANSWER = {
@@ -142,21 +143,6 @@ def ask_triton(port: int, seconds: float) -> list[float]:
             infer(request)
             spent.append(time.perf_counter() - started)
     return spent
-
-
-def processor_s(pid: int) -> float:
-    """Processor seconds of a process and all below it."""
-    total = 0.0
-    for one in (
-        pid,
-        *(int(p) for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()),
-    ):
-        if one != pid:
-            total += processor_s(one)
-        else:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
 
 
 @contextmanager

@@ -43,8 +43,8 @@ from tests.load.in_process import Loops, Order
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio
 from tests.load.matrix import Variant, build
 from tests.load.measure import end_on_sigterm, serving
-from tests.load.overhead import processor_s
 from tests.load.photographs import photographs
+from tests.load.processor import processor_s, waited_s
 from tests.load.protocols import Http, TritonGrpc, Way
 
 PEER, LIMIT, ALONE = "plain FastAPI", "no server, every core", "no server, one image"
@@ -67,6 +67,7 @@ class Figures:
     per_s: list[float] = field(default_factory=list)
     latencies_ms: list[list[float]] = field(default_factory=list)
     processor_ms: list[float] = field(default_factory=list)  # of all its processes, for an image
+    waited_ms: list[float] = field(default_factory=list)  # that their threads had no core for it
     failures: dict[str, int] = field(default_factory=dict)
 
     def add(self, per_s: float, latencies_s: list[float], processor_s_each: float) -> None:
@@ -75,9 +76,11 @@ class Figures:
         self.per_s.append(per_s)
         self.latencies_ms.append([1000 * value for value in latencies_s])
 
-    def take(self, block: Block, processor: float) -> None:
-        """Takes one round's block, and the processor seconds used in it."""
-        self.add(block.per_s, block.latencies_s, processor / max(1, len(block.latencies_s)))
+    def take(self, block: Block, processor: float, waited: float) -> None:
+        """Takes one round's block, and the seconds that a core was used in it and waited for."""
+        answered = max(1, len(block.latencies_s))
+        self.add(block.per_s, block.latencies_s, processor / answered)
+        self.waited_ms.append(1000 * waited / answered)
         for code, count in block.failures.items():
             self.failures[code] = self.failures.get(code, 0) + count
 
@@ -172,9 +175,10 @@ async def rounds(
                 await limit(name, 0)
             else:
                 each = contenders[name] if name in contenders else engines[name]
-                used = processor_s(each.pid)
+                used, waited = processor_s(each.pid), waited_s(each.pid)
                 block = await closed_loop(each.way, each.model, level, seconds, images, seed=turn)
-                found.setdefault((name, level), Figures()).take(block, processor_s(each.pid) - used)
+                used, waited = processor_s(each.pid) - used, waited_s(each.pid) - waited
+                found.setdefault((name, level), Figures()).take(block, used, waited)
             bar.set_postfix_str(name)
             bar.update()
     for each in (*contenders.values(), *engines.values()):
@@ -192,8 +196,8 @@ def table(found: dict[tuple[str, int], Figures], ours: list[str], clients: tuple
         f"Processor time of an image in process: {np.mean(limit.processor_ms):.1f} ms, "
         f"of its engine alone {np.mean(found['engine in process', 0].processor_ms):.1f} ms",
         "",
-        f"{'service':<44} {'clients':>7} {'images/s':>9} {'of limit':>8} {'p50 ms':>7} {'p99 ms':>7} {'core ms':>8}  "
-        f"{'x the peer (95 %)':<20} failed",
+        f"{'service':<44} {'clients':>7} {'images/s':>9} {'of limit':>8} {'p50 ms':>7} {'p99 ms':>7} "
+        f"{'core ms':>8} {'wait ms':>8}  {'x the peer (95 %)':<20} failed",
     ]
     for name in (PEER, *ours):
         for level in clients:
@@ -203,7 +207,8 @@ def table(found: dict[tuple[str, int], Figures], ours: list[str], clients: tuple
             against = "" if name == PEER else ratio(one.per_s, base.per_s).text(2)
             lines.append(
                 f"{name:<44} {level:>7} {_rate(one).value:>9.1f} {share:>8.2f} {np.percentile(every, 50):>7.1f} "
-                f"{np.percentile(every, 99):>7.1f} {np.mean(one.processor_ms):>8.1f}  {against:<20} "
+                f"{np.percentile(every, 99):>7.1f} {np.mean(one.processor_ms):>8.1f} "
+                f"{np.mean(one.waited_ms):>8.1f}  {against:<20} "
                 f"{sum(one.failures.values())}"
             )
     lines += ["", "Asked for:"]

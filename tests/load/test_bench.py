@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
+import subprocess
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tests.load import bench, compare, once, report
+from tests.load import bench, compare, handover, once, report
 from tests.load.arrivals import Process, planned
 from tests.load.environment import busy
 from tests.load.generator import closed_loop, open_loop
@@ -22,6 +26,7 @@ from tests.load.matrix import PRESETS, Variant
 from tests.load.measure import Cell, blocks
 from tests.load.peer import setup_of, tuned
 from tests.load.photographs import made
+from tests.load.processor import processor_s, waited_s
 from tests.load.protocols import Http, Reply, Way, require_loopback
 from tests.load.summary import Row, at_objective, row, taxes
 
@@ -249,6 +254,35 @@ def test_set_ups_of_the_peer_test(tmp_path: Path) -> None:
     text = (tmp_path / "tuned" / "m" / "config.pbtxt").read_text()
     assert re.search(r"max_batch_size: 4\n.*count: 2 .*\ndynamic_batching \{ preferred_batch_size: \[ 2 \] \}", text)
     assert json.loads((tmp_path / "tuned" / "m" / "1" / "contract.json").read_text())["max_batch"] == 4
+
+
+def test_a_core_that_two_want_is_waited_for() -> None:
+    core = min(os.sched_getaffinity(0))
+    loops = ["taskset", "-c", str(core), "sh", "-c", "while :; do :; done & while :; do :; done"]
+    process = subprocess.Popen(loops, start_new_session=True)
+    try:
+        end = time.monotonic() + 20
+        while min(processor_s(process.pid), waited_s(process.pid)) < 0.5 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert processor_s(process.pid) >= 0.5
+        assert waited_s(process.pid) >= 0.5, "one of the two always waits"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(5)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_hops_from_process_to_process() -> None:
+    before = os.sched_getaffinity(0)
+    one, other = sorted(before)[:2]
+    late_ms, same = handover.hops(5, 0.0, 0.001, (one, other))
+    assert late_ms > 0
+    assert same == 0, "they are pinned to two cores"
+    assert handover.hops(5, 0.0, 0.0, (one, one))[1] == 1
+    assert os.sched_getaffinity(0) == before
+    result = CliRunner().invoke(handover.main, ["--count", "3"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("begins after") == 4
 
 
 def test_demo_weights_are_used_where_they_are_there() -> None:

@@ -30,7 +30,7 @@ from eca_service.triton.supervisor import TritonServer
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.load import noop
-from tests.load.overhead import processor_s
+from tests.load.processor import processor_s
 
 SIZES = (1, 8, 32)
 IMAGE_BYTES = noop.CROP * noop.CROP * 3
