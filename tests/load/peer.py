@@ -44,7 +44,7 @@ from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio
 from tests.load.matrix import Variant, build
 from tests.load.measure import end_on_sigterm, serving
 from tests.load.photographs import photographs
-from tests.load.processor import processor_s, waited_s
+from tests.load.processor import processor_s, waited_s, waits
 from tests.load.protocols import Http, TritonGrpc, Way
 
 PEER, LIMIT, ALONE = "plain FastAPI", "no server, every core", "no server, one image"
@@ -175,9 +175,9 @@ async def rounds(
                 await limit(name, 0)
             else:
                 each = contenders[name] if name in contenders else engines[name]
-                used, waited = processor_s(each.pid), waited_s(each.pid)
+                used, before = processor_s(each.pid), waits(each.pid)
                 block = await closed_loop(each.way, each.model, level, seconds, images, seed=turn)
-                used, waited = processor_s(each.pid) - used, waited_s(each.pid) - waited
+                used, waited = processor_s(each.pid) - used, waited_s(before, waits(each.pid))
                 found.setdefault((name, level), Figures()).take(block, used, waited)
             bar.set_postfix_str(name)
             bar.update()

@@ -25,14 +25,19 @@ def processor_s(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def waited_s(pid: int) -> float:
-    """Seconds that the threads there are now wanted to run and had no core; 0 where the kernel does not count them.
+def waits(pid: int) -> dict[int, int]:
+    """Nanoseconds that each thread there is wanted to run and had no core, by its number; {} where none are counted.
 
     https://docs.kernel.org/scheduler/sched-stats.html
     """
-    waited_ns = 0
+    found = {}
     for one in tree(pid):
         for thread in Path(f"/proc/{one}/task").iterdir():
             with contextlib.suppress(OSError):  # it has ended
-                waited_ns += int((thread / "schedstat").read_text().split()[1])
-    return waited_ns / 1e9
+                found[int(thread.name)] = int((thread / "schedstat").read_text().split()[1])
+    return found
+
+
+def waited_s(before: dict[int, int], after: dict[int, int]) -> float:
+    """Seconds without a core between two counts, of all threads that are there at the end."""
+    return sum(spent - before.get(thread, 0) for thread, spent in after.items()) / 1e9
