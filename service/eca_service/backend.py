@@ -1,9 +1,8 @@
-"""The way to Triton; the only module that knows tritonclient's calls."""
+"""The way to Triton: which servers there are, what they have loaded, and images to them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
@@ -15,22 +14,21 @@ from typing import Any
 import grpc
 import numpy as np
 import tritonclient.grpc.aio as triton
-from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from eca_service.contract import FEATURES, GATES, INPUT, PROBABILITIES, Contract
+from eca_service.contract import PROBABILITIES, Contract
 from eca_service.errors import ServiceError
 from eca_service.infer_request import with_pixels, with_place
-from eca_service.region import Region, abandoned, remove_abandoned
 from eca_service.resolver import Resolver, target
+from eca_service.sharing import CONTROL_S, Sharing
 from eca_service.triton.failures import passes, translated
+from eca_service.triton.model import batches_at_once, config, require_as_agreed, shapes
 
 logger = logging.getLogger(__name__)
 Metadata = Sequence[tuple[str, str]]
 MAX_MESSAGE_BYTES = 512 << 20
-CONTROL_S = 3.0  # for an answer that needs no work
 PROBE_S = 0.5
 HOPELESS_S = 30.0
 LOAD_S = 600.0
@@ -89,9 +87,7 @@ class Triton:
         self._cancels: set[str] = set()  # addresses of servers whose calls may be cancelled
         self._channel: grpc.aio.Channel | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._shares = same_host and len(self._resolver.urls) == 1
-        self._region: Region | None = None
-        self._sharing = asyncio.Lock()
+        self._sharing = Sharing(same_host and len(self._resolver.urls) == 1)
 
     async def close(self) -> None:
         """Closes all channels; calls that still run after CONTROL_S are cut off."""
@@ -99,8 +95,7 @@ class Triton:
             task.cancel()
         if self._channel:
             await self._channel.close(CONTROL_S)  # what callers have left may still be answered
-        if self._region:
-            await self._unregister(self._region.name)  # which Triton refuses while it reads there
+        await self._sharing.end(self._clients.values())
         await asyncio.gather(*(client.close() for client in self._clients.values()))
 
     async def look(self) -> bool:
@@ -150,7 +145,7 @@ class Triton:
         for client in (await self._known()).values():
             try:
                 if versions:
-                    await client.load_model(home.name, config=_config(home, versions))
+                    await client.load_model(home.name, config=config(home, versions))
                 else:
                     await client.unload_model(home.name)
             except (InferenceServerException, grpc.RpcError) as error:
@@ -183,12 +178,12 @@ class Triton:
                 answer = await self._call(request, deadline, metadata)
         except grpc.RpcError as error:
             raise translated(error, contract.name) from None
-        shapes = _shapes(contract)
+        by_name = shapes(contract)
         tensors = {}
         for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
             # numpy's own array: the message's memory goes with the message
             values = np.frombuffer(raw, "<f4").copy()
-            shape = (len(images), *shapes[output.name])
+            shape = (len(images), *by_name[output.name])
             if values.size != math.prod(shape):
                 raise ServiceError("internal", f"Triton answered {values.size} {output.name} for {len(images)} images")
             tensors[output.name] = values.reshape(shape)
@@ -203,7 +198,7 @@ class Triton:
         metadata: Metadata,
     ) -> Any:
         """The answer to images that travel in shared memory; None where they have to travel in the message."""
-        if (region := self._region) is None or (offset := region.lay(images)) is None:
+        if (region := self._sharing.region) is None or (offset := region.lay(images)) is None:
             return None
         try:
             request = with_place(images, contract, outputs, region.name, offset)
@@ -211,7 +206,7 @@ class Triton:
         except grpc.RpcError as error:
             if region.name not in (error.details() or ""):
                 raise
-            self._region = None  # a server that was started again; `load` shares anew
+            self._sharing.region = None  # a server that was started again; `load` shares anew
             return None
         finally:
             region.free(offset)
@@ -228,36 +223,6 @@ class Triton:
             await ended.wait()
             raise
         return await call
-
-    async def _share(self, client: triton.InferenceServerClient) -> None:
-        """Has the server map a region of ours, where it has none, and forget those of gateways that are gone."""
-        async with self._sharing:
-            if self._region or not self._shares:
-                return
-            try:
-                remove_abandoned()
-                status = await client.get_system_shared_memory_status(client_timeout=CONTROL_S)
-                for name in filter(abandoned, status.regions):
-                    await self._unregister(name)
-                region = Region()
-                try:
-                    await client.register_system_shared_memory(
-                        region.name, f"/{region.name}", region.size, client_timeout=CONTROL_S
-                    )
-                finally:
-                    region.unlink()
-            except (OSError, InferenceServerException, grpc.RpcError) as error:
-                if passes(error):
-                    return
-                logger.warning("tensors travel to Triton in messages, not in shared memory: %s", error)
-                self._shares = False
-                return
-            self._region = region
-
-    async def _unregister(self, name: str) -> None:
-        for client in list(self._clients.values()):
-            with contextlib.suppress(InferenceServerException, grpc.RpcError):
-                await client.unregister_system_shared_memory(name, client_timeout=CONTROL_S)
 
     async def _known(self) -> dict[str, triton.InferenceServerClient]:
         if not self._clients:
@@ -303,48 +268,19 @@ class Triton:
         self, client: triton.InferenceServerClient, contract: Contract, home: Path, versions: Collection[int]
     ) -> int:
         name, version = contract.name, str(contract.version)
-        await self._share(client)
+        await self._sharing.begin(client)
         try:
             for each in versions:
                 if not await client.is_model_ready(name, str(each), client_timeout=CONTROL_S):
-                    await client.load_model(name, config=_config(home, versions), client_timeout=LOAD_S)
+                    await client.load_model(name, config=config(home, versions), client_timeout=LOAD_S)
                     break
             metadata = await client.get_model_metadata(name, version, client_timeout=CONTROL_S)
             answer = await client.get_model_config(name, version, client_timeout=CONTROL_S)
         except (InferenceServerException, grpc.RpcError) as error:
             raise translated(error, name) from None
-        crop = contract.preprocessing.crop
-        found = {t.name: (t.datatype, list(t.shape)[1:]) for t in (*metadata.inputs, *metadata.outputs)}
-        outputs = {tensor: ("FP32", list(shape)) for tensor, shape in _shapes(contract).items()}
-        wanted = {INPUT: ("UINT8", [crop, crop, 3]), **outputs}
-        for tensor, kind in wanted.items():
-            if found.get(tensor) != kind:
-                raise ServiceError(
-                    "model_not_ready", f"{name}: Triton has {tensor} as {found.get(tensor)}, the contract {kind}"
-                )
-        return sum(group.count * max(1, len(group.gpus)) for group in answer.config.instance_group) or 1
+        require_as_agreed(contract, metadata)
+        return batches_at_once(answer.config)
 
 
 def _left_s(deadline: float) -> float:
     return max(0.001, deadline - asyncio.get_running_loop().time())
-
-
-def _shapes(contract: Contract) -> dict[str, tuple[int, ...]]:
-    """Of the outputs, without the batch."""
-    shapes: dict[str, tuple[int, ...]] = {
-        PROBABILITIES: (contract.classes,),
-        FEATURES: contract.features_shape,
-        GATES: (sum(site.channels for site in contract.gates),),
-    }
-    return {name: shapes[name] for name in contract.outputs}
-
-
-def _config(home: Path, versions: Collection[int]) -> str:
-    """The model's own configuration with these versions, as Triton's JSON."""
-    config = model_config_pb2.ModelConfig()
-    try:
-        text_format.Parse((home / "config.pbtxt").read_text(), config)
-    except (OSError, text_format.ParseError) as error:
-        raise ServiceError("model_not_ready", f"{home / 'config.pbtxt'} cannot be read: {error}") from None
-    config.version_policy.specific.versions.extend(sorted(versions))
-    return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
