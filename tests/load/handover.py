@@ -26,42 +26,41 @@ def hops(
     """Milliseconds until the woken process runs, in the median, and the share of times on its waker's core.
 
     Whoever wakes it has worked for `worked_s` and works on for `works_on_s`; the waker and the woken are pinned to
-    `cores`, where given.
+    `cores`, where given. Raises EOFError where the woken process dies.
     """
     before = os.sched_getaffinity(0)
-    reading, writing = os.pipe()
     here, there = multiprocessing.Pipe()
-    woken = multiprocessing.get_context("fork").Process(target=_woken, args=(reading, there, count, cores[1]))
+    woken = multiprocessing.get_context("spawn").Process(target=_woken, args=(there, count, cores[1]), daemon=True)
     woken.start()
-    here.recv()
+    there.close()  # so that its end is noticed
     sent = []
     try:
+        here.recv()
         if cores[0] is not None:
             os.sched_setaffinity(0, {cores[0]})
         for _ in range(count):
             time.sleep(PAUSE_S + WORK_S)
             _work(worked_s)
             sent.append((time.monotonic_ns(), _core()))
-            os.write(writing, b"x")
+            here.send_bytes(b"x")
             _work(works_on_s)
         began = here.recv()
     finally:
         os.sched_setaffinity(0, before)
         woken.join(5)
         woken.kill()
-        os.close(writing)
-        os.close(reading)
+        here.close()
     late = [(there_ns - here_ns) / 1e6 for (here_ns, _), (there_ns, _) in zip(sent, began, strict=True)]
     return float(np.median(late)), float(np.mean([a == b for (_, a), (_, b) in zip(sent, began, strict=True)]))
 
 
-def _woken(reading: int, end: Connection, count: int, core: int | None) -> None:
+def _woken(end: Connection, count: int, core: int | None) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
     began = []
     end.send("ready")
     for _ in range(count):
-        os.read(reading, 1)
+        end.recv_bytes()
         began.append((time.monotonic_ns(), _core()))
         _work(WORK_S)
     end.send(began)

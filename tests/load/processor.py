@@ -9,10 +9,13 @@ from pathlib import Path
 
 
 def tree(pid: int) -> Iterator[int]:
-    """A process and all below it."""
+    """A process and all below it. Raises OSError where the process itself has ended."""
     yield pid
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in (thread / "children").read_text().split():
+        children = ""
+        with contextlib.suppress(OSError):  # the thread has ended
+            children = (thread / "children").read_text()
+        for child in children.split():
             yield from tree(int(child))
 
 
