@@ -52,13 +52,19 @@ RUN /opt/tools/bin/pip wheel -q --no-build-isolation --no-deps -w /wheel . \
     && $INSTALL --no-deps --prefix /own /wheel/*.whl \
     && python -m compileall -q --invalidation-mode unchecked-hash /own/lib
 
+# The image has no compiler: Triton's backend is compiled here.
+FROM own AS triton-own
+RUN apt-get install -qq -y --no-install-recommends g++ >/dev/null 2>&1 \
+    && cd /own/lib/python*/site-packages \
+    && PYTHONPATH=. python -B -m eca_service.triton.native eca_service/triton/native_backend
+
 FROM runtime AS triton-cpu
 ARG ECA_VERSION
 LABEL org.opencontainers.image.title="ECA Serve Triton (CPU)" \
       org.opencontainers.image.version="${ECA_VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=triton-dependencies /opt/eca /opt/eca
-COPY --from=own /own /opt/eca
+COPY --from=triton-own /own /opt/eca
 # Not for the open network: its release has known flaws in HTTP, which stays off; it speaks gRPC to the gateway alone.
 ENV ECA_TRITON_HOST=0.0.0.0 ECA_TRITON_LOG=/dev/stdout
 USER 10001:10001

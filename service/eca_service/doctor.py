@@ -16,6 +16,7 @@ from eca_service.preflight import obstacle_of
 from eca_service.registry import Registry, pinned, versions
 from eca_service.resolver import Resolver
 from eca_service.settings import Settings, SettingsError
+from eca_service.triton import native
 from eca_service.triton.server import TritonUnavailable, installation
 
 CONNECT_S = 2.0
@@ -37,6 +38,11 @@ def machine(settings: Settings) -> Iterator[Finding]:
             yield Finding("The embedded Triton can run here.")
         except TritonUnavailable as error:
             yield Finding(str(error), wrong=True)
+            return
+        try:
+            native.library()
+        except native.NotCompiled as error:
+            yield Finding(f"{error}. {native.INSTEAD}.")
         return
     yield Finding(f"Triton runs elsewhere, at {settings.triton_url}.")
     addresses = sorted(asyncio.run(Resolver(settings.triton_url).addresses()))

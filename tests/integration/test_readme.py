@@ -68,7 +68,7 @@ def test_make_serve(demo: Path, tmp_path: Path) -> None:
             time.sleep(0.05)
         assert f"{MODEL}/1: nothing changed" in printed
         pids = [process.pid, *service.children()]
-        assert len(pids) > 3
+        assert len(pids) >= 2  # make's shell has become the gateway; below it is Triton
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.wait(30)

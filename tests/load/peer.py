@@ -4,8 +4,9 @@
     python -m tests.load.peer --ours instances=1,threads=2 --ours instances=2,threads=1,max_batch=2
 
 Each `--ours` is one set-up of our service: `instances` of the engine in Triton, `threads` of each, `max_batch`, the
-dynamic batcher's `preferred` size, `precision` and `runtime` of the build, and any setting of `eca-serve up` in lower
-case, such as `decode_threads=2`. All contenders run at once and take turns, in another order in each round.
+dynamic batcher's `preferred` size, `precision` and `runtime` of the build, `backend=python` instead of the compiled
+one, and any setting of `eca-serve up` in lower case, such as `decode_threads=2`. All contenders run at once and take
+turns, in another order in each round.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from tests.load.processor import processor_s, waited_s, waits
 from tests.load.protocols import Http, TritonGrpc, Way
 
 PEER, LIMIT, ALONE = "plain FastAPI", "no server, every core", "no server, one image"
-TUNED = ("instances", "threads", "max_batch", "preferred", "precision", "runtime")
+TUNED = ("instances", "threads", "max_batch", "preferred", "precision", "runtime", "backend")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,21 @@ def tuned(source: Path, model: str, target: Path, setup: dict[str, str]) -> None
             text,
         )
     config.write_text(text)
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """What is started meanwhile has Triton's backend in Python if that is asked for, by having no compiler."""
+    before = os.environ.get("CXX")
+    if name == "python":
+        os.environ["CXX"] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("CXX", None)
+        else:
+            os.environ["CXX"] = before
 
 
 @contextlib.contextmanager
@@ -296,7 +312,8 @@ def main(
             settings: dict[str, object] = {k: v for k, v in setup.items() if k not in TUNED}
             if "threads" in setup:
                 settings["triton_threads"] = setup["threads"]
-            service = stack.enter_context(serving(scratch / "repository", scratch, settings))
+            with backend(setup.get("backend", "")):
+                service = stack.enter_context(serving(scratch / "repository", scratch, settings))
             names.append(f"ECA Serve {text or 'as it is'}")
             addresses.append((service.url, f"127.0.0.1:{service.triton_port}", variant.name, service.process.pid))
         plain = Variant(backbone, attention)  # type: ignore[arg-type]

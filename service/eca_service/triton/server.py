@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import platform
 import shutil
 import socket
 import sys
 from pathlib import Path
+
+from eca_service.triton import native
+
+logger = logging.getLogger(__name__)
 
 CONTAINERS = "docker compose -f docker-compose.yml -f deploy/compose.cpu.yml up"
 # The container's Triton is this one, on a newer glibc; NVIDIA's image is there for ARM too.
@@ -46,7 +51,7 @@ def installation() -> Path:
 
 
 def assemble_backends(folder: Path) -> None:
-    """Fills `folder` with the Python backend, its stub for this Python, and our own backend by its names."""
+    """Fills `folder` with the Python backend, its stub for this Python, and our own backends by their names."""
     source = installation()
     python = folder / "python"
     python.mkdir(parents=True)
@@ -60,6 +65,14 @@ def assemble_backends(folder: Path) -> None:
     shutil.copy2(stub, python)
     for name in OUR_BACKENDS:
         shutil.copytree(Path(__file__).parent / "python_backend", folder / name)
+    try:
+        compiled = native.library()
+    except native.NotCompiled as error:
+        logger.warning("%s. %s", error, native.INSTEAD)
+        return
+    shutil.rmtree(folder / "onnxruntime")
+    (folder / "onnxruntime").mkdir()
+    shutil.copy2(compiled, folder / "onnxruntime" / native.LIBRARY)
 
 
 def free_port() -> int:
@@ -127,6 +140,7 @@ def environment(threads: int, temporary: Path) -> dict[str, str]:
         "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
         "ECA_SITE_PACKAGES": os.pathsep.join(own),
         "ECA_TRITON_THREADS": str(threads),
+        "ECA_ONNXRUNTIME": str(native.onnxruntime() or ""),
         "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's wheels report to their maker unless told not to
         "PYTHONDONTWRITEBYTECODE": "1",
     }
