@@ -5,8 +5,9 @@
 
 Each `--ours` is one set-up of our service: `instances` of the engine in Triton, `threads` of each, `max_batch`, the
 dynamic batcher's `preferred` size, `precision` and `runtime` of the build, `backend=python` instead of the compiled
-one, and any setting of `eca-serve up` in lower case, such as `decode_threads=2`. All contenders run at once and take
-turns, in another order in each round.
+one, `scheduler=rr` for the real-time class, whose threads the kernel spreads over the cores at once, and any setting of
+`eca-serve up` in lower case, such as `decode_threads=2`. All contenders run at once and take turns, in another order in
+each round.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from tests.load.processor import processor_s, waited_s, waits
 from tests.load.protocols import Http, TritonGrpc, Way
 
 PEER, LIMIT, ALONE = "plain FastAPI", "no server, every core", "no server, one image"
-TUNED = ("instances", "threads", "max_batch", "preferred", "precision", "runtime", "backend")
+TUNED = ("instances", "threads", "max_batch", "preferred", "precision", "runtime", "backend", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,22 @@ def tuned(source: Path, model: str, target: Path, setup: dict[str, str]) -> None
 
 
 @contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
-    """What is started meanwhile has Triton's backend in Python if that is asked for, by having no compiler."""
-    before = os.environ.get("CXX")
-    if name == "python":
-        os.environ["CXX"] = ""
+def surroundings(setup: dict[str, str]) -> Iterator[None]:
+    """What is started meanwhile has the set-up's backend of Triton and its class of scheduling."""
+    compiler = os.environ.get("CXX")
     try:
+        if setup.get("backend") == "python":
+            os.environ["CXX"] = ""  # without a compiler there is no other
+        if setup.get("scheduler") == "rr":
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         yield
+    except PermissionError:
+        raise click.ClickException("scheduler=rr needs root") from None
     finally:
-        if before is None:
-            os.environ.pop("CXX", None)
-        else:
-            os.environ["CXX"] = before
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.environ.pop("CXX", None)
+        if compiler is not None:
+            os.environ["CXX"] = compiler
 
 
 @contextlib.contextmanager
@@ -312,7 +317,7 @@ def main(
             settings: dict[str, object] = {k: v for k, v in setup.items() if k not in TUNED}
             if "threads" in setup:
                 settings["triton_threads"] = setup["threads"]
-            with backend(setup.get("backend", "")):
+            with surroundings(setup):
                 service = stack.enter_context(serving(scratch / "repository", scratch, settings))
             names.append(f"ECA Serve {text or 'as it is'}")
             addresses.append((service.url, f"127.0.0.1:{service.triton_port}", variant.name, service.process.pid))
