@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -114,3 +115,25 @@ def test_then_the_backend_in_python_serves(
     server.assemble_backends(tmp_path / "backends")
     assert (tmp_path / "backends" / "onnxruntime" / "model.py").exists()
     assert native.INSTEAD in caplog.text
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_the_queue_under_a_sanitizer(tmp_path: Path, sanitizer: str) -> None:
+    """Without races, and nothing is used after it was given back."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    sources = [
+        Path(__file__).with_name("native_queue.cpp"),
+        *(native.SOURCES / name for name in ("queue.cpp", "request.cpp")),
+    ]
+    flags = ["-std=c++17", "-O1", "-g", "-pthread", "-Wall", "-Wextra", "-Werror", f"-fsanitize={sanitizer}"]
+    program = tmp_path / "queue"
+    command = [compiler, *flags, f"-I{native.SOURCES}", *map(str, sources), "-o", str(program)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if "cannot find" in built.stderr:
+        pytest.skip("the compiler has no such sanitizer")
+    assert built.returncode == 0, built.stderr
+    # it cannot bear as much chance in the addresses as newer kernels take
+    ran = subprocess.run(["setarch", "-R", str(program)], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
