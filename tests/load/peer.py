@@ -119,15 +119,19 @@ def tuned(source: Path, model: str, target: Path, setup: dict[str, str]) -> None
 @contextlib.contextmanager
 def surroundings(setup: dict[str, str]) -> Iterator[None]:
     """What is started meanwhile has the set-up's backend of Triton and its class of scheduling."""
+    for name, only in (("backend", "python"), ("scheduler", "rr")):
+        if setup.get(name, only) != only:
+            raise click.BadParameter(f"{name} is {setup[name]}; it can be {only}")
     compiler = os.environ.get("CXX")
-    try:
-        if setup.get("backend") == "python":
-            os.environ["CXX"] = ""  # without a compiler there is no other
-        if setup.get("scheduler") == "rr":
+    if "backend" in setup:
+        os.environ["CXX"] = ""  # without a compiler there is no other
+    if "scheduler" in setup:
+        try:
             os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        except PermissionError:
+            raise click.ClickException("scheduler=rr needs root") from None
+    try:
         yield
-    except PermissionError:
-        raise click.ClickException("scheduler=rr needs root") from None
     finally:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         os.environ.pop("CXX", None)

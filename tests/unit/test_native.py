@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +91,42 @@ def test_without_a_compiler(home: Path, monkeypatch: pytest.MonkeyPatch, asked: 
     with pytest.raises(native.NotCompiled) as raised:
         native.library()
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_ends_it_ends_the_compiler_too(home: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """And all that this has started; no file stays."""
+    slow = compiler(tmp_path, f"sh -c 'echo $$ > {tmp_path}/child; exec sleep 60'")
+    code = "from eca_service.triton import native; native.library()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"CXX": slow}, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    child = tmp_path / "child"
+    end = time.monotonic() + 20
+    while not (child.exists() and child.read_text().strip()) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(20) != 0
+    assert [path.name for path in home.iterdir()] == ["backend.lock"]
+    end = time.monotonic() + 5
+    while (alive := running(child.read_text().strip())) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not alive
+
+
+def running(pid: str) -> bool:
+    """Whether the process is there, and not merely unburied."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_what_a_killed_one_left_is_cleared_away(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, 'echo library > "$made"'))
+    (home / f"{native.UNFINISHED}abc").mkdir(parents=True)
+    found = native.library()
+    assert sorted(home.iterdir()) == sorted([found, home / "backend.lock"])
 
 
 def test_no_compiler_is_on_the_path(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,11 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ LIBRARY = "libtriton_onnxruntime.so"  # Triton finds a backend by this name
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-ldl")
 COMPILE_S = 300
+UNFINISHED = ".compiling-"
 INSTEAD = "Triton's backend in Python is used instead, which answers the same and is slower"
 
 
@@ -49,6 +52,8 @@ def library() -> Path:
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(home):
+            for left in home.glob(f"{UNFINISHED}*"):  # by one that was killed
+                shutil.rmtree(left, ignore_errors=True)
             if not found.exists():
                 logger.info("compiling Triton's backend, once")
                 compile_to(found, command)
@@ -58,22 +63,56 @@ def library() -> Path:
 
 
 def compile_to(target: Path, command: list[str] | None = None) -> None:
-    """Compiles the sources to `target`, which appears when it is whole. Raises NotCompiled, OSError."""
+    """Compiles the sources to `target`, which appears when it is whole. Raises NotCompiled, OSError.
+
+    Ctrl-C and, in the main thread, SIGTERM end the compiler too, and leave no file.
+    """
     sources = sorted(str(source) for source in SOURCES.glob("*.cpp"))
     command = command or [*_compiler(), *FLAGS, *_openvino()]
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compiling-") as folder:
+    with _sigterm_raises(), tempfile.TemporaryDirectory(dir=target.parent, prefix=UNFINISHED) as folder:
         made = Path(folder) / LIBRARY
-        try:
-            # libraries come after what needs them
-            done = subprocess.run(
-                [command[0], *sources, *command[1:], "-o", str(made)], capture_output=True, text=True, timeout=COMPILE_S
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise NotCompiled(f"{command[0]} does not run: {error}") from None
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        # libraries come after what needs them
+        code, stderr = _run([command[0], *sources, *command[1:], "-o", str(made)], folder)
+        if code:
+            errors = [line for line in stderr.splitlines() if "error" in line] or stderr.splitlines()
             raise NotCompiled(f"{command[0]} does not compile Triton's backend: {errors[0] if errors else 'no reason'}")
         os.replace(made, target)
+
+
+def _run(command: list[str], temporary: str) -> tuple[int, str]:
+    """The exit code and stderr; whatever ends the wait ends the compiler with all that it has started."""
+    try:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"TMPDIR": temporary},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise NotCompiled(f"{command[0]} does not run: {error.strerror}") from None
+    try:
+        _, stderr = process.communicate(timeout=COMPILE_S)
+        return process.returncode, stderr
+    except subprocess.TimeoutExpired:
+        raise NotCompiled(f"{command[0]} does not end within {COMPILE_S} s") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def onnxruntime() -> Path | None:
@@ -117,8 +156,10 @@ def _alone(home: Path) -> Iterator[None]:
         yield
 
 
-if __name__ == "__main__":  # python -m eca_service.triton.native FOLDER: to ship it, as the container's image does
+if __name__ == "__main__":  # to ship it, as the container's image does
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m eca_service.triton.native FOLDER")
     try:
         compile_to(Path(sys.argv[1]) / LIBRARY)
-    except NotCompiled as error:
+    except (NotCompiled, OSError) as error:
         sys.exit(str(error))

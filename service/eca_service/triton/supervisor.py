@@ -82,7 +82,11 @@ class TritonServer:
         remove_leftovers()
         self._folder = Path(tempfile.mkdtemp(prefix=f"eca-triton-{os.getpid()}-"))
         self._shm_prefix = f"eca_triton_{os.getpid()}_{self.port}_"
-        server.assemble_backends(self._folder / "backends")
+        try:
+            server.assemble_backends(self._folder / "backends")
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         self._command = server.command(binary, self._folder / "backends", self.repository, self.port, self._shm_prefix)
         self._command.append(f"--grpc-address={self.host}")  # of two Triton takes the last
         self._command += server.tracing(self.trace_url) if self.trace_url else []
