@@ -97,7 +97,9 @@ def test_without_a_compiler(home: Path, monkeypatch: pytest.MonkeyPatch, asked: 
 def test_who_ends_it_ends_the_compiler_too(home: Path, tmp_path: Path, number: signal.Signals) -> None:
     """And all that this has started; no file stays."""
     slow = compiler(tmp_path, f"sh -c 'echo $$ > {tmp_path}/child; exec sleep 60'")
-    code = "from eca_service.triton import native; native.library()"
+    # a shell's background jobs ignore SIGINT, and so would this one below it
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from eca_service.triton import native; native.library()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=os.environ | {"CXX": slow}, stderr=subprocess.DEVNULL, start_new_session=True
     )
