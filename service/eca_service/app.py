@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from eca_service import docs, insight_routes, management, oip_http, openapi, page, problems, routes
 from eca_service.core import Core
+from eca_service.direct import Direct
 from eca_service.grpc_server import GrpcServer
 from eca_service.middleware import Guard, Journal
 from eca_service.negotiation import Negotiated
@@ -72,6 +73,7 @@ def create_app(
         if switch == "on":
             core.access.open(paths)
     problems.install(app)
+    app.add_middleware(Direct)  # the innermost
     app.add_middleware(Negotiated)
     app.add_middleware(Guard, core=core)
     if settings.origins:  # outside of the guard: browsers ask beforehand, without a key

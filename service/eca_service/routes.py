@@ -35,7 +35,7 @@ def core_of(request: Request) -> Core:
 @router.post("/v1/classify", openapi_extra=takes_images(CLASSIFIED, "/v1/classify?top_k=3"))
 async def classify_default(request: Request, top_k: TopK = None) -> Response:
     """Classifies with the default model: raw image bytes, multipart files, or JSON with base64."""
-    return await _classify(request, None, None, top_k)
+    return await classify(request, None, None, top_k)
 
 
 @router.post(
@@ -43,7 +43,7 @@ async def classify_default(request: Request, top_k: TopK = None) -> Response:
 )
 async def classify_model(request: Request, model: str, top_k: TopK = None) -> Response:
     """Classifies with one model."""
-    return await _classify(request, model, None, top_k)
+    return await classify(request, model, None, top_k)
 
 
 @router.post(
@@ -52,7 +52,11 @@ async def classify_model(request: Request, model: str, top_k: TopK = None) -> Re
 )
 async def classify_version(request: Request, model: str, version: int, top_k: TopK = None) -> Response:
     """Classifies with one version of a model."""
-    return await _classify(request, model, version, top_k)
+    return await classify(request, model, version, top_k)
+
+
+# By whether they name a model and a version.
+CLASSIFY = dict(zip(((False, False), (True, False), (True, True)), router.routes, strict=True))
 
 
 @router.get("/v1/models")
@@ -143,7 +147,11 @@ async def gone(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> No
         pass
 
 
-async def _classify(request: Request, name: str | None, version: int | None, top_k: int | None) -> Response:
+async def classify(request: Request, name: str | None, version: int | None, top_k: int | None) -> Response:
+    """The answer to the images in a request's body; without a name the default model's. Raises ServiceError.
+
+    Of a form that cannot be read it raises Starlette's HTTPException, of a caller that left ClientDisconnect.
+    """
     limits = core_of(request).settings
 
     async def read(contract: Contract) -> tuple[Images, int]:

@@ -150,8 +150,14 @@ def environment(repository: Path, folder: Path, ports: tuple[int, int, int], **s
     return kept | {f"ECA_{name.upper()}": str(value) for name, value in given.items()}
 
 
-def start(repository: Path, folder: Path, command: str = "up", **settings: object) -> Service:
-    """Starts `eca-serve COMMAND` on free ports, with ECA_... settings in lower case; it may not be ready yet."""
+def start(
+    repository: Path, folder: Path, command: str = "up", *, own_session: bool = False, **settings: object
+) -> Service:
+    """Starts `eca-serve COMMAND` on free ports, with ECA_... settings in lower case; it may not be ready yet.
+
+    In a session of its own Linux shares the cores between it and us, where there are too few for all (autogroup, see
+    sched(7)); else we are one beside its threads.
+    """
     ports, log = free_ports(), folder / "service.log"
     port, grpc_port, triton_port = ports
     with log.open("wb") as out:
@@ -160,6 +166,7 @@ def start(repository: Path, folder: Path, command: str = "up", **settings: objec
             env=environment(repository, folder, ports, **settings),
             stdout=out,
             stderr=subprocess.STDOUT,
+            start_new_session=own_session,
         )
     url = f"https://localhost:{port}" if "tls_cert" in settings else f"http://127.0.0.1:{port}"
     return Service(process, url, log, triton_port, grpc_port)

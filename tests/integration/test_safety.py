@@ -283,7 +283,7 @@ def test_each_key_has_its_own_rate(limited: tuple[Service, dict[str, str]], repo
 
 def test_without_keys_an_address_has_its_rate_over_all_protocols(repository: Path, tmp_path: Path) -> None:
     """Two workers count together; no engine is needed to be refused, or not."""
-    limits = {"rate_limit": 0.01, "rate_burst": 8, "rate_by": "address"}
+    limits: Any = {"rate_limit": 0.01, "rate_burst": 8, "rate_by": "address"}
     service = start(repository, tmp_path, "gateway", triton_url="127.0.0.1:1", workers=2, **limits)
     try:
         service.await_ready("/livez")

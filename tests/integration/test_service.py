@@ -59,6 +59,32 @@ def test_answers_are_the_network_s(service: Service, repository: Path) -> None:
         np.testing.assert_allclose([scores[i] for i in range(10)], expected, atol=contract.golden.tolerance)
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/classify", f"/v1/models/{MODEL}/classify", f"/v1/models/{MODEL}/versions/1/classify"]
+)
+@pytest.mark.parametrize("body", ["image", "json", "none", "text"])
+def test_what_passes_by_fastapi_is_answered_alike(service: Service, repository: Path, path: str, body: str) -> None:
+    """A parameter that nobody knows has FastAPI look at all."""
+    image = golden_png(repository, MODEL)
+    listed = json.dumps({"images": [{"b64": base64.b64encode(image).decode()}, {"b64": "?"}]}).encode()
+    content = {"image": image, "json": listed, "none": b"", "text": b"no image"}[body]
+    headers = {"x-request-id": "mine", "content-type": "application/json" if body == "json" else "image/png"}
+    for query in ("top_k=3", "top_k=11", "top_k=0"):
+        direct, other = (
+            FRESH.post(f"{service.url}{path}?{given}", content=content, headers=headers)
+            for given in (query, f"{query}&unknown=1")
+        )
+        assert direct.status_code == other.status_code
+        assert list(direct.headers) == list(other.headers)
+        one, two = direct.json(), other.json()
+        assert one.keys() == two.keys()
+        changing = {"timing_ms", "results"}
+        assert {k: v for k, v in one.items() if k not in changing} == {
+            k: v for k, v in two.items() if k not in changing
+        }
+        assert _close(*([row for row in each.get("results", []) if "error" not in row] for each in (one, two)))
+
+
 def test_three_kinds_of_body_agree(service: Service, repository: Path) -> None:
     model = FRESH.get(service.url + "/v1/models").json()["models"][0]["name"]
     images = [golden_png(repository, model, index) for index in (0, 1)]

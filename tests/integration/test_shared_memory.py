@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -91,7 +92,7 @@ def triton(repository: Path, tmp_path: Path) -> Iterator[Service]:
 
 
 def test_gateways_come_and_go(triton: Service, repository: Path, tmp_path: Path) -> None:
-    settings = {"triton_url": f"127.0.0.1:{triton.triton_port}", "triton_shared_memory": True}
+    settings: Any = {"triton_url": f"127.0.0.1:{triton.triton_port}", "triton_shared_memory": True}
     for ending in (signal.SIGKILL, signal.SIGTERM):
         gateway = start(repository, tmp_path, "gateway", **settings)
         try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from eca_service.contract import Preprocessing, read
@@ -72,8 +73,12 @@ def end_on_sigterm() -> None:
 def serving(
     repository: Path, folder: Path, settings: dict[str, object] | None = None, command: str = "up"
 ) -> Iterator[Service]:
-    """`eca-serve COMMAND` on free loopback ports, ready; it ends with the block, and what it left."""
-    service = start(repository, folder, command, **({"log_level": "warning"} | (settings or {})))
+    """`eca-serve COMMAND` on free loopback ports, ready; it ends with the block, and what it left.
+
+    It has its own session, as any service has, and so the cores beside the load and not among it.
+    """
+    told: Any = {"log_level": "warning"} | (settings or {})
+    service = start(repository, folder, command, own_session=True, **told)
     try:
         service.await_ready(timeout_s=180)
         yield service
