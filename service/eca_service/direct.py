@@ -1,23 +1,20 @@
 """Past FastAPI's layers: images to classify, the requests that there are many of.
 
-To find the route, its parameters and their types takes FastAPI half as long as all that the gateway does for the image
-on the event loop. What a route says, here and there, is `routes.classify`.
+To find the route, its parameters and their types takes FastAPI a sixth of an image's time on the event loop, see
+tests/load/README.md. Here and there `routes.classify` answers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from eca_service.errors import ServiceError
+from eca_service.middleware import Message, Receive, Send
 from eca_service.routes import CLASSIFY, classify
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 PATH = re.compile(r"/v1/(?:models/([^/]+)/(?:versions/([0-9]{1,9})/)?)?classify")
 QUERY = re.compile(rb"(?:top_k=([0-9]{1,9}))?")
 

@@ -126,7 +126,7 @@ class Guard:
                 length = headers.get(b"content-length", b"0")
                 exchange.permit = self.core.enter(int(length) if length.isdigit() else 0, entry)
             await self.app(scope, limited, send)
-        except ServiceError as error:  # refused before any route was looked for
+        except ServiceError as error:  # refused here, or by `Direct`: what FastAPI looks at it answers
             entry.code = error.code
             await answer(error, scope)(scope, receive, send)
         finally:

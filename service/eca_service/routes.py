@@ -55,7 +55,7 @@ async def classify_version(request: Request, model: str, version: int, top_k: To
     return await classify(request, model, version, top_k)
 
 
-# By whether they name a model and a version.
+# By whether they name a model and a version; for `Direct`.
 CLASSIFY = dict(zip(((False, False), (True, False), (True, True)), router.routes, strict=True))
 
 
@@ -150,7 +150,8 @@ async def gone(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> No
 async def classify(request: Request, name: str | None, version: int | None, top_k: int | None) -> Response:
     """The answer to the images in a request's body; without a name the default model's. Raises ServiceError.
 
-    Of a form that cannot be read it raises Starlette's HTTPException, of a caller that left ClientDisconnect.
+    Most come here by `Direct`, not by the routes above. Of a form that cannot be read it raises Starlette's
+    HTTPException, of a caller that left ClientDisconnect.
     """
     limits = core_of(request).settings
 

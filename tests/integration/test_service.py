@@ -82,7 +82,9 @@ def test_what_passes_by_fastapi_is_answered_alike(service: Service, repository: 
         assert {k: v for k, v in one.items() if k not in changing} == {
             k: v for k, v in two.items() if k not in changing
         }
-        assert _close(*([row for row in each.get("results", []) if "error" not in row] for each in (one, two)))
+        rows = [each.get("results", []) for each in (one, two)]
+        assert _close(*([row for row in each if "error" not in row] for each in rows))
+        assert [row.get("error") for row in rows[0]] == [row.get("error") for row in rows[1]]
 
 
 def test_three_kinds_of_body_agree(service: Service, repository: Path) -> None:

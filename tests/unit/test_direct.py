@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from eca_service import direct
 from eca_service.errors import ServiceError
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+
+from tests.unit.test_middleware import application, client_of
 
 FASTAPI = "FastAPI"
 
@@ -78,3 +82,14 @@ async def test_a_caller_that_leaves_has_its_code(monkeypatch: pytest.MonkeyPatch
     scope = {"type": "http", "method": "POST", "path": "/v1/classify", "query_string": b"", "headers": []}
     with pytest.raises(ServiceError, match="client_closed"):
         await direct.Direct(None)(scope | {"eca": SimpleNamespace(headers={})}, None, None)  # type: ignore[arg-type]
+
+
+async def test_the_application_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("FastAPI was asked")
+
+    monkeypatch.setattr(APIRoute, "handle", broken)
+    async with client_of(application(tmp_path)) as client:
+        direct, other = [await client.post(f"/v1/classify{query}", content=b"x") for query in ("", "?unknown=1")]
+    assert (direct.status_code, direct.json()["code"]) == (404, "model_not_found")
+    assert (other.status_code, other.json()["code"]) == (500, "internal")
