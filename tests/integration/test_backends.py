@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -124,6 +125,15 @@ def ask(
     tensor.set_data_from_numpy(images)
     answer = client.infer(name, [tensor], outputs=[InferRequestedOutput(output)], client_timeout=30)
     return [float(value) for value in answer.as_numpy(output)[:, 0]]
+
+
+def test_the_python_backend_s_folder_goes_with_the_server_s(
+    request: pytest.FixtureRequest, server: TritonServer, triton: InferenceServerClient
+) -> None:
+    """It makes one for its environments, used or not, which stays where the server is killed."""
+    running = Path(f"/proc/{server.pid}/cwd").readlink()
+    assert running.parent.name.startswith("eca-triton-"), "what is removed with the server"
+    assert len(list(running.glob("python_env_*"))) == (request.node.callspec.params["server"][0] == "python")
 
 
 def test_each_caller_is_answered_its_own_rows(triton: InferenceServerClient) -> None:

@@ -23,7 +23,6 @@ OTHER_MACHINE = (
     f"`{CONTAINERS}` where Docker emulates x86-64"
 )
 MINIMAL_GLIBC = (2, 35)
-OUR_BACKENDS = ("onnxruntime", "inductor")
 # Ends with its parent, even where that is killed: sets PR_SET_PDEATHSIG to SIGKILL, then becomes the server.
 LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
@@ -58,21 +57,30 @@ def assemble_backends(folder: Path) -> None:
     for file in (source / "backends" / "python").iterdir():
         if file.is_file():
             shutil.copy2(file, python)  # Triton refuses links that lead out of the folder
+    _keep_folders_here(python / "libtriton_python.so")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = source / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.exists():
         raise TritonUnavailable(f"the embedded Triton has no stub for Python {version}; use Python 3.10 to 3.12")
     shutil.copy2(stub, python)
-    for name in OUR_BACKENDS:
-        shutil.copytree(Path(__file__).parent / "python_backend", folder / name)
+    ours = Path(__file__).parent / "python_backend"
+    shutil.copytree(ours, folder / "inductor")
     try:
         compiled = native.library()
     except native.NotCompiled as error:
         logger.warning("%s. %s", error, native.INSTEAD)
-        return
-    shutil.rmtree(folder / "onnxruntime")
-    (folder / "onnxruntime").mkdir()
-    shutil.copy2(compiled, folder / "onnxruntime" / native.LIBRARY)
+        shutil.copytree(ours, folder / "onnxruntime")
+    else:
+        (folder / "onnxruntime").mkdir()
+        shutil.copy2(compiled, folder / "onnxruntime" / native.LIBRARY)
+
+
+def _keep_folders_here(backend: Path) -> None:
+    """Has the Python backend make its folder where the server runs: in /tmp each killed server left an empty one.
+
+    There is no setting for it: https://github.com/triton-inference-server/python_backend/pull/380.
+    """
+    backend.write_bytes(backend.read_bytes().replace(b"/tmp/python_env_", b".////python_env_"))
 
 
 def free_port() -> int:
@@ -130,7 +138,7 @@ def tracing(url: str) -> list[str]:
 def environment(threads: int, temporary: Path) -> dict[str, str]:
     """What the server's process sees: its libraries, our site-packages for the backend, and little else.
 
-    Its files go to `temporary`: a compiler's package is unpacked there, and stays where its process is killed.
+    Its files go to `temporary`, where it also runs: what is unpacked there would stay where its process is killed.
     """
     kept = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TZ"}}
     site = Path(installation()).parents[1]

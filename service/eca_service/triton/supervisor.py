@@ -142,6 +142,7 @@ class TritonServer:
                 self._process = subprocess.Popen(
                     self._command,
                     env=server.environment(self.threads, temporary),
+                    cwd=temporary,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
