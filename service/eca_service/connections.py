@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from eca_service.errors import ServiceError, problem
@@ -24,8 +26,10 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._closing: asyncio.TimerHandle | None = None
         self._refused = False
+        self._heard = False  # a head is fed once more, see _unsupported_upgrade_warning
         self._in_head = True
-        self._head_bytes = self._fields_bytes = 0
+        self._heads = self._head_bytes = self._fields_bytes = 0
+        self._fed = self._behind = b""
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -37,24 +41,49 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Counts the bytes of a head for as long as it is not complete."""
-        if self._refused:
-            return
-        super().data_received(data)
-        if self._in_head and not self._refused:
+        heads, self._behind = self._heads, data
+        while self._behind and not self._refused:
+            self._fed, self._behind = self._behind, b""
+            super().data_received(self._fed)
+        if self._in_head and heads == self._heads and not self._refused:
             self._head_bytes += len(data)
             if self._head_bytes > self.max_head_bytes:
                 self.send_400_response("")
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """To another protocol, such as h2c, nobody changes (RFC 9110, 7.8), and the request is answered in this one.
+
+        llhttp reads no body behind such a head; a parser that was told only of the body's size does.
+        https://github.com/Kludex/uvicorn/issues/2722
+        """
+        ended = sys.exc_info()[1]
+        assert isinstance(ended, httptools.HttpParserUpgrade)
+        fields = [(name, value) for name, value in self.headers if name in {b"content-length", b"transfer-encoding"}]
+        fields.append((b"connection", b"keep-alive" if self.parser.should_keep_alive() else b"close"))
+        self.parser, self._heard = httptools.HttpRequestParser(self), True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % field for field in fields))
+        self._heard = False
+        self._behind = self._fed[ended.args[0] :]
+
     def on_message_begin(self) -> None:
         """Another head begins."""
+        if self._heard:
+            return
         super().on_message_begin()
         self._head_timer.cancel()
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
         self._in_head = True
         self._head_bytes = self._fields_bytes = 0
 
+    def on_url(self, url: bytes) -> None:
+        """A part of the address."""
+        if not self._heard:
+            super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field; many come in one piece of data."""
+        if self._heard:
+            return
         self._fields_bytes += len(name) + len(value) + 4
         if self._fields_bytes > self.max_head_bytes:
             raise ValueError("the head is too large")  # ends the parsing, see send_400_response
@@ -62,21 +91,26 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there: from now on the request's own limits hold."""
+        if self._heard:
+            return
         self._fields_bytes += len(self.url)
         if self._fields_bytes > self.max_head_bytes:
             raise ValueError("the head is too large")
         self._head_timer.cancel()
         self._in_head = False
+        self._heads += 1
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         """Where the caller is still sending what nobody will read, it gets a moment to notice the answer."""
         super().on_response_complete()
-        if self.cycle.more_body and not self.transport.is_closing():
+        if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
             self._closing = self.loop.call_later(LINGER_S, self.transport.close)
 
     def on_message_complete(self) -> None:
         """It has sent all, after all."""
+        if self.parser.should_upgrade():
+            return  # only the head, see _unsupported_upgrade_warning
         if self._closing:
             self._closing.cancel()
             self._closing = None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from eca_service.connections import LINGER_S
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, call
@@ -199,3 +200,50 @@ def test_grpc_metadata_without_end(strict: Service, repository: Path) -> None:
             stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=[("x-long", "a" * (1 << 20))])
         assert caught.value.code() in {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
     still_answers(strict, repository)
+
+
+def asked(connection: socket.socket, *pieces: bytes) -> list[bytes]:
+    """The answers to what is sent piece by piece, until the service closes."""
+    for piece in pieces:
+        connection.sendall(piece)
+        time.sleep(0.1)
+    return everything(connection).split(b"HTTP/1.1 ")[1:]
+
+
+def post(body: bytes, *fields: bytes) -> bytes:
+    head = (b"POST /v1/classify HTTP/1.1", b"Host: x", b"Content-Length: %d" % len(body), *fields)
+    return b"\r\n".join((*head, b"", b"")) + body
+
+
+H2C = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+def test_who_offers_another_protocol_is_answered_in_this_one(strict: Service, repository: Path, pieces: int) -> None:
+    """Java's own client offers h2c with each request; llhttp alone would not read the body behind."""
+    image = golden_png(repository, MODEL)
+    head = (b"POST /v1/classify HTTP/1.1", b"Host: x", b"Transfer-Encoding: chunked", *H2C)
+    chunked = b"\r\n".join((*head, b"", b"%x" % len(image), image, b"0", b"", b""))
+    bare = b"GET /livez HTTP/1.1\r\n" + b"\r\n".join((b"Host: x", *H2C)) + b"\r\n\r\n"
+    several = post(image, *H2C) + bare + chunked + post(image)
+    step = -(-len(several) // pieces)
+    with connect(strict) as connection:
+        answers = asked(connection, *(several[at : at + step] for at in range(0, len(several), step)))
+    assert [answer[:3] for answer in answers] == [b"200"] * 4
+    with connect(strict) as connection:
+        assert [answer[:3] for answer in asked(connection, post(image, *H2C, b"Connection: close"))] == [b"200"]
+    with connect(strict) as connection:  # many of them in one piece
+        assert len(asked(connection, 400 * bare)) == 400
+
+
+def test_requests_that_do_not_await_each_other(strict: Service, service: Service, repository: Path) -> None:
+    """A body and the beginning of the next head in one piece; a second body that is late, but in time."""
+    image = golden_png(repository, MODEL)
+    large = post(image + bytes(100_000))  # what follows an image is not looked at
+    with connect(strict) as connection:
+        assert [a[:3] for a in asked(connection, large + large[:20], large[20:])] == [b"200"] * 2
+    with connect(service) as connection:
+        last = post(image, b"Connection: close")
+        connection.sendall(post(image) + last[: -len(image)])
+        time.sleep(LINGER_S + 0.5)
+        assert [a[:3] for a in asked(connection, image)] == [b"200"] * 2
