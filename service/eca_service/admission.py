@@ -6,6 +6,8 @@ from eca_service import metrics
 from eca_service.errors import ServiceError
 from eca_service.journal import Entry
 
+TAKEN_ON_TRUST = 1 << 20  # bytes
+
 
 class Admission:
     """The permits of this process: at most `max_images` images and `max_bytes` bytes of bodies at once."""
@@ -18,9 +20,13 @@ class Admission:
         self.requests = 0
 
     def enter(self, size: int, entry: Entry) -> Permit:
-        """A permit for a request of one image and `size` bytes; overloaded where there is no room for it."""
+        """A permit for a request of one image and `size` bytes; overloaded where there is no room for it.
+
+        Of a large body that was only announced it takes a part, and grows as the body comes: a few callers who send
+        none would shut out all others.
+        """
         permit = Permit(self, entry)
-        permit.grow(images=1, size=size)
+        permit.grow(images=1, size=min(size, TAKEN_ON_TRUST))
         self.requests += 1
         metrics.inflight.set(self.requests)
         return permit
@@ -82,3 +88,9 @@ class Margin:
     def learn(self, late: bool) -> None:
         """How an accepted request ended."""
         self.share = max(self.LEAST, 0.95 * self.share) if late else min(self.MOST, self.share + 0.0005)
+
+
+def require_few(images: int, most: int) -> None:
+    """Raises bad_request for too many images in a request; asked before any is unpacked, for there may be millions."""
+    if images > most:
+        raise ServiceError("bad_request", f"the request holds {images} images, at most {most} are taken")

@@ -6,61 +6,123 @@ import base64
 import binascii
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
-from eca_service.core import require_few
+from eca_service.admission import require_few
+from eca_service.core import Core
 from eca_service.errors import ServiceError
 
 Images = Sequence[bytes | ServiceError]
 WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+MOST_COMMAS = 10_000  # in JSON: one between any two values; a text of megabytes could be millions of them
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The whole body, decompressed where its Content-Encoding says gzip or deflate; at most `most` bytes.
+def header(request: Request, name: bytes) -> str:
+    """A header's value; of one that comes twice the last. Empty where there is none."""
+    value: bytes = request.scope["eca"].headers.get(name, b"")
+    return value.decode("latin-1")
 
-    Raises body_too_large, or bad_request for another encoding or damaged data.
+
+async def read_body(request: Request, core: Core) -> bytes:
+    """The whole body, decompressed where its Content-Encoding says gzip or deflate.
+
+    What it is decompressed to counts like a body of that size. Raises body_too_large, overloaded, or bad_request for
+    another encoding or damaged data.
     """
     body = await request.body()
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = header(request, b"content-encoding").strip().lower() or "identity"
     if encoding == "identity":
         return body
     if encoding not in WINDOWS:
         raise ServiceError("bad_request", f"Content-Encoding is {encoding!r}; gzip and deflate are taken")
-    expander = zlib.decompressobj(WINDOWS[encoding])
-    try:
-        expanded = expander.decompress(body, most + 1)
-    except zlib.error as error:
-        raise ServiceError("bad_request", f"the body is not {encoding}: {error}") from None
-    if len(expanded) > most:
-        raise ServiceError("body_too_large", f"the body has more than {most} bytes when it is decompressed")
-    if not expander.eof:
-        raise ServiceError("bad_request", f"the {encoding} body is cut off")
+    expanded = await core.decoders.aside(_expanded, body, encoding, core.settings.max_body_bytes)
+    if permit := request.scope["eca"].permit:
+        permit.cover(len(body) + len(expanded))
     return expanded
 
 
-async def read_json(request: Request, most: int) -> Any:
-    """The body as JSON. Raises bad_request where it is none."""
+def _expanded(body: bytes, encoding: str, most: int) -> bytes:
+    """Of gzip all members (RFC 1952, 2.2)."""
+    expanded, rest = b"", body
+    while rest or not body:
+        expander = zlib.decompressobj(WINDOWS[encoding])
+        try:
+            expanded += expander.decompress(rest, most + 1 - len(expanded))
+        except zlib.error as error:
+            raise ServiceError("bad_request", f"the body is not {encoding}: {error}") from None
+        if len(expanded) > most:
+            raise ServiceError("body_too_large", f"the body has more than {most} bytes when it is decompressed")
+        if not expander.eof:
+            raise ServiceError("bad_request", f"the {encoding} body is cut off")
+        rest = expander.unused_data
+    return expanded
+
+
+def parsed(text: bytes) -> Any:
+    """The value that the text is as JSON. Raises bad_request where it is none, or more than any request needs."""
+    if text.count(b",") > MOST_COMMAS:
+        raise ServiceError("bad_request", f"the JSON has more than {MOST_COMMAS} values")
     try:
-        return json.loads(await read_body(request, most))
+        return json.loads(text)
     except (ValueError, RecursionError):
         raise ServiceError("bad_request", "the body is not valid JSON") from None
 
 
-async def read_images(request: Request, most_bytes: int, most_images: int) -> Images:
+async def read_images(request: Request, core: Core) -> Images:
     """The encoded images of a request, in their order; bad_request where the body is not what it says."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = header(request, b"content-type").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        # Starlette turns a malformed form into its own HTTPException, which the application answers as bad_request.
-        async with request.form(max_files=most_images) as form:
-            return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        return await _form(request, core)
+    body = await read_body(request, core)
     if kind == "application/json":
-        return _base64(await read_json(request, most_bytes), most_images)
-    body = await read_body(request, most_bytes)
+        return await core.decoders.aside(_base64, body, core.settings.max_images)
     return [body] if body else []
+
+
+class _Form(MultiPartParser):
+    """Starlette's, which takes a part for a text whose name of a file is in RFC 5987's form alone, and a form that is
+    cut off for a shorter one: the answers would be other images'.
+    """
+
+    ended = False
+
+    def on_headers_finished(self) -> None:
+        """A part begins."""
+        told = self._current_part.content_disposition or b""
+        if b"filename*=" in told and b"filename=" not in told:
+            self._current_part.content_disposition = told + b'; filename="image"'
+        super().on_headers_finished()
+
+    def on_end(self) -> None:
+        """The last boundary was there."""
+        self.ended = True
+
+
+async def _form(request: Request, core: Core) -> Images:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        if header(request, b"content-encoding"):
+            yield await read_body(request, core)
+            return
+        async for piece in request.stream():
+            yield piece
+
+    told = Headers(raw=[(b"content-type", request.scope["eca"].headers[b"content-type"])])
+    reader = _Form(told, stream(), max_files=core.settings.max_images)
+    try:
+        form = await reader.parse()
+    except MultiPartException as error:
+        raise ServiceError("bad_request", error.message) from None
+    try:
+        if not reader.ended:
+            raise ServiceError("bad_request", "the form is cut off: its last boundary is missing")
+        return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+    finally:
+        await form.close()
 
 
 def from_base64(text: str) -> bytes | ServiceError:
@@ -71,7 +133,8 @@ def from_base64(text: str) -> bytes | ServiceError:
         return ServiceError("bad_request", "the text is not base64")
 
 
-def _base64(body: Any, most: int) -> list[bytes | ServiceError]:
+def _base64(text: bytes, most: int) -> list[bytes | ServiceError]:
+    body = parsed(text)
     entries = body.get("images") if isinstance(body, dict) else None
     if not isinstance(entries, list):
         raise ServiceError("bad_request", 'the JSON body must be {"images": [{"b64": "..."}]}')

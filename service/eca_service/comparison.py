@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eca_service.admission import Permit
+from eca_service.answers import Answer
 from eca_service.cancellation import all_of
 from eca_service.contract import Contract
-from eca_service.core import Answer, Core
+from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.geometry import Box, Size, crop_box
 from eca_service.imaging import Decoded
@@ -65,7 +66,7 @@ def require_any(core: Core, models: Sequence[Model], deadline: float) -> None:
         except ServiceError as error:
             errors.append(error)
     if len(errors) == len(models):
-        raise errors[0]
+        raise errors[0].anew()
 
 
 async def compare(
@@ -74,15 +75,13 @@ async def compare(
     """Each model's answer. Raises what decoding raises; and where every model fails, the first one's error."""
     entry = permit.entry
     entry.images = len(models)
-    for model in models:
-        core.require_top_k(model.contract, top_k)
     permit.grow(images=len(models) - 1)
     core.access.charge(entry.account, len(models) - 1)
     seen: dict[str, tuple[Decoded, float]] = {}
     for model in models:
         recipe = model.contract.preprocessing_fingerprint
         if recipe not in seen:
-            seen[recipe] = await core.decode(image, model.contract, entry)
+            seen[recipe] = await core.decoders.decode(image, model.contract, entry)
 
     async def one(model: Model) -> Compared:
         contract = model.contract
@@ -101,6 +100,6 @@ async def compare(
     entries = await all_of(one(model) for model in models)
     if all(entry.error for entry in entries):
         assert entries[0].error is not None
-        raise entries[0].error
+        raise entries[0].error.anew()
     decoded, _ = next(iter(seen.values()))
     return Comparison(entries, decoded.size, decoded.orientation, decoded.warnings, entry.answered())

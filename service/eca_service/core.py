@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator, Sequence
 
 from eca_service import metrics
 from eca_service.access import Access
-from eca_service.admission import Admission, Margin, Permit
+from eca_service.admission import Admission, Margin, Permit, require_few
+from eca_service.answers import Answer, Prediction, Result, best_classes
 from eca_service.backend import Triton
-from eca_service.batching import Row
+from eca_service.batching import Row, Totals
 from eca_service.cancellation import all_of
 from eca_service.contract import Contract
+from eca_service.decoders import Decoders
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
-from eca_service.imaging import Decoded, decode
+from eca_service.imaging import Decoded
 from eca_service.journal import Entry
 from eca_service.peers import Peers
 from eca_service.preflight import obstacle_of
@@ -35,52 +27,6 @@ from eca_service.registry import Model, Registry
 from eca_service.rollout import Rollout
 from eca_service.settings import Settings
 from eca_service.tracing import Tracing
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One class of one image; `score` is its probability in [0, 1]."""
-
-    index: int
-    label: str
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One image's answer: predictions, best first, or the error that this image alone met; and its stages' seconds."""
-
-    predictions: tuple[Prediction, ...] = ()
-    warnings: tuple[str, ...] = ()
-    error: ServiceError | None = None
-    decode_s: float = 0.0
-    queue_s: float = 0.0
-    infer_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one request gets; the stages' times are those of its slowest image, the total is since the request came."""
-
-    contract: Contract
-    results: list[Result]
-    total_s: float
-
-    def milliseconds(self) -> dict[str, float]:
-        """decode, queue, infer, total, in milliseconds."""
-        stages = {
-            "decode": max(result.decode_s for result in self.results),
-            "queue": max(result.queue_s for result in self.results),
-            "infer": max(result.infer_s for result in self.results),
-            "total": self.total_s,
-        }
-        return {name: round(1000 * seconds, 3) for name, seconds in stages.items()}
-
-    def server_timing(self) -> str:
-        """The same as the value of a Server-Timing header (W3C)."""
-        return ", ".join(f"{stage};dur={spent}" for stage, spent in self.milliseconds().items())
 
 
 class Core:
@@ -101,9 +47,7 @@ class Core:
         self.readiness = Readiness(self.registry, self.triton, self.engines, self.rollout, peers)
         self.leaving = False  # asked to end: no longer ready, but still answering
         self.draining = False  # refuses new requests
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode", _yielding)
-        self._decoding = 0
-        self._decode_s = 0.0
+        self.decoders = Decoders(settings)
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self, patience_s: float) -> None:
@@ -125,7 +69,7 @@ class Core:
         await self.rollout.close()
         await self.triton.close()
         await self.tracing.close()
-        self._decoders.shutdown(cancel_futures=True)
+        self.decoders.close()
 
     def enter(self, size: int, entry: Entry) -> Permit:
         """A permit for a request of `size` bytes, as announced. Raises draining, body_too_large, overloaded."""
@@ -153,6 +97,11 @@ class Core:
         self.readiness.require(model)
         self.require_time(model.contract, 1, deadline)
 
+    def totals(self, *contracts: Contract) -> list[tuple[Contract, Totals]]:
+        """What each model's engine has done; without `contracts` that of all that are served."""
+        wanted = contracts or [model.contract for _, model in sorted(self.registry.models.items())]
+        return [(contract, self.engines.of(contract).totals) for contract in wanted]
+
     @property
     def most_images(self) -> int:
         """The most images that a request may hold."""
@@ -163,12 +112,11 @@ class Core:
     ) -> Answer:
         """One Result for each entry of `images`, in their order; an entry that is an error already stays one.
 
-        Raises ServiceError where the request as a whole fails: bad_request for none or too many images,
-        bad_parameter for a `top_k` that is not 1 to the number of classes.
+        Raises ServiceError where the request as a whole fails: bad_request for none or too many images, and what
+        refuses it before an image is decoded. `top_k` is 1 to the number of classes.
         """
         contract, entry = model.contract, permit.entry
         entry.images = len(images)
-        self.require_top_k(contract, top_k)
         if not images:
             raise ServiceError("bad_request", "the request holds no image; send its bytes as the body, or in a form")
         require_few(len(images), self.most_images)
@@ -177,14 +125,14 @@ class Core:
             self.access.charge(entry.account, len(images) - 1)
             self.require_time(contract, len(images), deadline)
         # a large request leaves the decoders to others too
-        turns = asyncio.Semaphore(self.settings.decode_threads) if len(images) > 1 else contextlib.nullcontext()
+        turns = asyncio.Semaphore(self.decoders.threads) if len(images) > 1 else contextlib.nullcontext()
 
         async def one(image: bytes | ServiceError) -> Result:
             try:
                 if isinstance(image, ServiceError):
                     raise image
                 async with turns:
-                    decoded, decode_s = await self.decode(image, contract, entry)
+                    decoded, decode_s = await self.decoders.decode(image, contract, entry)
             except ServiceError as error:
                 turn.skip()
                 return Result(error=error)
@@ -211,52 +159,21 @@ class Core:
                 self.readiness.suspect()
             raise
 
-    def require_top_k(self, contract: Contract, top_k: int) -> None:
-        """Raises bad_parameter for a `top_k` that is not 1 to the number of classes."""
-        if not 1 <= top_k <= contract.classes:
-            raise ServiceError("bad_parameter", f"top_k is {top_k}, {contract.name} has {contract.classes} classes")
-
     def require_time(self, contract: Contract, images: int, deadline: float) -> None:
         """Raises deadline_exceeded, or overloaded where the answers to `images` more would come too late."""
         left_s = deadline - asyncio.get_running_loop().time()
         if left_s <= 0:
             raise ServiceError("deadline_exceeded", "the request's deadline passed before it was taken up")
         batcher = self.engines.of(contract)
-        if batcher.idle and not self._decoding:
+        if batcher.idle and not self.decoders.busy:
             return  # nobody is ahead: what was learnt from others may not hold for this one, so it is tried
-        encoded = max(self._decoding, batcher.coming) + images
-        decode_s = encoded * self._decode_s / self.settings.decode_threads
-        wait_s = decode_s + batcher.wait_s(images)
+        encoded = max(self.decoders.busy, batcher.coming) + images
+        wait_s = self.decoders.seconds(encoded) + batcher.wait_s(images)
         if wait_s > self.margin.share * left_s:
             metrics.rejected.labels("deadline").inc()
             raise ServiceError(
                 "overloaded", f"an answer would take about {wait_s:.2f} s, the request's deadline is in {left_s:.2f} s"
             )
-
-    async def decode(
-        self, image: bytes, contract: Contract, entry: Entry, preview_px: int = 0
-    ) -> tuple[Decoded, float]:
-        """The image as the contract's recipe wants it, and the seconds that took; `preview_px` as for `imaging.decode`.
-
-        The time is written down in `entry`. Raises what `imaging.decode` raises.
-        """
-        started = time.perf_counter()
-        self._decoding += 1
-        try:
-            loop = asyncio.get_running_loop()
-            fast = self.settings.preprocessing == "fast"
-            arguments = (image, contract.preprocessing, self.settings.max_pixels, fast, preview_px)
-            decoded, busy_s = await loop.run_in_executor(self._decoders, _timed_decode, *arguments)
-        finally:
-            self._decoding -= 1
-        self._decode_s += 0.1 * (busy_s - self._decode_s)
-        spent = time.perf_counter() - started
-        entry.stage("decode", contract.name, started, spent)
-        return decoded, spent
-
-    async def aside(self, work: Callable[..., T], *arguments: object) -> T:
-        """The result of `work`, which runs among the decoders, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, partial(work, *arguments))
 
     def named(
         self, contract: Contract, row: Row, top_k: int, decoded: Decoded, decode_s: float, entry: Entry
@@ -272,32 +189,3 @@ class Core:
         entry.stage("postprocess", contract.name, started, time.perf_counter() - started)
         metrics.images.labels(contract.name).inc()
         return Result(predictions, decoded.warnings, None, decode_s, row.queue_s, row.infer_s)
-
-
-def best_classes(probabilities: NDArray[np.float32], count: int) -> list[int]:
-    """The `count` likeliest of K classes, of equals the first, from `probabilities` [K]; all where K is less.
-
-    To sort all of 21,841 takes 1.5 ms, this 0.04.
-    """
-    count = min(count, len(probabilities))
-    least = np.partition(probabilities, -count)[-count]
-    found = np.flatnonzero(probabilities >= least)
-    best: list[int] = found[np.argsort(-probabilities[found], kind="stable")[:count]].tolist()
-    return best
-
-
-def _yielding() -> None:
-    """Lowers the calling thread's priority, so that the event loop answers while every core decodes."""
-    if sys.platform == "linux":  # elsewhere the priority is the whole process's
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
-
-
-def _timed_decode(image: bytes, recipe: Any, max_pixels: int, fast: bool, preview_px: int) -> tuple[Decoded, float]:
-    started = time.perf_counter()
-    return decode(image, recipe, max_pixels, fast, preview_px), time.perf_counter() - started
-
-
-def require_few(images: int, most: int) -> None:
-    """Raises bad_request for too many images in a request; asked before any is unpacked, for there may be millions."""
-    if images > most:
-        raise ServiceError("bad_request", f"the request holds {images} images, at most {most} are taken")

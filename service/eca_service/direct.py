@@ -20,7 +20,7 @@ QUERY = re.compile(rb"(?:top_k=([0-9]{1,9}))?")
 
 
 class Direct:
-    """Answers what it understands as FastAPI would, and leaves all else to it: forms, faulty parameters, other routes.
+    """Answers what it understands as FastAPI would, and leaves all else to it: faulty parameters, other routes.
 
     It raises ServiceError, as the routes do.
     """
@@ -48,8 +48,7 @@ def _asked(scope: Message) -> tuple[str | None, int | None, int | None] | None:
     if scope["type"] != "http" or scope["method"] != "POST":
         return None
     path, query = PATH.fullmatch(scope["path"]), QUERY.fullmatch(scope["query_string"])
-    kind: bytes = scope["eca"].headers.get(b"content-type", b"")
-    if path is None or query is None or kind.lower().startswith(b"multipart/"):
+    if path is None or query is None:
         return None
     return path[1], _number(path[2]), _number(query[1])
 

@@ -136,10 +136,12 @@ CODES: dict[str, Kind] = {
 class ServiceError(Exception):
     """A handled failure: a code of CODES and one sentence for the caller.
 
-    `retry_after_s`, whole seconds, is what the table says, unless the failure knows better.
+    `retry_after_s`, whole seconds, is what the table says, unless the failure knows better. What callers wrote and the
+    sentence repeats may be no text that can be encoded.
     """
 
     def __init__(self, code: str, detail: str, retry_after_s: int | None = None) -> None:
+        detail = detail.encode(errors="replace").decode()
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
@@ -149,6 +151,10 @@ class ServiceError(Exception):
     def kind(self) -> Kind:
         """The table's row."""
         return CODES[self.code]
+
+    def anew(self) -> ServiceError:
+        """The same, for whoever holds it and raises it: itself it would keep its holder, and the request's images."""
+        return ServiceError(self.code, self.detail, self.retry_after_s)
 
 
 def problem(error: ServiceError, request_id: str) -> dict[str, object]:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eca_service.admission import Permit
+from eca_service.answers import Answer, Prediction, Result
 from eca_service.class_map import ClassMap, class_map, head_of
 from eca_service.contract import FEATURES, GATES, Contract
-from eca_service.core import Answer, Core, Prediction, Result
+from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.geometry import Box, crop_box
 from eca_service.imaging import Decoded
@@ -64,8 +65,9 @@ async def explain(
     """
     contract, entry = model.contract, permit.entry
     entry.images = 1
-    index = None if wanted is None else class_index(contract.labels, wanted, contract.name)
-    core.require_top_k(contract, top_k)
+    index = None  # to offer the nearest of 20,000 labels takes a second
+    if wanted is not None:
+        index = await core.decoders.aside(class_index, contract.labels, wanted, contract.name)
     if gates and not contract.gates:
         raise ServiceError(
             "bad_parameter",
@@ -74,8 +76,8 @@ async def explain(
             else f"{contract.name} has no attention, and so no gates",
         )
     with core.suspicious():
-        head = await core.aside(head_of, model.folder, contract.engine_sha256)
-        decoded, decode_s = await core.decode(image, contract, entry, preview_px)
+        head = await core.decoders.aside(head_of, model.folder, contract.engine_sha256)
+        decoded, decode_s = await core.decoders.decode(image, contract, entry, preview_px)
         further = (FEATURES, GATES) if gates else (FEATURES,)
         row = await core.engines.of(contract).submit(decoded.pixels, deadline, further, entry.trace)
     result = core.named(contract, row, top_k, decoded, decode_s, entry)

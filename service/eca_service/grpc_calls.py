@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from eca_service.access import HEALTH_SERVICE, OPEN_CALLS
 from eca_service.core import Core
@@ -19,7 +20,7 @@ from eca_service.journal import Entry
 
 logger = logging.getLogger(__name__)
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
-Behaviour = Callable[[Any, Context], Awaitable[Any]]
+PROTOCOL = "inference.GRPCInferenceService/"
 _entry: ContextVar[Entry] = ContextVar("entry")
 
 
@@ -49,14 +50,15 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 caller = access.caller(_bytes(headers, "authorization"), _bytes(headers, "x-api-key"))
             except ServiceError as error:
-                return _refusing(error, self._begin(method, headers, ""))
+                return _ending(partial(_refuse, error=error), self._begin(method, headers, ""))
         if handler.unary_unary is None:
-            return handler
+            lacking = method.startswith(PROTOCOL)  # else it is reflection, which is gRPC's own
+            return _ending(_lack, self._begin(method, headers, caller)) if lacking else handler
 
-        async def answered(request: Any, context: Context) -> Any:
-            return await self._answer(handler.unary_unary, request, context, self._begin(method, headers, caller))
+        async def answered(message: bytes, context: Context) -> Any:
+            return await self._answer(handler, message, context, self._begin(method, headers, caller))
 
-        return grpc.unary_unary_rpc_method_handler(answered, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(answered, None, handler.response_serializer)
 
     def _begin(self, method: str, headers: dict[str, str], caller: str) -> Entry:
         quiet = method in OPEN_CALLS
@@ -65,59 +67,68 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         entry.route, entry.caller = method, caller
         return entry
 
-    async def _answer(self, behaviour: Behaviour, request: Any, context: Context, entry: Entry) -> Any:
-        entry.size = request.ByteSize()
+    async def _answer(self, handler: Any, message: bytes, context: Context, entry: Entry) -> Any:
+        entry.size = len(message)
         entry.status = "OK"
         _entry.set(entry)
         try:
             if entry.route not in OPEN_CALLS:
                 entry.account = self._core.access.admit(entry.caller, _address(context.peer()))
-            answer = await behaviour(request, context)
+            answer = await handler.unary_unary(_read(handler, message), context)
             if not context.trailing_metadata():
                 context.set_trailing_metadata(_stamps(entry))
             return answer
         except ServiceError as error:
-            await _refuse(context, error, entry)
+            _refuse(context, entry, error)
         except asyncio.CancelledError:
             entry.code, entry.status = "client_closed", "CANCELLED"
             raise
-        except NotImplementedError:  # a method of the protocol that the service does not have
-            entry.code, entry.status = "unimplemented", "UNIMPLEMENTED"
-            await _abort(context, "UNIMPLEMENTED", "the service does not have this method", _stamps(entry))
-        except grpc.aio.AbortError:
-            raise
+        except NotImplementedError:
+            _lack(context, entry)
         except Exception:
             logger.exception("request %s failed", entry.request_id)
-            failure = ServiceError("internal", "the service failed; its log has the request's id")
-            await _refuse(context, failure, entry)
+            _refuse(context, entry, ServiceError("internal", "the service failed; its log has the request's id"))
         finally:
             entry.close()
 
 
-def _refusing(error: ServiceError, entry: Entry) -> Any:
+def _read(handler: Any, message: bytes) -> Any:
+    try:
+        return handler.request_deserializer(message)
+    except DecodeError:
+        raise ServiceError("bad_request", "the message is not what this method takes") from None
+
+
+def _ending(end: Callable[[Context, Entry], None], entry: Entry) -> Any:
     """A handler that ends the call at once: one for streams, which has no message read first."""
 
-    async def refuse(messages: Any, context: Context) -> None:
-        try:
-            await _refuse(context, error, entry)
-        finally:
-            entry.close()
+    async def ended(messages: Any, context: Context) -> None:
+        end(context, entry)
+        entry.close()
 
-    return grpc.stream_stream_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(ended)
 
 
-async def _refuse(context: Context, error: ServiceError, entry: Entry) -> None:
-    """Ends the call with the error's status; its stable code and the request's id travel as trailing metadata."""
+def _refuse(context: Context, entry: Entry, error: ServiceError) -> None:
+    """Ends the call with the error's status; its stable code and the request's id travel as trailing metadata.
+
+    Not by `context.abort`, whose exception would keep the request's images until garbage is looked for.
+    """
     entry.code, entry.status = error.code, error.kind.grpc
     trailing = [("eca-code", error.code), *_stamps(entry)]
     if error.retry_after_s is not None:
         trailing.append(("retry-after", str(error.retry_after_s)))
-    await _abort(context, error.kind.grpc, str(error), tuple(trailing))
+    context.set_code(grpc.StatusCode[entry.status])
+    context.set_details(str(error))
+    context.set_trailing_metadata(tuple(trailing))
 
 
-async def _abort(context: Context, status: str, details: str, trailing: tuple[tuple[str, str], ...]) -> None:
-    with contextlib.suppress(grpc.aio.InternalError):  # the caller went in this instant
-        await context.abort(grpc.StatusCode[status], details, trailing)
+def _lack(context: Context, entry: Entry) -> None:
+    """Ends a call of a method of the protocol that the service does not have."""
+    entry.code, entry.status = "unimplemented", "UNIMPLEMENTED"
+    context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+    context.set_details("the service does not have this method")
+    context.set_trailing_metadata(_stamps(entry))
 
 
 def _stamps(entry: Entry) -> tuple[tuple[str, str], ...]:

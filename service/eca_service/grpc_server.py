@@ -18,6 +18,7 @@ from eca_service.contract import Contract
 from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.grpc_calls import Interceptor, entry_of_call
+from eca_service.labels import top_k_of
 from eca_service.tls import Certificate
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
@@ -106,9 +107,9 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         return service_pb2.ModelConfigResponse(config=oip.model_config(self._contract(request)))
 
     async def ModelStatistics(self, request: Any, context: Context) -> Any:
-        """What this process has counted."""
-        contract = self._contract(request)
-        return oip.statistics(contract, self._core.engines.of(contract).totals)
+        """What this process has counted of the model named, or of all."""
+        named = (self._contract(request),) if request.name else ()
+        return oip.statistics(self._core.totals(*named))
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
         """Classifies the encoded images of the input `image`."""
@@ -122,8 +123,9 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     async def _infer(self, request: Any, context: Context, permit: Permit) -> Any:
         core = self._core
         left_s = context.time_remaining()
-        longest_s = core.settings.deadline_ms / 1000
-        deadline = asyncio.get_running_loop().time() + (longest_s if left_s is None else left_s)
+        if left_s is None:
+            left_s = core.settings.deadline_ms / 1000
+        deadline = asyncio.get_running_loop().time() + left_s
         model = core.registry.get(request.model_name, oip.require_version(request.model_version))
         contract = model.contract
         permit.entry.model = contract.name
@@ -138,10 +140,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             images = list(tensor.contents.bytes_contents)
         if len(images) != count:
             raise ServiceError("bad_request", f"image has shape [{count}] and holds {len(images)} images")
-        asked = request.parameters.get("top_k")
-        top_k = oip.require_top_k(
-            getattr(asked, asked.WhichOneof("parameter_choice") or "") if asked else None, contract
-        )
+        top_k = top_k_of(_parameter(request, "top_k"), contract)
         names = oip.require_outputs([output.name for output in request.outputs])
         with core.registry.lease(model):
             answer = await in_time(core.classify(model, images, top_k, deadline, permit), deadline)
@@ -161,6 +160,15 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         name = getattr(request, "model_name", "") or request.name
         given = getattr(request, "model_version", "") or getattr(request, "version", "")
         return self._core.registry.get(name, oip.require_version(given)).contract
+
+
+def _parameter(request: Any, name: str) -> Any:
+    """A parameter's value; None where there is none, empty where it has none."""
+    if name not in request.parameters:
+        return None
+    given = request.parameters[name]
+    kind = given.WhichOneof("parameter_choice")
+    return getattr(given, kind) if kind else ""
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]

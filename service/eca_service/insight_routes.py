@@ -11,14 +11,14 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from eca_service.answers import Prediction
 from eca_service.bodies import read_images
 from eca_service.cancellation import in_time
 from eca_service.comparison import Compared, compare, family, require_any
-from eca_service.core import Prediction
 from eca_service.errors import ServiceError
 from eca_service.explanation import Explanation, explain
 from eca_service.geometry import Box, Size, as_stored
-from eca_service.oip import require_top_k
+from eca_service.labels import top_k_of
 from eca_service.openapi import COMPARED, EXPLAINED, takes_images
 from eca_service.overlay import overlay_png
 from eca_service.registry import Model
@@ -51,7 +51,7 @@ async def explain_route(
     async def work(image: bytes, deadline: float) -> tuple[Explanation, bytes]:
         found = await explain(
             *(core, chosen, image, wanted, deadline, request.scope["eca"].permit),
-            top_k=require_top_k(top_k, chosen.contract),
+            top_k=top_k_of(top_k, chosen.contract),
             gates=gates,
             preview_px=0 if as_json else side,
         )
@@ -64,7 +64,7 @@ async def explain_route(
         contract, explained = found.answer.contract, found.explained
         caption = f"{explained.label} ({explained.score:.1%}), {contract.name} version {contract.version}"
         drawn = (found.decoded.preview, found.map.values, crop, opacity, found.decoded.orientation, caption)
-        return found, await core.aside(overlay_png, *drawn)
+        return found, await core.decoders.aside(overlay_png, *drawn)
 
     found, png = await _one_image(request, [chosen], lambda deadline: core.require(chosen, deadline), work)
     headers = {"Server-Timing": found.answer.server_timing()}
@@ -97,7 +97,7 @@ async def compare_route(
         if not names:
             raise ServiceError("bad_parameter", "models names no model; separate names by commas")
         chosen = [core.registry.get(name) for name in names]
-    most = min(require_top_k(top_k, model.contract) for model in chosen)
+    most = min(top_k_of(top_k, model.contract) for model in chosen)
 
     async def work(image: bytes, deadline: float) -> Any:
         return await compare(core, chosen, image, most, deadline, request.scope["eca"].permit)
@@ -141,17 +141,14 @@ async def _one_image(
     deadline, received_by = deadlines(request, core)
     exchange.entry.model = models[0].contract.name
     require(deadline)
-    limits = core.settings
     with ExitStack() as held:
         for model in models:
             held.enter_context(core.registry.lease(model))
-        images = await in_time(
-            read_images(request, limits.max_body_bytes, limits.max_images), min(deadline, received_by)
-        )
+        images = await in_time(read_images(request, core), min(deadline, received_by))
         if len(images) != 1:
             raise ServiceError("bad_request", f"the request holds {len(images)} images; this route takes one")
         if isinstance(images[0], ServiceError):
-            raise images[0]
+            raise images[0].anew()
         return await in_time(work(images[0], deadline), deadline, partial(gone, exchange.receive))
 
 

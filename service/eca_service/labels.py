@@ -1,11 +1,31 @@
-"""Which class is meant by a number or a name."""
+"""Which class is meant by a number or a name, and how many classes are wanted."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 
+from eca_service.contract import Contract
 from eca_service.errors import ServiceError
+from eca_service.numerals import whole
+
+TOP_K = 5
+
+
+def top_k_of(given: object, contract: Contract) -> int:
+    """How many classes are wanted: where the request does not say 5, or all of fewer.
+
+    Raises bad_parameter for what is no whole number, or not 1 to the number of classes.
+    """
+    if given is None:
+        return min(TOP_K, contract.classes)
+    if isinstance(given, str):
+        given = given if (number := whole(given)) is None else number
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise ServiceError("bad_parameter", f"top_k is {str(given)[:20]!r}, not a whole number")
+    if not 1 <= given <= contract.classes:
+        raise ServiceError("bad_parameter", f"top_k is {given}, {contract.name} has {contract.classes} classes")
+    return given
 
 
 def class_index(labels: Sequence[str], wanted: str, model: str) -> int:
@@ -13,8 +33,9 @@ def class_index(labels: Sequence[str], wanted: str, model: str) -> int:
 
     Raises bad_parameter where there is none or more than one; the nearest labels are offered.
     """
-    if wanted.isdecimal() and int(wanted) < len(labels):
-        return int(wanted)
+    number = whole(wanted)
+    if number is not None and number < len(labels):
+        return number
     sought = wanted.strip().casefold()
     folded = [label.casefold() for label in labels]
     found = [index for index, label in enumerate(folded) if label == sought]

@@ -8,13 +8,12 @@ import logging
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from eca_service.bodies import read_json
+from eca_service.bodies import parsed, read_body
 from eca_service.errors import ServiceError
 from eca_service.registry import pin, roll_back
 from eca_service.routes import core_of
 
 logger = logging.getLogger(__name__)
-MOST_BYTES = 1024
 router = APIRouter(prefix="/v1/models/{model}", include_in_schema=False)
 
 
@@ -23,8 +22,8 @@ async def put_pin(request: Request, model: str) -> Response:
     """Has the model served in the version that the body {"version": n} names, without a body in the one before."""
     _require_token(request)
     version = None
-    if await request.body():
-        body = await read_json(request, MOST_BYTES)
+    if text := await read_body(request, core_of(request)):
+        body = parsed(text)
         version = body.get("version") if isinstance(body, dict) else None
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ServiceError("bad_request", 'the body must be {"version": n}, or there must be none')

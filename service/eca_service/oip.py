@@ -6,7 +6,7 @@ https://github.com/open-inference/open-inference-protocol/tree/main/specificatio
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -15,14 +15,15 @@ import numpy as np
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import model_config_pb2, service_pb2
 
+from eca_service.admission import require_few
+from eca_service.answers import Answer
 from eca_service.batching import Totals
 from eca_service.contract import INPUT, Contract
-from eca_service.core import Answer, require_few
 from eca_service.errors import ServiceError
+from eca_service.numerals import whole
 
 PLATFORM = "eca-serve"
 OUTPUTS = {"label": "BYTES", "index": "INT32", "score": "FP32"}
-TOP_K = 5
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 
 
@@ -76,26 +77,27 @@ def model_config(contract: Contract) -> model_config_pb2.ModelConfig:
     return config
 
 
-def statistics(contract: Contract, totals: Totals) -> service_pb2.ModelStatisticsResponse:
+def statistics(counted: Iterable[tuple[Contract, Totals]]) -> service_pb2.ModelStatisticsResponse:
     """What this process has counted since it started; times in nanoseconds, summed over images."""
     found = service_pb2.ModelStatisticsResponse()
-    stats = found.model_stats.add(
-        name=contract.name,
-        version=str(contract.version),
-        inference_count=totals.images,
-        execution_count=totals.batches,
-        last_inference=int(1000 * totals.last_s),
-    )
-    for field, count, seconds in (
-        ("success", totals.images, totals.queue_s + totals.infer_s),
-        ("fail", totals.failed, 0.0),
-        ("queue", totals.images, totals.queue_s),
-        ("compute_input", totals.images, 0.0),  # within compute_infer; perf_analyzer wants all three of one count
-        ("compute_infer", totals.images, totals.infer_s),
-        ("compute_output", totals.images, 0.0),
-    ):
-        duration = getattr(stats.inference_stats, field)
-        duration.count, duration.ns = count, int(1e9 * seconds)
+    for contract, totals in counted:
+        stats = found.model_stats.add(
+            name=contract.name,
+            version=str(contract.version),
+            inference_count=totals.images,
+            execution_count=totals.batches,
+            last_inference=int(1000 * totals.last_s),
+        )
+        for field, count, seconds in (
+            ("success", totals.images, totals.queue_s + totals.infer_s),
+            ("fail", totals.failed, 0.0),
+            ("queue", totals.images, totals.queue_s),
+            ("compute_input", totals.images, 0.0),  # within compute_infer; perf_analyzer wants all three of one count
+            ("compute_infer", totals.images, totals.infer_s),
+            ("compute_output", totals.images, 0.0),
+        ):
+            duration = getattr(stats.inference_stats, field)
+            duration.count, duration.ns = count, int(1e9 * seconds)
     return found
 
 
@@ -126,7 +128,7 @@ def require_input(name: str, datatype: str, shape: Sequence[int], most: int) -> 
     if name != INPUT:
         raise ServiceError("bad_request", f"there is no input {name!r}; the input is {INPUT!r}")
     if datatype != "BYTES":
-        raise ServiceError("bad_request", f"{INPUT} has datatype {datatype}; it is BYTES: encoded images")
+        raise ServiceError("bad_request", f"{INPUT} has datatype {datatype!r}; it is BYTES: encoded images")
     if not shape or len(shape) > 2 or shape[0] < 1 or list(shape[1:]) not in ([], [1]):
         raise ServiceError("bad_request", f"{INPUT} has shape {list(shape)}; it is [number of images]")
     require_few(shape[0], most)
@@ -134,31 +136,26 @@ def require_input(name: str, datatype: str, shape: Sequence[int], most: int) -> 
 
 
 def require_outputs(names: Sequence[str]) -> list[str]:
-    """The outputs wanted: all where none is named. Raises bad_request for an unknown one."""
+    """The outputs wanted: all where none is named. Raises bad_request for an unknown one, or one that is named twice.
+
+    Each named once more would be one answer more.
+    """
     for name in names:
         if name not in OUTPUTS:
             raise ServiceError("bad_request", f"there is no output {name!r}; there are: {', '.join(OUTPUTS)}")
+    if len(set(names)) < len(names):
+        raise ServiceError("bad_request", "an output is named twice")
     return list(names) or list(OUTPUTS)
-
-
-def require_top_k(given: object, contract: Contract) -> int:
-    """The request's top_k; where it names none 5, or fewer where the model has fewer classes. Raises bad_parameter."""
-    if given is None:
-        return min(TOP_K, contract.classes)
-    if isinstance(given, str) and given.isdecimal():
-        given = int(given)
-    if not isinstance(given, int) or isinstance(given, bool):
-        raise ServiceError("bad_parameter", f"top_k is {given!r}, not a whole number")
-    return given
 
 
 def require_version(given: str) -> int | None:
     """A version as a number, None where none is given. Raises version_not_found where it is no number."""
     if not given:
         return None
-    if not given.isdecimal():
-        raise ServiceError("version_not_found", f"{given!r} is no version; versions are numbers")
-    return int(given)
+    version = whole(given)
+    if version is None:
+        raise ServiceError("version_not_found", f"{given[:20]!r} is no version; versions are numbers")
+    return version
 
 
 def unpack(raw: bytes | memoryview, count: int) -> list[bytes]:
@@ -186,7 +183,7 @@ def tensors(answer: Answer, top_k: int, names: Sequence[str]) -> list[Tensor]:
     """
     if all(result.error for result in answer.results):
         assert answer.results[0].error is not None
-        raise answer.results[0].error
+        raise answer.results[0].error.anew()
     shape = (len(answer.results), top_k)
     index = np.full(shape, -1, "<i4")
     score = np.zeros(shape, "<f4")

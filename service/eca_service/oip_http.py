@@ -10,10 +10,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from eca_service import oip
-from eca_service.bodies import Images, from_base64, read_body
+from eca_service.bodies import Images, from_base64, parsed, read_body
 from eca_service.contract import INPUT, Contract
 from eca_service.core import Core
 from eca_service.errors import ServiceError
+from eca_service.labels import top_k_of
+from eca_service.numerals import whole
 from eca_service.openapi import takes_tensor
 from eca_service.routes import answer_to, core_of
 
@@ -44,6 +46,12 @@ async def ready(request: Request) -> Response:
     return _readiness(core_of(request).ready)
 
 
+@router.get("/models/stats")
+async def all_statistics(request: Request) -> Response:
+    """What this process has counted of all models."""
+    return JSONResponse(oip.as_json(oip.statistics(core_of(request).totals())))
+
+
 @router.get("/models/{model}")
 @router.get("/models/{model}/versions/{version}")
 async def metadata(request: Request, model: str, version: str = "") -> Response:
@@ -71,8 +79,7 @@ async def config(request: Request, model: str, version: str = "") -> Response:
 async def statistics(request: Request, model: str, version: str = "") -> Response:
     """What this process has counted."""
     core = core_of(request)
-    contract = _contract(core, model, version)
-    return JSONResponse(oip.as_json(oip.statistics(contract, core.engines.of(contract).totals)))
+    return JSONResponse(oip.as_json(oip.statistics(core.totals(_contract(core, model, version)))))
 
 
 @router.post("/models/{model}/infer", openapi_extra=takes_tensor())
@@ -84,8 +91,9 @@ async def infer(request: Request, model: str, version: str = "") -> Response:
 
     async def read(contract: Contract) -> tuple[Images, int]:
         nonlocal asked
-        body = await read_body(request, core.settings.max_body_bytes)
-        asked = _parse(body, request.headers.get(HEADER_LENGTH), contract, core.most_images)
+        body = await read_body(request, core)
+        length = request.headers.get(HEADER_LENGTH)
+        asked = await core.decoders.aside(_parse, body, length, contract, core.most_images)
         return asked.images, asked.top_k
 
     answer = await answer_to(request, model, oip.require_version(version), read)
@@ -126,13 +134,11 @@ def _parse(body: bytes, header_length: str | None, contract: Contract, most_imag
     """Raises bad_request or bad_parameter where the body is not an inference request."""
     length = len(body)
     if header_length is not None:
-        if not header_length.isdecimal() or int(header_length) > length:
+        told = whole(header_length)
+        if told is None or told > length:
             raise ServiceError("bad_request", f"Inference-Header-Content-Length is {header_length!r} of {length} bytes")
-        length = int(header_length)
-    try:
-        head = json.loads(body[:length])
-    except (ValueError, RecursionError):
-        raise ServiceError("bad_request", "the inference request's header is not valid JSON") from None
+        length = told
+    head = parsed(body[:length])
     inputs = _list(_object(head, "the request"), "inputs")
     if len(inputs) != 1:
         raise ServiceError("bad_request", f"the request has {len(inputs)} inputs, the model has one: {INPUT}")
@@ -154,7 +160,7 @@ def _parse(body: bytes, header_length: str | None, contract: Contract, most_imag
     everything = parameters.get("binary_data_output") is True
     said = {str(output.get("name")): _parameters(output).get("binary_data", everything) for output in wanted}
     binary = {name for name in names if said.get(name, everything) is True}
-    top_k = oip.require_top_k(parameters.get("top_k"), contract)
+    top_k = top_k_of(parameters.get("top_k"), contract)
     return _Asked(images, top_k, str(head.get("id") or ""), names, binary)
 
 

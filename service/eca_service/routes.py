@@ -11,12 +11,13 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from eca_service import metrics
+from eca_service.answers import Answer, Result
 from eca_service.bodies import Images, read_images
 from eca_service.cancellation import in_time
 from eca_service.contract import Contract
-from eca_service.core import Answer, Core, Result
+from eca_service.core import Core
 from eca_service.errors import ServiceError
-from eca_service.oip import require_top_k
+from eca_service.labels import top_k_of
 from eca_service.openapi import CLASSIFIED, takes_images
 
 router = APIRouter()
@@ -117,7 +118,7 @@ async def answer_to(request: Request, name: str | None, version: int | None, rea
         work = core.classify(model, images, top_k, deadline, exchange.permit)
         answer = await in_time(work, deadline, partial(gone, exchange.receive))
     if len(answer.results) == 1 and answer.results[0].error is not None:
-        raise answer.results[0].error
+        raise answer.results[0].error.anew()
     return answer
 
 
@@ -150,13 +151,12 @@ async def gone(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> No
 async def classify(request: Request, name: str | None, version: int | None, top_k: int | None) -> Response:
     """The answer to the images in a request's body; without a name the default model's. Raises ServiceError.
 
-    Most come here by `Direct`, not by the routes above. Of a form that cannot be read it raises Starlette's
-    HTTPException, of a caller that left ClientDisconnect.
+    Most come here by `Direct`, not by the routes above. Of a caller that left it raises Starlette's ClientDisconnect.
     """
-    limits = core_of(request).settings
+    core = core_of(request)
 
     async def read(contract: Contract) -> tuple[Images, int]:
-        return await read_images(request, limits.max_body_bytes, limits.max_images), require_top_k(top_k, contract)
+        return await read_images(request, core), top_k_of(top_k, contract)
 
     answer = await answer_to(request, name, version, read)
     body = {

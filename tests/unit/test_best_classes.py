@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from eca_service.core import best_classes
+from eca_service.answers import best_classes
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])

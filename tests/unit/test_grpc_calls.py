@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -19,21 +21,38 @@ from tritonclient.grpc import service_pb2
 Details = namedtuple("Details", "method invocation_metadata")
 
 
-class Gone:
-    """The context of a call whose caller goes in the instant in which it would be told: gRPC can send no more."""
+class Call:
+    """The context of a call; keeps what its caller is told."""
 
     def __init__(self) -> None:
-        self.told: list[grpc.StatusCode] = []
+        self.status, self.details = grpc.StatusCode.OK, ""
+        self.trailing: dict[str, str] = {}
 
     def peer(self) -> str:
         return "ipv4:127.0.0.1:5000"
 
-    def trailing_metadata(self) -> tuple[()]:
-        return ()
+    def trailing_metadata(self) -> dict[str, str]:
+        return self.trailing
 
-    async def abort(self, code: grpc.StatusCode, *_: object) -> None:
-        self.told.append(code)
-        raise grpc.aio.InternalError('Failed "execute_batch"')
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.status = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+    def set_trailing_metadata(self, trailing: tuple[tuple[str, str], ...]) -> None:
+        self.trailing = dict(trailing)
+
+
+async def called(folder: Path, behaviour: Any, message: bytes = b"") -> Call:
+    async def continuation(_: object) -> Any:
+        return grpc.unary_unary_rpc_method_handler(behaviour, service_pb2.ModelInferRequest.FromString)
+
+    interceptor = Interceptor(Core(Settings(repository=folder), Peers()))
+    details = Details("/inference.GRPCInferenceService/ModelInfer", ())
+    handler, context = await interceptor.intercept_service(continuation, details), Call()
+    await handler.unary_unary(message, context)
+    return context
 
 
 @pytest.mark.parametrize(
@@ -43,21 +62,41 @@ class Gone:
         (NotImplementedError(), "UNIMPLEMENTED"),
     ],
 )
-async def test_a_caller_that_goes_as_it_is_refused_is_no_failure(
+async def test_a_call_that_fails_ends_with_its_status(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, failure: Exception, status: str
 ) -> None:
     async def behaviour(*_: object) -> Any:
         raise failure
 
-    async def continuation(_: object) -> Any:
-        return grpc.unary_unary_rpc_method_handler(behaviour)
-
-    interceptor = Interceptor(Core(Settings(repository=tmp_path), Peers()))
-    handler = await interceptor.intercept_service(
-        continuation, Details("/inference.GRPCInferenceService/ModelInfer", ())
-    )
-    context = Gone()
     with caplog.at_level(logging.WARNING):
-        await handler.unary_unary(service_pb2.ModelInferRequest(), context)
-    assert [code.name for code in context.told] == [status]
+        context = await called(tmp_path, behaviour)
+    assert context.status.name == status
+    assert context.trailing["x-request-id"]
     assert caplog.records == []
+
+
+async def test_what_is_no_message_is_the_caller_s_fault(tmp_path: Path) -> None:
+    async def behaviour(*_: object) -> Any:
+        raise AssertionError("it cannot be asked")
+
+    context = await called(tmp_path, behaviour, b"\xff" * 40)
+    assert (context.status.name, context.trailing["eca-code"]) == ("INVALID_ARGUMENT", "bad_request")
+
+
+async def test_a_refused_call_keeps_nothing(tmp_path: Path) -> None:
+    """Without a search for garbage, which is rare: an exception in a circle would keep its frames, and the images."""
+    kept: list[weakref.ref[Any]] = []
+
+    class Image: ...
+
+    async def behaviour(*_: object) -> Any:
+        image = Image()
+        kept.append(weakref.ref(image))
+        raise ServiceError("image_undecodable", "no image")
+
+    gc.disable()
+    try:
+        await called(tmp_path, behaviour)
+        assert kept[0]() is None
+    finally:
+        gc.enable()
