@@ -28,6 +28,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+STEPS = {"L;2": 85, "L;4": 17}  # between two grays of a PNG's, as Pillow unpacks them
 TILE_SIDES = (322, 323)
 ROOM = 2.5  # a JPEG that is scaled while it is decoded stays so many times larger than the recipe's size
 # What Pillow's decoders raise on damaged files: they have no common error.
@@ -100,7 +101,10 @@ def _follow(data: bytes, opened: ImageFile.ImageFile, recipe: Preprocessing, fas
         notes.append("first_frame")
     if not _srgb(opened.info.get("icc_profile")):
         notes.append("colour_profile_ignored")
-    if opened.mode in {"RGB", "RGBA"} and any(";16" in str(tile[3]) for tile in opened.tile[:1]):
+    packed = str(opened.tile[0][3]) if opened.tile else ""
+    if opened.format == "PNG" and isinstance(clear := opened.info.get("transparency"), int):
+        opened.info["transparency"] = clear * STEPS.get(packed, 1)  # which Pillow leaves as it was packed
+    if opened.mode in {"RGB", "RGBA"} and ";16" in packed:
         notes.append("reduced_to_8_bit")  # by Pillow while it is loaded; to_rgb does the other modes
     orientation = _orientation(opened)  # a PNG is loaded here: its EXIF may lie behind its pixels
     turn = 1 if opened.format == "TIFF" else orientation  # Pillow turns a TIFF while it loads it

@@ -64,13 +64,15 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(samples: NDArray[np.generic], colour: int, *chunks: bytes, claimed: tuple[int, int] | None = None) -> bytes:
+def png(
+    samples: NDArray[np.generic], colour: int, *chunks: bytes, claimed: tuple[int, int] | None = None, depth: int = 0
+) -> bytes:
     """A PNG of uint8 or uint16 [h, w, channels]; `colour` is its colour type, `chunks` come before the pixels.
 
-    `claimed` is the (width, height) in its header, where that should be another.
+    `claimed` is the (width, height) in its header, where that should be another, and so is `depth`, bits of a sample.
     """
     height, width = samples.shape[:2]
-    depth = 8 * samples.dtype.itemsize
+    depth = depth or 8 * samples.dtype.itemsize
     rows = samples.astype(samples.dtype.newbyteorder(">")).reshape(height, -1)
     packed = b"".join(b"\0" + row.tobytes() for row in rows)
     header = struct.pack(">IIBBBBB", *(claimed or (width, height)), depth, colour, 0, 0, 0)

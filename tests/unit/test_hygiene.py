@@ -129,6 +129,12 @@ def test_one_transparent_colour(fast: bool) -> None:
     deep = np.full((40, 40, 1), 257 * 90, np.uint16)
     assert colour_of(png(deep, 0, files.chunk(b"tRNS", struct.pack(">H", 257 * 90))), fast)[0] == [255, 255, 255]
     assert colour_of(png(deep, 0, files.chunk(b"tRNS", struct.pack(">H", 257 * 91))), fast)[0] == [90, 90, 90]
+    for depth, packed, gray in ((1, 0xFF, 1), (2, 0xAA, 2), (4, 0x33, 3)):
+        samples = np.full((40, 5 * depth, 1), packed, np.uint8)
+        clear_one, other = (files.chunk(b"tRNS", struct.pack(">H", value)) for value in (gray, gray - 1))
+        assert colour_of(png(samples, 0, clear_one, claimed=(40, 40), depth=depth), fast) == clear
+        kept = colour_of(png(samples, 0, other, claimed=(40, 40), depth=depth), fast)
+        assert kept == ([gray * 255 // (2**depth - 1)] * 3, ())
 
 
 @both
