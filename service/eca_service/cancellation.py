@@ -37,10 +37,12 @@ async def in_time(
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     reasons: list[str] = []
+    over = False
 
     def end(code: str) -> None:
-        reasons.append(code)
-        task.cancel()
+        if not over:  # a caller may leave in the instant in which all is done
+            reasons.append(code)
+            task.cancel()
 
     timer = loop.call_at(deadline, end, "deadline_exceeded")
     watch = loop.create_task(gone()) if gone else None
@@ -56,6 +58,7 @@ async def in_time(
                 task.uncancel()
         raise ServiceError(reasons[0], ENDED[reasons[0]]) from None
     finally:
+        over = True
         timer.cancel()
         if watch:
             watch.cancel()
