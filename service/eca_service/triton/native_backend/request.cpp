@@ -61,10 +61,10 @@ Request::Request(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* r
 }
 
 void Request::refuse(TRITONBACKEND_Request* request, const std::string& why) {
-  TRITONBACKEND_Response* response;
+  TRITONBACKEND_Response* response = nullptr;
   TRITONSERVER_Error* error = TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INVALID_ARG, why.c_str());
   logged(TRITONBACKEND_ResponseNew(&response, request));
-  logged(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error));
+  if (response) logged(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error));
   TRITONSERVER_ErrorDelete(error);
   logged(TRITONBACKEND_RequestRelease(request, TRITONSERVER_REQUEST_RELEASE_ALL));
 }
@@ -120,7 +120,7 @@ void Request::done(int64_t count) {
   if (left_ -= count) return;
   const uint64_t ended = now_ns(), began = began_ns_ ? began_ns_ : ended;
   if (!response_) logged(TRITONBACKEND_ResponseNew(&response_, request_));
-  logged(TRITONBACKEND_ResponseSend(response_, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error_));
+  if (response_) logged(TRITONBACKEND_ResponseSend(response_, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error_));
   logged(TRITONBACKEND_ModelInstanceReportStatistics(
       instance_, request_, error_ == nullptr, came_ns_, began, ended, now_ns()));
   if (error_) TRITONSERVER_ErrorDelete(error_);
