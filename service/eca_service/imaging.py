@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +38,10 @@ ROOM = 2.5  # a JPEG that is scaled while it is decoded stays so many times larg
 DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, ArithmeticError, LookupError, struct.error, zlib.error)
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
 warnings.filterwarnings("ignore", module="PIL")  # it warns of odd metadata that changes no pixel
+
+# Of each damaged TIFF libtiff writes a line of its own to stderr, amid the log's; Pillow raises an error as well.
+with contextlib.suppress(OSError, StopIteration, AttributeError), Path("/proc/self/maps").open() as maps:
+    ctypes.CDLL(next(line.split()[-1] for line in maps if "/libtiff" in line)).TIFFSetErrorHandler(None)
 
 
 @dataclass(frozen=True)

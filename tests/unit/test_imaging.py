@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
+import pytest
 from eca_service.contract import Preprocessing
 from eca_service.errors import CODES, ServiceError, problem
 from eca_service.imaging import decode
 from PIL import Image
 
+from tests.unit.image_files import encoded, noise
+
 RECIPE = Preprocessing(resize=32, crop=32)
 GRADIENT = np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3).astype(np.uint8)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def test_right_size_passes_unchanged() -> None:
@@ -55,3 +50,12 @@ def test_table_of_errors_is_complete() -> None:
         body = problem(ServiceError(name, "why"), "id")
         assert body["status"] == kind.http
         assert body["code"] == name
+
+
+def test_libtiff_says_nothing_by_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    """Its lines would stand amid the log's, which are JSON."""
+    data = bytearray(encoded(noise(200, 200), "TIFF", compression="tiff_lzw"))
+    data[3000:3100] = b"\xff" * 100
+    with pytest.raises(ServiceError):
+        decode(bytes(data), RECIPE, 10**6)
+    assert capfd.readouterr() == ("", "")
