@@ -1,0 +1,152 @@
+"""What refuses a request before an image of it is decoded, and what is learnt of it; the engine waits for the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from eca_service.answers import Answer, Result
+from eca_service.cancellation import in_time
+from eca_service.comparison import compare
+from eca_service.contract import PROBABILITIES, Contract
+from eca_service.core import Core
+from eca_service.errors import ServiceError
+from eca_service.journal import Entry
+from eca_service.peers import Peers
+from eca_service.registry import Model
+from eca_service.settings import Settings
+from PIL import Image
+
+from tests.unit.image_files import encoded
+from tests.unit.test_contract import CONTRACT
+
+IMAGE = encoded(Image.new("RGB", (32, 32)))
+
+
+class Engine:
+    """Answers every batch once it is let go."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.images = 0
+
+    async def infer(self, images: Sequence[Any], contract: Contract, *_: object) -> dict[str, Any]:
+        self.images += len(images)
+        await self.go.wait()
+        return {PROBABILITIES: np.full((len(images), contract.classes), 1 / contract.classes, np.float32)}
+
+
+@pytest.fixture
+async def engine() -> Engine:
+    return Engine()
+
+
+def core_with(engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Core:
+    core = Core(Settings(repository=folder, **settings), Peers())
+    monkeypatch.setattr(core.triton, "infer", engine.infer)
+    return core
+
+
+def model(folder: Path, name: str = "m") -> Model:
+    return Model(CONTRACT.model_copy(update={"name": name}), folder)
+
+
+async def classified(core: Core, folder: Path, images: int, within_s: float = 20.0) -> Answer:
+    deadline = asyncio.get_running_loop().time() + within_s
+    permit = core.enter(0, Entry("http"))
+    try:
+        return await asyncio.wait_for(core.classify(model(folder), [IMAGE] * images, 1, deadline, permit), 20)
+    finally:
+        permit.release()
+
+
+async def all_sent(engine: Engine, images: int) -> None:
+    while engine.images < images:
+        await asyncio.sleep(0.01)
+
+
+async def test_every_image_of_a_request_takes_room(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = core_with(engine, tmp_path, monkeypatch, max_inflight_images=4)
+    three = asyncio.create_task(classified(core, tmp_path, 3))
+    await asyncio.sleep(0)
+    with pytest.raises(ServiceError, match="overloaded"):
+        await classified(core, tmp_path, 2)
+    one = asyncio.create_task(classified(core, tmp_path, 1))
+    await all_sent(engine, 1)
+    engine.go.set()
+    assert [len(answer.results) for answer in await asyncio.gather(three, one)] == [3, 1]
+
+
+async def test_images_that_would_be_answered_too_late_are_not_taken(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = core_with(engine, tmp_path, monkeypatch)
+    core.engines.of(CONTRACT.model_copy(update={"name": "m"})).costs.learn(1, 0.1)
+    first = asyncio.create_task(classified(core, tmp_path, 1))
+    await all_sent(engine, 1)
+    with pytest.raises(ServiceError, match="overloaded"):
+        await classified(core, tmp_path, 40, within_s=2)
+    few = asyncio.create_task(classified(core, tmp_path, 2, within_s=2))
+    engine.go.set()
+    assert len((await few).results) == 2
+    await first
+    assert engine.images == 3
+
+
+async def test_a_comparison_takes_room_for_each_model(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = core_with(engine, tmp_path, monkeypatch, max_inflight_images=2)
+    engine.go.set()
+    models = [model(tmp_path, name) for name in "abc"]
+    permit = core.enter(0, Entry("http"))
+    with pytest.raises(ServiceError, match="overloaded"):
+        await compare(core, models, IMAGE, 1, asyncio.get_running_loop().time() + 5, permit)
+    permit.release()
+
+
+async def test_a_comparison_counts_for_each_model(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = core_with(engine, tmp_path, monkeypatch, rate_limit=1, rate_burst=4, rate_by="address")
+    engine.go.set()
+    outcomes = []
+    for _ in range(3):  # of four and what comes meanwhile; the second goes below it
+        permit = core.enter(0, Entry("http"))
+        deadline = asyncio.get_running_loop().time() + 5
+        try:
+            permit.entry.account = core.access.admit("", "10.0.0.1")
+            await compare(core, [model(tmp_path, name) for name in "abc"], IMAGE, 1, deadline, permit)
+            outcomes.append("answered")
+        except ServiceError as error:
+            outcomes.append(error.code)
+        finally:
+            permit.release()
+    assert outcomes == ["answered", "answered", "rate_limited"]
+
+
+async def test_only_patient_callers_tell_of_lateness(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who allows hardly the engine's own time is late on the quickest machine."""
+    core = core_with(engine, tmp_path, monkeypatch)
+    costs = core.engines.of(CONTRACT.model_copy(update={"name": "m"})).costs
+    for seconds, learnt in ((0.001, True), (5.0, False)):
+        costs.learn(CONTRACT.max_batch, seconds)
+        before = core.margin.share
+        deadline = asyncio.get_running_loop().time() + 0.1
+        with pytest.raises(ServiceError, match="deadline_exceeded"):
+            await in_time(classified(core, tmp_path, 1, within_s=0.1), deadline)
+        assert (core.margin.share < before) is learnt
+
+
+def test_a_request_s_stages_are_those_of_its_slowest_image() -> None:
+    results = [Result(decode_s=0.001, queue_s=0.004, infer_s=0.002), Result(decode_s=0.003, queue_s=0, infer_s=0.001)]
+    told = Answer(CONTRACT, results, 0.009).milliseconds()
+    assert told == {"decode": 3.0, "queue": 4.0, "infer": 2.0, "total": 9.0}
