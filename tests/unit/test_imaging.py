@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from eca_service.contract import Preprocessing
@@ -11,6 +14,7 @@ from PIL import Image
 
 from tests.unit.image_files import encoded, noise
 
+SOURCE = Path(__file__).parents[2] / "service" / "eca_service"
 RECIPE = Preprocessing(resize=32, crop=32)
 GRADIENT = np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3).astype(np.uint8)
 
@@ -59,3 +63,10 @@ def test_libtiff_says_nothing_by_itself(capfd: pytest.CaptureFixture[str]) -> No
     with pytest.raises(ServiceError):
         decode(bytes(data), RECIPE, 10**6)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_page_has_words_for_every_warning() -> None:
+    known = {name for path in SOURCE.glob("*.py") for name in re.findall(r'notes\.append\("(\w+)"\)', path.read_text())}
+    (notes,) = re.findall(r"^const NOTES = \{(.*?)^\};", (SOURCE / "page" / "page.js").read_text(), re.M | re.S)
+    assert len(known) >= 6
+    assert set(re.findall(r"^  (\w+):", notes, re.M)) == known

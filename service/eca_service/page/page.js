@@ -12,6 +12,7 @@ const NOTES = {
   reduced_to_8_bit: "Its 16 bits a colour were reduced to 8.",
   alpha_on_white: "Its see-through parts were laid on white.",
   converted_cmyk: "Its printing colours (CMYK) were converted.",
+  colour_profile_ignored: "Its colour profile was ignored.",
 };
 const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 
