@@ -179,11 +179,10 @@ def unpack(raw: bytes | memoryview, count: int) -> list[bytes]:
 def tensors(answer: Answer, top_k: int, names: Sequence[str]) -> list[Tensor]:
     """The outputs named. An image that failed among others has index -1, score 0, and its error as the label.
 
-    Raises the image's own error where no image succeeded.
+    Raises the image's own error where it is the only one.
     """
-    if all(result.error for result in answer.results):
-        assert answer.results[0].error is not None
-        raise answer.results[0].error.anew()
+    if len(answer.results) == 1 and (error := answer.results[0].error):
+        raise error.anew()
     shape = (len(answer.results), top_k)
     index = np.full(shape, -1, "<i4")
     score = np.zeros(shape, "<f4")

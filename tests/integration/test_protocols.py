@@ -86,6 +86,12 @@ def test_a_bad_image_costs_only_itself(service: Service, repository: Path, proto
 
 
 @all_protocols
+def test_bad_images_alone_have_each_their_error(service: Service, repository: Path, protocol: str) -> None:
+    found = call(protocol, service, MODEL, [golden_png(repository, MODEL)[:-40], b"no image"])
+    assert (found.code, found.rows) == ("ok", ["image_truncated", "unsupported_image_format"])
+
+
+@all_protocols
 def test_errors_have_one_code(service: Service, repository: Path, protocol: str) -> None:
     good = golden_png(repository, MODEL)
     assert call(protocol, service, MODEL, [b"no image"]).code == "unsupported_image_format"
