@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from eca_service.client import calls
+from eca_service.client.address import as_address, as_key
 from eca_service.client.answers import Classification, Explanation, Model, Overlay
 from eca_service.client.calls import DEFAULT_URL, Call, Image
 from eca_service.client.failures import ClientError, Retry
@@ -43,7 +44,7 @@ class Client:
         timeout_s: float = 30.0,
         retry: Retry = Retry(),  # noqa: B008  it is frozen
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url, key = as_address(url), as_key(key)
         self.timeout_s = timeout_s
         self.retry = retry
         self._transport: Http | Grpc

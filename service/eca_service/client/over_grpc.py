@@ -73,8 +73,12 @@ class AsyncGrpc:
 
 def _address(url: str, ca: Path | None) -> tuple[str, Any]:
     scheme, _, target = url.partition("://")
-    secure = scheme == "grpcs"
-    return target.rstrip("/"), grpc.ssl_channel_credentials(ca.read_bytes() if ca else None) if secure else None
+    if scheme != "grpcs":
+        return target, None
+    try:
+        return target, grpc.ssl_channel_credentials(ca.read_bytes() if ca else None)
+    except OSError as error:
+        raise ClientError("untrusted", f"{ca} holds no certificate in PEM ({error})") from None
 
 
 def _metadata(key: str | None) -> tuple[tuple[str, str], ...]:

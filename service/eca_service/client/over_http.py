@@ -75,7 +75,7 @@ def _options(url: str, key: str | None, ca: Path | None, pinned: bool) -> dict[s
         "base_url": url,
         "headers": {"authorization": f"Bearer {key}"} if key else {},
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=256),
-        "verify": _trusted(ca, pinned) if url.startswith("https:") else False,
+        "verify": False if url.startswith("http:") else _trusted(ca, pinned),
     }
 
 

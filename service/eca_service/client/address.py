@@ -1,0 +1,26 @@
+"""Where a service is and what it is shown: its address and the caller's key, as both protocols take them."""
+
+from __future__ import annotations
+
+import re
+
+from eca_service.client.failures import ClientError
+
+KEY = re.compile(r"[!-~]+")
+
+
+def as_address(url: str) -> str:
+    """The address without a slash at its end, its scheme in lower case: schemes are compared, and may be given so."""
+    scheme, separator, rest = url.rstrip("/").partition("://")
+    return scheme.lower() + separator + rest
+
+
+def as_key(key: str | None) -> str | None:
+    """The key without the white space around it, as a file holds it; None where there is none.
+
+    Raises ClientError, `unauthorized`, for what no header can carry. It never shows the key.
+    """
+    stripped = (key or "").strip()
+    if stripped and not KEY.fullmatch(stripped):
+        raise ClientError("unauthorized", "the key is not one word of ASCII characters; is it its file's only line?")
+    return stripped or None

@@ -1,0 +1,127 @@
+"""What the client makes of servers that are not this service, slow or silent, and of what it cannot send at all."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from eca_service.client import AsyncClient, Client, ClientError, Retry
+from eca_service.triton.server import free_port
+
+both = pytest.mark.parametrize("kind", [Client, AsyncClient])
+Call = Callable[[Any], Any]
+
+
+def asked(kind: type, url: str, call: Call, **options: Any) -> Any:
+    """What `call` makes of a client of that kind."""
+
+    async def run() -> Any:
+        async with AsyncClient(url, **options) as client:
+            return await call(client)
+
+    if kind is AsyncClient:
+        return asyncio.run(run())
+    with Client(url, **options) as client:
+        return call(client)
+
+
+def error_of(kind: type, url: str, call: Call, **options: Any) -> ClientError:
+    with pytest.raises(ClientError) as told:
+        asked(kind, url, call, **options)
+    return told.value
+
+
+def classified(client: Any) -> Any:
+    return client.classify(b"image")
+
+
+@contextmanager
+def server(
+    status: int,
+    body: bytes,
+    headers: dict[str, str] | None = None,
+    pause_s: float = 0,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[tuple[str, list[tuple[str, Message]]]]:
+    """Answers every request so, a byte each `pause_s`: its localhost:PORT, and the paths and headers it was sent."""
+    seen: list[tuple[str, Message]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append((self.path, self.headers))
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            for place in range(len(body) if pause_s else 1):
+                self.wfile.write(body[place : place + 1] if pause_s else body)
+                time.sleep(pause_s)
+
+        do_GET = do_PUT = do_DELETE = do_POST
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+        def handle(self) -> None:
+            try:
+                super().handle()
+            except OSError:
+                """The caller went."""
+
+    running = ThreadingHTTPServer(("localhost", 0), Handler)
+    if tls:
+        running.socket = tls.wrap_socket(running.socket, server_side=True)
+    thread = threading.Thread(target=running.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"localhost:{running.server_port}", seen
+    finally:
+        running.shutdown()
+        thread.join()
+        running.server_close()
+
+
+@both
+def test_a_scheme_may_be_in_capitals(kind: type) -> None:
+    """And means the same: whoever is not trusted is not shown the key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    with server(200, b"{}", tls=context) as (place, seen):
+        assert error_of(kind, f"HTTPS://{place}", classified, key="secret", retry=Retry(1)).code == "untrusted"
+        assert seen == []
+    assert error_of(kind, f"Grpc://localhost:{free_port()}", classified, retry=Retry(1)).code == "unreachable"
+
+
+@both
+@pytest.mark.parametrize("key", ["eca_3NPE\neca_second", "eca_3NPE second", "eca_3NPE\x00", "eca_3NPEé"])
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_key_that_cannot_be_sent_is_not_shown(kind: type, scheme: str, key: str) -> None:
+    error = error_of(kind, f"{scheme}://localhost:{free_port()}", classified, key=key)
+    assert error.code == "unauthorized"
+    assert "eca_" not in str(error)
+
+
+@both
+def test_a_key_is_stripped(kind: type) -> None:
+    with server(401, b'{"code": "unauthorized", "detail": "whose key?"}') as (place, seen):
+        assert error_of(kind, f"http://{place}", classified, key="secret\r\n").code == "unauthorized"
+        assert [headers["authorization"] for _, headers in seen] == ["Bearer secret"]
+
+
+@both
+def test_authorities_that_cannot_be_read(kind: type) -> None:
+    for scheme in ("https", "grpcs"):
+        error = error_of(kind, f"{scheme}://localhost:1", classified, ca=Path("/nope"))
+        assert (error.code, "/nope holds no certificate" in error.detail) == ("untrusted", True)
