@@ -125,3 +125,34 @@ def test_authorities_that_cannot_be_read(kind: type) -> None:
     for scheme in ("https", "grpcs"):
         error = error_of(kind, f"{scheme}://localhost:1", classified, ca=Path("/nope"))
         assert (error.code, "/nope holds no certificate" in error.detail) == ("untrusted", True)
+
+
+@both
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "x/../resnet14-se", " a"])
+def test_names_that_address_another_are_refused(kind: type, name: str) -> None:
+    questions: list[Call] = [
+        lambda client: client.classify(b"image", name),
+        lambda client: client.explain(b"image", name),
+        lambda client: client.compare(b"image", ["a,b"]),
+    ]
+    if kind is Client:
+        questions += [lambda client: client.pin(name), lambda client: client.unpin(name)]
+    with server(200, b"{}") as (place, seen):
+        for question in questions:
+            assert error_of(kind, f"http://{place}", question).code == "model_not_found"
+        assert seen == []
+
+
+@both
+def test_a_name_stays_a_name(kind: type) -> None:
+    with server(404, b'{"code": "model_not_found"}') as (place, seen):
+        error_of(kind, f"http://{place}", lambda client: client.classify(b"image", "a#?%é"))
+        assert seen[0][0] == "/v1/models/a%23%3F%25%C3%A9/classify"
+
+
+@both
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_version_is_of_a_model(kind: type, scheme: str) -> None:
+    url = f"{scheme}://localhost:{free_port()}"
+    error = error_of(kind, url, lambda client: client.classify(b"image", version=1))
+    assert (error.code, "name the model" in error.detail) == ("bad_parameter", True)

@@ -23,7 +23,8 @@ Route = Literal["classify", "explain", "overlay", "compare", "metrics", "models"
 class Call(Generic[T]):
     """One request; `read` makes the answer's value from its body: JSON, or (bytes, headers) for an overlay.
 
-    What is not `idempotent` must not be made again where it may have been done.
+    What is not `idempotent` must not be made again where it may have been done. Raises ClientError for what no service
+    can be asked: a model of an impossible name, `model_not_found`; a version of no model, `bad_parameter`.
     """
 
     route: Route
@@ -33,6 +34,12 @@ class Call(Generic[T]):
     version: int | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     idempotent: bool = True
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            _require_name(self.model)
+        elif self.version is not None:
+            raise ClientError("bad_parameter", f"version {self.version} is of no model; name the model too")
 
 
 def content(image: Image) -> bytes:
@@ -117,6 +124,8 @@ def compare(
             for row in body["results"]
         }
 
+    for name in models or ():
+        _require_name(name, ",")
     parameters = {**_top(top_k), **({} if models is None else {"models": ",".join(models)})}
     return Call("compare", read, (image,), parameters=parameters)
 
@@ -161,6 +170,12 @@ def unpin(model: str) -> Call[int | None]:
 def _pinned(body: Any) -> int | None:
     version: int | None = body["pinned"]
     return version
+
+
+def _require_name(name: str, separator: str = "/") -> None:
+    """Raises ClientError, `model_not_found`, where an address, or a list with that separator, would name another."""
+    if name.strip() != name or name in {"", ".", ".."} or separator in name:
+        raise ClientError("model_not_found", f"there is no model {name!r}")
 
 
 def _top(top_k: int | None) -> dict[str, str]:

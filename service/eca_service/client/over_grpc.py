@@ -90,7 +90,8 @@ def _request(call: Call[Any]) -> tuple[str, Any]:
         return "ServerReady", service_pb2.ServerReadyRequest()
     if call.route != "classify":
         raise ClientError("unsupported", f"gRPC has no call {call.route!r}; use the service's HTTP address")
-    request = service_pb2.ModelInferRequest(model_name=call.model or "", model_version=str(call.version or ""))
+    version = "" if call.version is None else str(call.version)
+    request = service_pb2.ModelInferRequest(model_name=call.model or "", model_version=version)
     request.inputs.add(name="image", datatype="BYTES", shape=[len(call.images)])
     for name, value in call.parameters.items():
         request.parameters[name].int64_param = int(value)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -91,7 +92,7 @@ def _trusted(ca: Path | None, pinned: bool) -> ssl.SSLContext:
 
 
 def _request(call: Call[Any], left_s: float) -> dict[str, Any]:
-    of_model = f"/v1/models/{call.model}" if call.model else "/v1"
+    of_model = f"/v1/models/{quote(call.model, safe='')}" if call.model else "/v1"
     if call.version is not None:
         of_model += f"/versions/{call.version}"
     routes = {
