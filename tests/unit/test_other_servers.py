@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trustme
 from eca_service.client import AsyncClient, Client, ClientError, Retry
+from eca_service.errors import CODES
 from eca_service.triton.server import free_port
 
 both = pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -156,3 +157,16 @@ def test_a_version_is_of_a_model(kind: type, scheme: str) -> None:
     url = f"{scheme}://localhost:{free_port()}"
     error = error_of(kind, url, lambda client: client.classify(b"image", version=1))
     assert (error.code, "name the model" in error.detail) == ("bad_parameter", True)
+
+
+@both
+@pytest.mark.parametrize("code", ["image_truncated", "overloaded"])
+def test_a_batch_of_one_has_its_image_s_error_in_its_place(kind: type, code: str) -> None:
+    with server(CODES[code].http, f'{{"code": "{code}", "detail": "so"}}'.encode()) as (place, _):
+        call: Call = lambda client: client.classify_batch([b"image"])  # noqa: E731
+        if code == "overloaded":
+            assert error_of(kind, f"http://{place}", call, retry=Retry(1)).code == code
+        else:
+            (found,) = asked(kind, f"http://{place}", call)
+            assert (found.code, found.detail) == (code, "so")
+            assert found.__traceback__ is None, "by its frames it would hold the image"

@@ -96,9 +96,7 @@ class Client:
         try:
             found = self._ask(calls.classify(contents, model, version, top_k), timeout_s)
         except ClientError as error:
-            if not unread:
-                raise
-            found = [error] * len(contents)
+            found = calls.of_each(error, len(contents), unread)
         return calls.in_places(found, unread)
 
     def classify_files(

@@ -59,8 +59,18 @@ def contents(images: Sequence[Image]) -> tuple[list[bytes], dict[int, ClientErro
         try:
             found.append(content(image))
         except ClientError as error:
-            unread[place] = error
+            unread[place] = error.with_traceback(None)  # by its frames it would hold the other images
     return found, unread
+
+
+def of_each(error: ClientError, images: int, unread: Mapping[int, ClientError]) -> list[Classification | ClientError]:
+    """A request's error as that of each of its `images`, where others could not be read or it is the only one's own.
+
+    Raises it otherwise.
+    """
+    if unread or (images == 1 and error.of_image):
+        return [error.with_traceback(None)] * images
+    raise error
 
 
 def in_places(found: Sequence[T], unread: Mapping[int, ClientError]) -> list[T | ClientError]:

@@ -14,6 +14,7 @@ OWN = {
     "unsupported": "this address or protocol has no such call",
     "untrusted": "the service's certificate is not trusted",
 }
+OF_IMAGE = {"unsupported_image_format", "image_undecodable", "image_truncated", "image_too_many_pixels"}
 FATAL = {*OWN, "unauthorized", "model_not_found", "version_not_found", "bad_parameter"} - {"unreadable"}
 
 
@@ -36,6 +37,11 @@ class ClientError(Exception):
     def fatal(self) -> bool:
         """Whether every other call would fail likewise, whatever its image: nobody is there, or does not let in."""
         return self.code in FATAL
+
+    @property
+    def of_image(self) -> bool:
+        """Whether it is the image's own: another one in the same request would have its answer."""
+        return self.code in OF_IMAGE
 
     @property
     def passing(self) -> bool:

@@ -56,10 +56,11 @@ def joined(
     `outcome` has an entry for each file, or for each model of the one file; an error of the request is all entries'.
     """
     pairs = [(path, model) for path in paths for model in models or (None,)]
-    rows = [outcome] * len(pairs) if isinstance(outcome, ClientError) else outcome
+    if isinstance(outcome, ClientError):
+        outcome = [outcome.with_traceback(None)] * len(pairs)  # by its frames it would hold the images
     return [
         FileResult(path, model, error=one) if isinstance(one, ClientError) else FileResult(path, one.model, one)
-        for (path, model), one in zip(pairs, rows, strict=True)
+        for (path, model), one in zip(pairs, outcome, strict=True)
     ]
 
 

@@ -93,9 +93,7 @@ class AsyncClient:
         try:
             found = await self._ask(calls.classify(contents, model, version, top_k), timeout_s)
         except ClientError as error:
-            if not unread:
-                raise
-            found = [error] * len(contents)
+            found = calls.of_each(error, len(contents), unread)
         return calls.in_places(found, unread)
 
     async def classify_files(
