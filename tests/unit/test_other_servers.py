@@ -129,6 +129,54 @@ def test_authorities_that_cannot_be_read(kind: type) -> None:
 
 
 @both
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (503, b"<html>no endpoints</html>"),
+        (502, b"<html>Bad Gateway</html>"),
+        (503, b"upstream connect error"),
+        (503, b'{"message": "no healthy upstream"}'),
+        (503, b'{"code": 503}'),
+        (429, b""),
+    ],
+)
+def test_a_proxy_s_refusal_is_tried_again(kind: type, status: int, body: bytes) -> None:
+    with server(status, body, {"retry-after": "0"}) as (place, seen):
+        error = error_of(kind, f"http://{place}", classified, retry=Retry(3, first_s=0.01))
+        assert len(seen) == 3
+    assert (error.fatal, error.passing, error.retry_after_s) == (False, True, 0)
+    assert CODES[error.code].http in {429, 503}
+    assert str(status) in error.detail
+
+
+@both
+@pytest.mark.parametrize("status", [200, 302, 404, 500])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"<html></html>", b'{"status": "ok"}', b"null", b"[]", b"1", b"\xff", b"[" * 100_000),
+        *(b'{"results": []}', b'{"results": [{"predictions": 1}]}', b'{"models": {"a": 1}}', b'{"code": []}'),
+    ],
+)
+def test_what_is_not_the_service_is_said(kind: type, status: int, body: bytes) -> None:
+    questions: list[Call] = [
+        classified,
+        lambda client: client.classify_batch([b"image", b"image"]),
+        lambda client: client.explain(b"image", "a"),
+        lambda client: client.overlay(b"image", "a"),
+        lambda client: client.compare(b"image", ["a", "b"]),
+        lambda client: client.models(),
+        lambda client: client.default_model(),
+    ]
+    if kind is Client:
+        questions.append(lambda client: client.unpin("a"))
+    with server(status, body) as (place, _):
+        for question in questions:
+            assert error_of(kind, f"http://{place}", question).code == "not_the_service"
+        assert "is not this service" in asked(kind, f"http://{place}", lambda client: client.unready())
+
+
+@both
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "x/../resnet14-se", " a"])
 def test_names_that_address_another_are_refused(kind: type, name: str) -> None:
     questions: list[Call] = [

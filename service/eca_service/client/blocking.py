@@ -210,7 +210,7 @@ class Client:
         end = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         for attempt in count(1):
             try:
-                return call.read(self._transport.ask(call, end - time.monotonic()))
+                return self._transport.ask(call, end - time.monotonic())
             except ClientError as error:
                 pause_s = self.retry.pause_s(error, attempt, end - time.monotonic()) if call.idempotent else None
                 if pause_s is None:

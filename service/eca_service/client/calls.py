@@ -92,12 +92,13 @@ def classify(
     """For each image its Classification, or the ClientError that it alone met."""
 
     def read(body: Any) -> list[Classification | ClientError]:
-        return [
+        found: list[Classification | ClientError] = [
             ClientError(row["error"]["code"], row["error"]["detail"], request_id=body.get("request_id"))
             if "error" in row
             else answers.classification(body, row)
             for row in body["results"]
         ]
+        return _require(found, len(found) == len(images))
 
     return Call("classify", read, tuple(images), model, version, _top(top_k))
 
@@ -127,12 +128,13 @@ def compare(
 
     def read(body: Any) -> dict[str, Classification | ClientError]:
         shared = {"request_id": body["request_id"]}
-        return {
+        found: dict[str, Classification | ClientError] = {
             row["model"]: ClientError(row["error"]["code"], row["error"]["detail"], request_id=body["request_id"])
             if "error" in row
             else answers.classification(row | shared, row | {"warnings": body["warnings"]})
             for row in body["results"]
         }
+        return _require(found, models is None or set(found) == set(models))
 
     for name in models or ():
         _require_name(name, ",")
@@ -186,6 +188,12 @@ def _require_name(name: str, separator: str = "/") -> None:
     """Raises ClientError, `model_not_found`, where an address, or a list with that separator, would name another."""
     if name.strip() != name or name in {"", ".", ".."} or separator in name:
         raise ClientError("model_not_found", f"there is no model {name!r}")
+
+
+def _require(found: T, whole: bool) -> T:
+    if not whole:
+        raise ValueError("the answer is not to what was asked")
+    return found
 
 
 def _top(top_k: int | None) -> dict[str, str]:

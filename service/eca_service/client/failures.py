@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from eca_service.errors import CODES
@@ -48,6 +51,15 @@ class ClientError(Exception):
         """Whether the same call may succeed in a moment; every call is idempotent, so that it may be made again."""
         kind = CODES.get(self.code)
         return self.code == "unreachable" or (kind is not None and kind.retry_after_s is not None)
+
+
+@contextmanager
+def understood(url: str) -> Iterator[None]:
+    """What reading an answer stumbles over, as ClientError: something else gave it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, struct.error):
+        raise ClientError("not_the_service", f"what answers at {url} is not this service") from None
 
 
 @dataclass(frozen=True)

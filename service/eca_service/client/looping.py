@@ -204,7 +204,7 @@ class AsyncClient:
         end = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         for attempt in count(1):
             try:
-                return call.read(await self._transport.ask(call, end - time.monotonic()))
+                return await self._transport.ask(call, end - time.monotonic())
             except ClientError as error:
                 pause_s = self.retry.pause_s(error, attempt, end - time.monotonic()) if call.idempotent else None
                 if pause_s is None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from eca_service.client.calls import Call
-from eca_service.client.failures import ClientError
+from eca_service.client.failures import ClientError, understood
 
+T = TypeVar("T")
 OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
@@ -28,14 +29,15 @@ class Grpc:
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    def ask(self, call: Call[Any], left_s: float) -> Any:
-        """The answer's body, as HTTP's. Raises ClientError."""
+    def ask(self, call: Call[T], left_s: float) -> T:
+        """What the answer says, as HTTP's. Raises ClientError."""
         method, request = _request(call)
         try:
             answer, done = getattr(self._stub, method).with_call(request, timeout=left_s, metadata=_metadata(self._key))
         except grpc.RpcError as error:
             raise _translated(self._url, error) from None
-        return _body(call, answer, done.trailing_metadata())
+        with understood(self._url):
+            return call.read(_body(call, answer, done.trailing_metadata()))
 
     def close(self) -> None:
         """Closes the channel."""
@@ -56,15 +58,16 @@ class AsyncGrpc:
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
-    async def ask(self, call: Call[Any], left_s: float) -> Any:
-        """The answer's body, as HTTP's. Raises ClientError."""
+    async def ask(self, call: Call[T], left_s: float) -> T:
+        """What the answer says, as HTTP's. Raises ClientError."""
         method, request = _request(call)
         running = getattr(self._stub, method)(request, timeout=left_s, metadata=_metadata(self._key))
         try:
-            answer = await running
-            return _body(call, answer, await running.trailing_metadata())
+            answer, trailing = await running, await running.trailing_metadata()
         except grpc.RpcError as error:
             raise _translated(self._url, error) from None
+        with understood(self._url):
+            return call.read(_body(call, answer, trailing))
 
     async def close(self) -> None:
         """Closes the channel."""

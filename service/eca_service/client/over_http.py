@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
 
 from eca_service.client.calls import DEFAULT_URL, Call
-from eca_service.client.failures import ClientError
+from eca_service.client.failures import ClientError, understood
+from eca_service.errors import CODES
 
+T = TypeVar("T")
 SLACK_S = 1.0  # the service's own `deadline_exceeded` says more than a connection that was given up
 CONNECT_S = 5.0
+OF_PROXY = {  # what it means where the service itself did not answer
+    429: "overloaded",
+    502: "backend_unavailable",
+    503: "backend_unavailable",
+    504: "deadline_exceeded",
+}
 ACCEPTED = {"overlay": "image/png", "metrics": "*/*"}
 
 
@@ -27,10 +36,11 @@ class Http:
         with _translated(url):
             self._client = httpx.Client(**_options(url, key, ca, pinned))
 
-    def ask(self, call: Call[Any], left_s: float) -> Any:
-        """The answer's body. Raises ClientError."""
+    def ask(self, call: Call[T], left_s: float) -> T:
+        """What the answer says. Raises ClientError."""
         with _translated(self._url):
-            return _body(self._url, call, self._client.request(**_request(call, left_s)))
+            response = self._client.request(**_request(call, left_s))
+        return _read(self._url, call, response, response.content)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -45,10 +55,11 @@ class AsyncHttp:
         with _translated(url):
             self._client = httpx.AsyncClient(**_options(url, key, ca, pinned))
 
-    async def ask(self, call: Call[Any], left_s: float) -> Any:
-        """The answer's body. Raises ClientError."""
+    async def ask(self, call: Call[T], left_s: float) -> T:
+        """What the answer says. Raises ClientError."""
         with _translated(self._url):
-            return _body(self._url, call, await self._client.request(**_request(call, left_s)))
+            response = await self._client.request(**_request(call, left_s))
+        return _read(self._url, call, response, response.content)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -127,22 +138,31 @@ def _request(call: Call[Any], left_s: float) -> dict[str, Any]:
     return request
 
 
-def _body(url: str, call: Call[Any], response: httpx.Response) -> Any:
-    if response.is_success and call.route == "overlay":
-        headers: Mapping[str, str] = response.headers
-        return response.content, headers
-    if response.is_success and call.route == "metrics":
-        return response.text
-    try:
-        body = response.json()
-    except ValueError:
-        raise ClientError("not_the_service", f"what answers at {url} is not this service") from None
-    if response.is_success or (call.route == "ready" and "reasons" in body):
-        return body
+def _read(url: str, call: Call[T], response: httpx.Response, body: bytes) -> T:
+    """The value of an answer with that `body`. Raises ClientError."""
+    with understood(url):
+        if response.is_success and call.route == "overlay":
+            return call.read((body, response.headers))
+        if response.is_success and call.route == "metrics":
+            return call.read(body.decode())
+        if response.is_success:
+            return call.read(json.loads(body))
+        try:
+            told = json.loads(body)
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            told = {}
+        if call.route == "ready" and "reasons" in told:
+            return call.read(told)
+        code, detail = told.get("code"), str(told.get("detail", "no reason given"))
+        if code not in CODES:
+            code = OF_PROXY[response.status_code]
+            detail = f"what stands before the service at {url} answers {response.status_code}"
     after = response.headers.get("retry-after", "")
     raise ClientError(
-        str(body.get("code", response.status_code)),
-        str(body.get("detail", "no reason given")),
+        code,
+        detail,
         retry_after_s=float(after) if after.isdecimal() else None,
-        request_id=body.get("request_id"),
+        request_id=told.get("request_id"),
     )
