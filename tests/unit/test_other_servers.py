@@ -177,6 +177,24 @@ def test_what_is_not_the_service_is_said(kind: type, status: int, body: bytes) -
 
 
 @both
+def test_a_deadline_is_of_the_whole_answer(kind: type) -> None:
+    with server(200, bytes(100), pause_s=0.1) as (place, _):
+        started = time.monotonic()
+        error = error_of(kind, f"http://{place}", lambda client: client.classify(b"image", timeout_s=0.5))
+        assert time.monotonic() - started < 3
+    assert error.code == "deadline_exceeded"
+
+
+@both
+@pytest.mark.parametrize(("timeout_s", "sent"), [(float("inf"), 86_400_000), (1e7, 86_400_000), (0, 1), (-5, 1)])
+def test_any_time_may_be_given(kind: type, timeout_s: float, sent: int) -> None:
+    with server(404, b'{"code": "model_not_found"}') as (place, seen):
+        call: Call = lambda client: client.classify(b"image", timeout_s=timeout_s)  # noqa: E731
+        assert error_of(kind, f"http://{place}", call).code == "model_not_found"
+    assert int(seen[0][1]["x-request-timeout-ms"]) == pytest.approx(sent, abs=100)
+
+
+@both
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "x/../resnet14-se", " a"])
 def test_names_that_address_another_are_refused(kind: type, name: str) -> None:
     questions: list[Call] = [
@@ -205,6 +223,11 @@ def test_a_version_is_of_a_model(kind: type, scheme: str) -> None:
     url = f"{scheme}://localhost:{free_port()}"
     error = error_of(kind, url, lambda client: client.classify(b"image", version=1))
     assert (error.code, "name the model" in error.detail) == ("bad_parameter", True)
+
+
+@both
+def test_a_path_that_no_file_can_have(kind: type) -> None:
+    assert error_of(kind, "http://localhost:1", lambda client: client.classify("a\0b")).code == "unreadable"
 
 
 @both

@@ -207,12 +207,12 @@ class Client:
         return self._ask(calls.unpin(model), None)
 
     def _ask(self, call: Call[T], timeout_s: float | None) -> T:
-        end = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        due = calls.due(self.timeout_s if timeout_s is None else timeout_s)
         for attempt in count(1):
             try:
-                return self._transport.ask(call, end - time.monotonic())
+                return self._transport.ask(call, calls.left_s(due))
             except ClientError as error:
-                pause_s = self.retry.pause_s(error, attempt, end - time.monotonic()) if call.idempotent else None
+                pause_s = self.retry.pause_s(error, attempt, calls.left_s(due)) if call.idempotent else None
                 if pause_s is None:
                     raise
             time.sleep(pause_s)

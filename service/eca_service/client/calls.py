@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from eca_service.client.failures import ClientError
 
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8080"
+LONGEST_S = 86_400.0  # a day is as good as for ever, and no protocol takes any number
 Image = bytes | str | os.PathLike[str]  # encoded bytes, or the path of a file that holds them
 Route = Literal["classify", "explain", "overlay", "compare", "metrics", "models", "ready", "pin", "unpin"]
 
@@ -42,6 +44,16 @@ class Call(Generic[T]):
             raise ClientError("bad_parameter", f"version {self.version} is of no model; name the model too")
 
 
+def due(timeout_s: float) -> float:
+    """When a call that may take so long must be done, by the monotonic clock; in a day at most."""
+    return time.monotonic() + min(LONGEST_S, timeout_s)
+
+
+def left_s(due: float) -> float:
+    """The time until then, 0 afterwards."""
+    return max(0.0, due - time.monotonic())
+
+
 def content(image: Image) -> bytes:
     """The image's bytes. Raises ClientError, code `unreadable`, where the file cannot be read."""
     if isinstance(image, bytes):
@@ -50,6 +62,8 @@ def content(image: Image) -> bytes:
         return Path(image).read_bytes()
     except OSError as error:
         raise ClientError("unreadable", f"{error.strerror or error}") from None
+    except ValueError as error:  # a path that no file can have
+        raise ClientError("unreadable", str(error)) from None
 
 
 def contents(images: Sequence[Image]) -> tuple[list[bytes], dict[int, ClientError]]:

@@ -37,7 +37,7 @@ def batches(paths: Iterable[str | os.PathLike[str]], size: int) -> Iterator[list
     for path in map(Path, paths):
         try:
             length = path.stat().st_size
-        except OSError:
+        except (OSError, ValueError):
             length = 0  # it will be told when it is read
         if batch and (len(batch) == size or held + length > BATCH_BYTES):
             yield batch

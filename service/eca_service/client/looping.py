@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import count
@@ -201,12 +200,12 @@ class AsyncClient:
         return f"the service at {self.url} is not ready: {told}" if reasons else None
 
     async def _ask(self, call: Call[T], timeout_s: float | None) -> T:
-        end = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        due = calls.due(self.timeout_s if timeout_s is None else timeout_s)
         for attempt in count(1):
             try:
-                return await self._transport.ask(call, end - time.monotonic())
+                return await self._transport.ask(call, calls.left_s(due))
             except ClientError as error:
-                pause_s = self.retry.pause_s(error, attempt, end - time.monotonic()) if call.idempotent else None
+                pause_s = self.retry.pause_s(error, attempt, calls.left_s(due)) if call.idempotent else None
                 if pause_s is None:
                     raise
             await asyncio.sleep(pause_s)

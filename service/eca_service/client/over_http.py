@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,9 +40,14 @@ class Http:
 
     def ask(self, call: Call[T], left_s: float) -> T:
         """What the answer says. Raises ClientError."""
-        with _translated(self._url):
-            response = self._client.request(**_request(call, left_s))
-        return _read(self._url, call, response, response.content)
+        due = time.monotonic() + left_s + SLACK_S
+        with _translated(self._url), self._client.stream(**_request(call, left_s)) as response:
+            parts = []
+            for part in response.iter_bytes():
+                parts.append(part)
+                if time.monotonic() > due:  # httpx's own limit is on each part
+                    raise httpx.ReadTimeout("its parts come too slowly")
+        return _read(self._url, call, response, b"".join(parts))
 
     def close(self) -> None:
         """Closes the connections."""
@@ -58,7 +65,8 @@ class AsyncHttp:
     async def ask(self, call: Call[T], left_s: float) -> T:
         """What the answer says. Raises ClientError."""
         with _translated(self._url):
-            response = await self._client.request(**_request(call, left_s))
+            asked = self._client.request(**_request(call, left_s))
+            response = await asyncio.wait_for(asked, left_s + SLACK_S)  # httpx's own limit is on each part
         return _read(self._url, call, response, response.content)
 
     async def close(self) -> None:
@@ -71,7 +79,7 @@ def _translated(url: str) -> Iterator[None]:
     """httpx's errors as ours."""
     try:
         yield
-    except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout):
+    except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, asyncio.TimeoutError):
         raise ClientError("deadline_exceeded", f"{url} did not answer in time") from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL):
         raise ClientError("unsupported", f"{url} is no address such as {DEFAULT_URL}") from None
