@@ -82,13 +82,32 @@ def test_a_batch_keeps_its_places(service: Service, way: str, tmp_path: Path) ->
 
 
 @every_way
+def test_bad_images_keep_their_places_too(service: Service, way: str) -> None:
+    for images in ([DOG.read_bytes()[:-99], b"no image"], [b"no image"]):
+        found = asked(service, way, partial(_classify_all, images))
+        assert [error.code for error in found] == ["image_truncated", "unsupported_image_format"][-len(images) :]
+
+
+@every_way
+def test_any_time_may_be_given(service: Service, way: str) -> None:
+    for timeout_s in (float("inf"), 1e7):
+        found = asked(service, way, lambda client: client.classify(DOG), timeout_s=timeout_s)
+        assert found.best.label == "dog"
+
+
+@every_way
 @pytest.mark.parametrize(
     ("call", "code"),
     [
         (lambda client: client.classify(b"hello"), "unsupported_image_format"),
         (lambda client: client.classify("no/such/file.jpg"), "unreadable"),
         (lambda client: client.classify(DOG, "nobody"), "model_not_found"),
+        (lambda client: client.classify(DOG, f"x/../{MODEL}"), "model_not_found"),
+        (lambda client: client.classify(DOG, f"{MODEL}/classify#"), "model_not_found"),
+        (lambda client: client.classify(DOG, f"{MODEL}#?"), "model_not_found"),
         (lambda client: client.classify(DOG, MODEL, version=9), "version_not_found"),
+        (lambda client: client.classify(DOG, MODEL, version=0), "version_not_found"),
+        (lambda client: client.classify(DOG, version=1), "bad_parameter"),
         (lambda client: client.classify(DOG, top_k=99), "bad_parameter"),
     ],
 )
@@ -151,6 +170,10 @@ def test_several_models(service: Service, way: str) -> None:
 
 def _classify(model: str, client: Any) -> Any:
     return client.classify(DOG, model, top_k=3)
+
+
+def _classify_all(images: list[bytes], client: Any) -> Any:
+    return client.classify_batch(images)
 
 
 @pytest.mark.parametrize("way", ["http", "http-loop"])

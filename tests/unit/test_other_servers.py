@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -230,6 +235,15 @@ def test_a_path_that_no_file_can_have(kind: type) -> None:
     assert error_of(kind, "http://localhost:1", lambda client: client.classify("a\0b")).code == "unreadable"
 
 
+def test_a_file_that_no_path_can_name_ends_nothing(tmp_path: Path) -> None:
+    with Client(f"http://localhost:{free_port()}") as client:
+        (found,) = client.classify_files([tmp_path / "a\0b"])
+    assert found.error is not None
+    assert (found.error.code, found.error.__traceback__) == ("unreadable", None)
+    with pytest.raises(ValueError, match="at least one request"):
+        list(client.classify_files([tmp_path], concurrency=0))
+
+
 @both
 @pytest.mark.parametrize("code", ["image_truncated", "overloaded"])
 def test_a_batch_of_one_has_its_image_s_error_in_its_place(kind: type, code: str) -> None:
@@ -241,3 +255,25 @@ def test_a_batch_of_one_has_its_image_s_error_in_its_place(kind: type, code: str
             (found,) = asked(kind, f"http://{place}", call)
             assert (found.code, found.detail) == (code, "so")
             assert found.__traceback__ is None, "by its frames it would hold the image"
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_ctrl_c_ends_a_command_though_the_server_is_silent(tmp_path: Path, scheme: str) -> None:
+    for number in range(40):
+        (tmp_path / f"{number}.jpg").write_bytes(b"image")
+    # a shell's background jobs ignore SIGINT, and so would this one below it
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from eca_service.cli import main; main()"
+    with socket.create_server(("localhost", 0)) as silent:
+        url = f"{scheme}://localhost:{silent.getsockname()[1]}"
+        command = [sys.executable, "-c", code, "classify", str(tmp_path), "--url", url]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ) as process:
+            silent.settimeout(30)
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)
+                started = time.monotonic()
+                process.send_signal(signal.SIGINT)
+                _, told = process.communicate(timeout=90)
+    assert time.monotonic() - started < 2
+    assert (process.returncode, b"Aborted!" in told, b"Traceback" in told) == (1, True, False)

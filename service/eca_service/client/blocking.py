@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from eca_service.client.calls import DEFAULT_URL, Call, Image
 from eca_service.client.failures import ClientError, Retry
 from eca_service.client.files import BATCH, CONCURRENCY, FileResult, as_names, batches, joined
 from eca_service.client.over_http import Http
+from eca_service.client.threads import Threads
 
 if TYPE_CHECKING:
     from eca_service.client.over_grpc import Grpc
@@ -128,17 +129,19 @@ class Client:
             except ClientError as error:
                 return joined(group, models, error)
 
-        pool = ThreadPoolExecutor(concurrency, "eca-client")
+        threads = Threads(concurrency, ask)
         running: deque[Future[list[FileResult]]] = deque()
         try:
             for group in batches(paths, 1 if len(models) > 1 else batch):
-                running.append(pool.submit(ask, group))
+                running.append(threads.submit(group))
                 if len(running) >= 2 * concurrency:
                     yield from running.popleft().result()
             while running:
                 yield from running.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            for future in running:
+                future.cancel()
+            threads.close()
 
     def explain(
         self,
