@@ -6,11 +6,11 @@ import atexit
 import gc
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from tqdm import tqdm
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from eca_build.targets import Auto, Precision, Runtime, TargetName
     from eca_build.tensorrt_plan import Frontend
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 EXAMPLES = """\b
 Examples:
   eca-build compile eca_resnet50.pth.tar --labels imagenet.txt
@@ -36,6 +37,12 @@ Example:
   eca-build compile resnet50-eca.safetensors
 """
 ATTENTION_HELP = "Expect this attention (see `archs`); default: found. SE-Var1 has no weights, so it must be given."
+
+
+def _option(flag: str, **more: Any) -> Callable[[Command], Command]:
+    """An option that is an environment variable too: ECA_ and its own name, as --help shows."""
+    variable = "ECA_" + flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(flag, envvar=variable, show_envvar=True, **more)
 
 
 class _Commands(click.Group):
@@ -81,7 +88,7 @@ def archs() -> None:
 
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--attention", envvar="ECA_ATTENTION", show_envvar=True, help=ATTENTION_HELP)
+@_option("--attention", help=ATTENTION_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
     """Says what CHECKPOINT holds: architecture, attention, kernel sizes, classes, parameters, FLOPs."""
@@ -99,10 +106,10 @@ def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
 
 @main.command("init", epilog=INIT_EXAMPLE)
 @click.argument("arch")
-@click.option("--attention", default="none", envvar="ECA_ATTENTION", show_envvar=True, help="One of `archs`.")
-@click.option("--classes", type=click.IntRange(1, 100_000), help="Default: the architecture's, 1000 or 10.")
-@click.option("--width", type=click.FloatRange(0.05, 4), default=1.0, help="Times the channels, where the network can.")
-@click.option("--seed", type=int, default=0)
+@_option("--attention", default="none", help="One of `archs`.")
+@_option("--classes", type=click.IntRange(1, 100_000), help="Default: the architecture's, 1000 or 10.")
+@_option("--width", type=click.FloatRange(0.05, 4), default=1.0, help="Times the channels, where the network can.")
+@_option("--seed", type=int, default=0)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors file.")
 def init(arch: str, attention: str, classes: int | None, width: float, seed: int, output: Path) -> None:
     """Writes a checkpoint of ARCH with random weights: to measure latency, which needs no trained ones.
@@ -120,86 +127,68 @@ def init(arch: str, attention: str, classes: int | None, width: float, seed: int
 
 @main.command("compile", epilog=EXAMPLES)
 @click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--arch", envvar="ECA_ARCH", show_envvar=True, help="Expect this architecture; default: found.")
-@click.option("--attention", envvar="ECA_ATTENTION", show_envvar=True, help=ATTENTION_HELP)
-@click.option("--name", envvar="ECA_NAME", show_envvar=True, help="Model name; default: the file's name.")
-@click.option("--labels", type=click.Path(path_type=Path), envvar="ECA_LABELS", show_envvar=True, help="One a line.")
-@click.option(
+@_option("--arch", help="Expect this architecture; default: found.")
+@_option("--attention", help=ATTENTION_HELP)
+@_option("--name", help="Model name; default: the file's name.")
+@_option("--labels", type=click.Path(path_type=Path), help="One a line.")
+@_option(
     "--images",
     type=click.Path(path_type=Path),
-    envvar="ECA_IMAGES",
-    show_envvar=True,
     help="A folder of images to verify on; default: synthetic ones. Where a folder or file is called as a label "
     "(dog/1.jpg, dog-1.jpg) the accuracy is verified too.",
 )
-@click.option(
+@_option(
     "--calibration",
     type=click.Path(path_type=Path),
-    envvar="ECA_CALIBRATION",
-    show_envvar=True,
     help="A folder of images like those to come, which int8 takes its ranges from; default: those of --images.",
 )
-@click.option(
+@_option(
     "--target",
     type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx", "inductor"]),
     default="onnx",
-    envvar="ECA_TARGET",
-    show_envvar=True,
     help="onnx: for CPUs; tensorrt: for the GPU of this machine; tensorrt-rtx: a portable engine for NVIDIA's consumer "
     "GPUs, built without one; inductor: a package of PyTorch's compiler for the GPU of this machine, or its CPU.",
 )
-@click.option(
+@_option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8", "auto"]),
     default="fp32",
-    envvar="ECA_PRECISION",
-    show_envvar=True,
     help="On a CPU fp32, int8 and, with --runtime openvino, bf16; on a GPU fp32, fp16, bf16. auto: every one is built, "
     "verified and measured on this machine, and the fastest published.",
 )
-@click.option(
+@_option(
     "--runtime",
     type=click.Choice(["onnxruntime", "openvino", "auto"]),
     default="onnxruntime",
-    envvar="ECA_RUNTIME",
-    show_envvar=True,
     help="What the embedded Triton runs an onnx engine in. auto: what is installed and fastest.",
 )
-@click.option(
+@_option(
     "--frontend",
     type=click.Choice(["auto", "onnx", "torch-tensorrt"]),
     default="auto",
-    envvar="ECA_FRONTEND",
-    show_envvar=True,
     help="What makes a TensorRT plan: from ONNX, or Torch-TensorRT from the PyTorch program. auto: all that are "
     "installed, the fastest verified published.",
 )
-@click.option(
+@_option(
     "--attention-graph",
     type=click.Choice(["plain", "hoisted", "fused", "hoisted-fused", "epilogue", "auto"]),
     default="plain",
-    envvar="ECA_ATTENTION_GRAPH",
-    show_envvar=True,
     help="hoisted: the gate from the input of the block's last 1x1 convolution; fused: one operator from the pooling "
     "to the ReLU; hoisted-fused, epilogue: the hoisted gate, joined to the map by one operator behind the convolution "
     "or with it. A CPU runs the fused operators as plain ones. auto: all that the network has, the fastest published.",
 )
-@click.option(
+@_option(
     "--expose-gates",
     is_flag=True,
-    envvar="ECA_EXPOSE_GATES",
-    show_envvar=True,
     help="The attention's gates as one more output, for explanations; it costs nothing while nobody asks for them.",
 )
-@click.option("--max-batch", type=click.IntRange(1, 1024), default=32, envvar="ECA_MAX_BATCH", show_envvar=True)
-@click.option("--resize", type=click.IntRange(1, 4096), help="Shorter side in pixels; default: the network's.")
-@click.option("--crop", type=click.IntRange(1, 4096), help="Centre crop in pixels; default: the network's.")
-@click.option(
+@_option("--max-batch", type=click.IntRange(1, 1024), default=32)
+@_option("--resize", type=click.IntRange(1, 4096), help="Shorter side in pixels; default: the network's.")
+@_option("--crop", type=click.IntRange(1, 4096), help="Centre crop in pixels; default: the network's.")
+@_option(
     "--repository",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("model_repository"),
-    envvar="ECA_REPOSITORY",
-    show_envvar=True,
 )
 def compile_(
     checkpoints: tuple[Path, ...],

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from eca_service.cli.images import expand, watched
-from eca_service.cli.options import connect, with_service
+from eca_service.cli.options import connect, option, with_service
 from eca_service.client import ClientError, FileResult
 from eca_service.client.files import CONCURRENCY
 
@@ -22,14 +22,12 @@ COLUMNS = ("file", "model", "version", "rank", "index", "label", "score", "error
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", "models", multiple=True, help="May be given several times. Default: the service's.")
-@click.option("--top-k", type=click.IntRange(1), help="Classes of each image; default: 5, or all of fewer.")
+@option("--model", "models", multiple=True, help="May be given several times. Default: the service's.")
+@option("--top-k", type=click.IntRange(1), help="Classes of each image; default: 5, or all of fewer.")
 @click.option("--json", "form", flag_value="json", help="One JSON object a line.")
 @click.option("--csv", "form", flag_value="csv", help="One row for each class of each image.")
 @click.option("--table", "form", flag_value="table", default="table", help="For people; the default.")
-@click.option(
-    "--concurrency", default=CONCURRENCY, show_default=True, type=click.IntRange(1, 256), help="Requests at once."
-)
+@option("--concurrency", default=CONCURRENCY, show_default=True, type=click.IntRange(1, 256), help="Requests at once.")
 @with_service
 def classify(
     images: tuple[Path, ...],
@@ -77,10 +75,10 @@ def classify(
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("-o", "--output", default="map.png", show_default=True, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--model", help="Default: the service's.")
+@option("--model", help="Default: the service's.")
 @click.option("--class", "wanted", help="Label or index of the class to explain; default: the best one.")
-@click.option("--opacity", default=0.6, show_default=True, type=click.FloatRange(0, 1), help="Of the map.")
-@click.option("--side", default=1024, show_default=True, type=click.IntRange(32, 4096), help="Longer side, in pixels.")
+@option("--opacity", default=0.6, show_default=True, type=click.FloatRange(0, 1), help="Of the map.")
+@option("--side", default=1024, show_default=True, type=click.IntRange(32, 4096), help="Longer side, in pixels.")
 @click.option("--json", "as_json", is_flag=True, help="Print the map as numbers instead of writing a picture.")
 @with_service
 def explain(

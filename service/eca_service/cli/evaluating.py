@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from eca_service.cli.images import below, watched
-from eca_service.cli.options import connect, with_service
+from eca_service.cli.options import connect, option, with_service
 from eca_service.client import Client
 from eca_service.client.files import CONCURRENCY
 from eca_service.errors import ServiceError
@@ -20,16 +20,14 @@ from eca_service.settings import SettingsError
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--model", "models", multiple=True, help="May be given several times. Default: the service's.")
+@option("--model", "models", multiple=True, help="May be given several times. Default: the service's.")
 @click.option(
     "--confusion",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the confusion matrices to this PNG, the models side by side.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-@click.option(
-    "--concurrency", default=CONCURRENCY, show_default=True, type=click.IntRange(1, 256), help="Requests at once."
-)
+@option("--concurrency", default=CONCURRENCY, show_default=True, type=click.IntRange(1, 256), help="Requests at once.")
 @with_service
 def evaluate(
     folder: Path,

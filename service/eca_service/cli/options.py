@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -13,15 +14,24 @@ from eca_service.client.calls import DEFAULT_URL
 from eca_service.keys import read_secret
 from eca_service.settings import PREFIX, Settings, default_of
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def option(flag: str, *names: str, envvar: str = "", **more: Any) -> Callable[[Command], Command]:
+    """An option that is an environment variable too: `envvar`, or ECA_ and its own name, as --help shows."""
+    variable = envvar or PREFIX + flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(flag, *names, envvar=variable, show_envvar=True, **more)
+
 
 def with_settings(command: Any) -> Any:
     """Gives a command one option for each setting, with its variable and default in --help."""
     for name, field in reversed(Settings.model_fields.items()):
         default = f"; default {shown}" if (shown := default_of(field)) else ""
+        text = field.description or name
         command = click.option(
             "--" + name.replace("_", "-"),
             name,
-            help=f"{(field.description or name).capitalize()}  [{PREFIX}{name.upper()}{default}]",
+            help=f"{text[0].upper()}{text[1:]}  [{PREFIX}{name.upper()}{default}]",
         )(command)
     return command
 
@@ -31,37 +41,23 @@ def log(settings: Settings) -> None:
     logs.start(settings.log_format, settings.log_level)
 
 
-with_ca = click.option(
+with_ca = option(
     "--ca",
     type=click.Path(path_type=Path, dir_okay=False),
-    envvar="ECA_CA",
-    show_envvar=True,
     help="Authorities (PEM) to trust for https, instead of the system's.",
 )
-with_key = click.option(
+with_key = option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    envvar="ECA_API_KEY_FILE",
-    show_envvar=True,
     help="File that holds the key, where the service asks for one.",
 )
 
 
 def with_service(command: Any) -> Any:
     """Gives a command that asks a running service the options --url, --ca and --api-key-file."""
-    for option in (
-        with_key,
-        with_ca,
-        click.option(
-            "--url",
-            default=DEFAULT_URL,
-            show_default=True,
-            envvar="ECA_URL",
-            show_envvar=True,
-            help="The running service: http(s):// or grpc(s)://.",
-        ),
-    ):
-        command = option(command)
+    url = option("--url", default=DEFAULT_URL, show_default=True, help="The running service: http(s):// or grpc(s)://.")
+    for one in (with_key, with_ca, url):
+        command = one(command)
     return command
 
 

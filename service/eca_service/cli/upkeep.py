@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from eca_service import logs
-from eca_service.cli.options import key_of, with_ca, with_key, with_settings
+from eca_service.cli.options import key_of, option, with_ca, with_key, with_settings
 from eca_service.errors import ServiceError
 from eca_service.keys import make, read_secret
 from eca_service.settings import SettingsError, load
@@ -19,21 +19,13 @@ from eca_service.settings import SettingsError, load
 @click.argument("model")
 @click.option("--to", "version", type=click.IntRange(1), help="The version to serve; default: the one before.")
 @click.option("--newest", is_flag=True, help="Serve the newest version again.")
-@click.option(
-    "--repository",
-    type=click.Path(path_type=Path),
-    default="model_repository",
-    show_default=True,
-    envvar="ECA_REPOSITORY",
-    show_envvar=True,
-)
+@option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
 @click.option("--url", help="Ask this running service to do it, instead of changing the repository here.")
 @with_ca
-@click.option(
+@option(
     "--token-file",
     type=click.Path(path_type=Path),
     envvar="ECA_MANAGEMENT_TOKEN_FILE",
-    show_envvar=True,
     help="With --url: file that holds the service's management token.",
 )
 def rollback(
@@ -112,10 +104,8 @@ def key(name: str) -> None:
 
 
 @click.command()
-@click.option("--url", envvar="ECA_URL", show_envvar=True, help="Look at the service there, and not at this machine.")
-@click.option(
-    "--seconds", default=3.0, show_default=True, type=click.FloatRange(0.1, 600), help="Watch it for so long."
-)
+@option("--url", help="Look at the service there, and not at this machine.")
+@option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.1, 600), help="Watch it for so long.")
 @with_ca
 @with_key
 @with_settings

@@ -1,0 +1,70 @@
+"""The options of both command lines: each has its variable, which a service that finds it set takes no offence at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import eca_build.cli
+import eca_service.cli
+import pytest
+from click.testing import CliRunner
+from eca_service.settings import Settings, load
+
+# What one call does, and where its answer goes.
+OF_ONE_CALL = {"--class", "--confusion", "--csv", "--json", "--newest", "--output", "--table", "--to"}
+SETTINGS = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+
+
+def options(group: click.Group) -> Iterator[tuple[str, str, click.Option]]:
+    """Command, name and option, of all that it has."""
+    for name, command in group.commands.items():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                yield name, max(option.opts, key=len), option
+
+
+def variables(group: click.Group) -> dict[tuple[str, str], object]:
+    """By command and option its variable, None where there is none; but for settings, which read their own."""
+    return {
+        (command, name): option.envvar
+        for command, name, option in options(group)
+        if not (group is eca_service.cli.main and command in {"up", "gateway", "triton", "doctor"} and name in SETTINGS)
+    }
+
+
+@pytest.mark.parametrize("group", [eca_service.cli.main, eca_build.cli.main], ids=["eca-serve", "eca-build"])
+def test_every_option_is_a_variable_that_help_shows(group: click.Group) -> None:
+    found = variables(group)
+    without = {(command, name) for (command, name), variable in found.items() if variable is None}
+    # a variable that is set for the client must not turn a change of this repository into one of that service
+    assert {name for command, name in without if (command, name) != ("rollback", "--url")} <= OF_ONE_CALL
+    for command, name, option in options(group):
+        if variable := found.get((command, name)):
+            assert option.show_envvar, (command, name)
+            assert name == "--token-file" or variable == "ECA_" + name[2:].replace("-", "_").upper()
+
+
+@pytest.mark.parametrize("group", [eca_service.cli.main, eca_build.cli.main], ids=["eca-serve", "eca-build"])
+def test_the_service_knows_them_all(group: click.Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {str(variable) for variable in variables(group).values() if variable}
+    assert len(names) > 10
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    load({})
+
+
+def test_a_variable_is_taken() -> None:
+    for command, environment, named in (
+        (eca_service.cli.main.commands["classify"], {"ECA_TOP_K": "0"}, "--top-k"),
+        (eca_build.cli.main.commands["compile"], {"ECA_RESIZE": "0"}, "--resize"),
+    ):
+        done = CliRunner().invoke(command, ["x"], env=environment)
+        assert (done.exit_code, named in done.output) == (2, True), done.output
+
+
+def test_what_help_says_of_settings_can_be_copied() -> None:
+    shown = " ".join(CliRunner().invoke(eca_service.cli.main, ["up", "--help"]).output.split())
+    for name, field in Settings.model_fields.items():
+        assert str(field.description)[1:] in shown, name
+    assert "Address to listen on [ECA_HOST; default 127.0.0.1]" in shown
