@@ -1,6 +1,7 @@
 """What is written down of every request, whatever its protocol: its id, and one set of figures.
 
-The histograms, the log's line, the trace's spans and the Server-Timing header all show these figures.
+The histograms, the log's line, the trace's spans and the Server-Timing header all show these figures; the histogram of
+requests alone leaves out what the body took to come, which is its caller's time.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ class Entry:
     """One request; what becomes known while it is answered is filled in, `close` writes it down.
 
     `given_id` is kept as the request's id where it is a sound one, else a new one is made. `quiet` requests, such as
-    health checks, are logged at debug level. `size` is the body's, in bytes; `caller` the name of the key that was
-    used, `account` whose rate limit it counts for; `status` HTTP's number or gRPC's name.
+    health checks, are logged at debug level. `size` is the body's, in bytes, and `receive_s` how long it took to come,
+    0 over gRPC, where it is there before; `caller` the name of the key that was used, `account` whose rate limit it
+    counts for; `status` HTTP's number or gRPC's name.
     """
 
     __slots__ = (
-        *("account", "caller", "code", "images", "model", "protocol", "quiet", "request_id", "route"),
+        *("account", "caller", "code", "images", "model", "protocol", "quiet", "receive_s", "request_id", "route"),
         *("seconds", "size", "stages", "started", "status", "trace"),
     )
 
@@ -43,8 +45,13 @@ class Entry:
         self.status: int | str = ""
         self.images = self.size = 0
         self.stages: dict[str, float] = {}
-        self.seconds = 0.0
+        self.receive_s = self.seconds = 0.0
         self.started = time.perf_counter()
+
+    def arrived(self, size: int) -> None:
+        """A piece of the body is there, of `size` bytes."""
+        self.size += size
+        self.receive_s = time.perf_counter() - self.started
 
     def stage(self, name: str, model: str, began: float, seconds: float) -> None:
         """One image was in stage `name` for `seconds`, from `began` of time.perf_counter's clock."""
@@ -66,7 +73,7 @@ class Entry:
         """Counts and logs the request and ends its span; once."""
         seconds = self.seconds or self.answered()
         metrics.requests.labels(self.protocol, self.model, self.code).inc()
-        metrics.request_seconds.labels(self.protocol, self.model).observe(seconds, self._exemplar())
+        metrics.request_seconds.labels(self.protocol, self.model).observe(seconds - self.receive_s, self._exemplar())
         level = logging.DEBUG if self.quiet else logging.INFO
         if logger.isEnabledFor(level):
             logger.log(level, "request", extra={"fields": self._fields(seconds)})
@@ -77,7 +84,7 @@ class Entry:
         return {"trace_id": self.trace.trace_id} if self.trace else None
 
     def _fields(self, seconds: float) -> dict[str, object]:
-        spent = {**self.stages, "total": seconds}
+        spent = {"receive": self.receive_s, **self.stages, "total": seconds}
         fields: dict[str, object] = {
             "request_id": self.request_id,
             "protocol": self.protocol,

@@ -25,7 +25,11 @@ if SHARED:
 registry = CollectorRegistry()
 requests = Counter("eca_requests", "Requests answered.", ["protocol", "model", "code"], registry=registry)
 request_seconds = Histogram(
-    "eca_request_seconds", "Time to answer a request.", ["protocol", "model"], buckets=SECONDS, registry=registry
+    "eca_request_seconds",
+    "Time to answer a request, from the last byte of its body.",
+    ["protocol", "model"],
+    buckets=SECONDS,
+    registry=registry,
 )
 stage_seconds = Histogram(
     "eca_stage_seconds", "Time in one stage of a request.", ["stage", "model"], buckets=SECONDS, registry=registry

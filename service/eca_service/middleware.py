@@ -111,7 +111,8 @@ class Guard:
 
         async def limited() -> Message:
             message = await receive()
-            entry.size += len(message.get("body", b""))
+            if body := message.get("body"):
+                entry.arrived(len(body))
             if entry.size > self.core.settings.max_body_bytes:
                 raise self.core.too_large()
             if exchange.permit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -10,12 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from eca_service import page
+from eca_service import metrics, page
 from eca_service.app import create_app
 from eca_service.keys import make
 from eca_service.logs import JsonLines
 from eca_service.settings import Settings
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
 SAFE = {
@@ -88,6 +89,36 @@ async def test_what_nobody_caught(
     line = next(record for record in caplog.records if record.message == "request")
     assert json.loads(JsonLines().format(line))["code"] == "internal"
     assert "RuntimeError: secret details" in caplog.text, "for the operator"
+
+
+async def test_a_slow_upload_is_no_slow_service(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The header tells the caller all of its time; what is alerted on counts from the last byte of the body."""
+    caplog.set_level(logging.INFO)
+    app = application(tmp_path)
+
+    @app.post("/upload")
+    async def upload(request: Request) -> Response:
+        return PlainTextResponse(str(len(await request.body())))
+
+    async def dribbling() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            yield b"x"
+
+    async def counted(client: httpx.AsyncClient) -> float:
+        shown = metrics.parse((await client.get("/metrics")).text)
+        ours = {"protocol": "http", "model": "unmatched"}
+        return sum(one.value for one in shown if one.name == "eca_request_seconds_sum" and one.labels == ours)
+
+    async with client_of(app) as client:
+        await client.get("/livez")  # whose series is there from now on
+        before = await counted(client)
+        answer = await client.post("/upload", content=dribbling())
+        assert answer.text == "3"
+        assert await counted(client) - before < 0.2
+    assert float(answer.headers["server-timing"].removeprefix("total;dur=")) > 290
+    line = next(json.loads(JsonLines().format(record)) for record in caplog.records if record.message == "request")
+    assert (line["bytes"], line["ms"]["receive"] > 290) == (3, True)
 
 
 async def test_switches(tmp_path: Path) -> None:
