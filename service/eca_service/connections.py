@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import Any
+import time
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from eca_service.errors import ServiceError, problem
+from eca_service.errors import ServiceError, problem, refusal
+from eca_service.journal import Entry
 
 LINGER_S = 2.0  # a caller that is answered before it has sent all may go on for so long, to see the answer
 
@@ -30,6 +31,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._heads = self._head_bytes = self._fields_bytes = 0
         self._fed = self._behind = b""
+        self._began = time.perf_counter()
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -70,6 +72,7 @@ class Connection(HttpToolsProtocol):
         if self._heard:
             return
         super().on_message_begin()
+        self._began = time.perf_counter()
         self._head_timer.cancel()
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
         self._in_head = True
@@ -131,15 +134,26 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answers without a request, and closes once the caller has had time to see it."""
+        """Answers without a request, writes it down, and closes once the caller has had time to see it."""
         if self.transport.is_closing() or self._refused:
             return
         self._refused = True
-        body: dict[str, Any] = problem(ServiceError("bad_request", detail), "") | {"status": status}
-        text = json.dumps(body).encode()
-        head = b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(text)
         if self.cycle is None or self.cycle.response_complete:  # else another answer is under way
-            self.transport.write(STATUS_LINE[status] + head + text)
+            entry = Entry("http")
+            entry.started, entry.status = self._began, status
+            if status == 400:
+                body = problem(ServiceError("bad_request", detail), entry.request_id)
+            else:
+                body = refusal(status, detail, entry.request_id)
+            entry.code = str(body["code"])
+            text = json.dumps(body)
+            head = (
+                "content-type: application/problem+json\r\nconnection: close\r\n"
+                f"x-request-id: {entry.request_id}\r\nserver-timing: {entry.server_timing()}\r\n"
+                f"content-length: {len(text)}\r\n\r\n"
+            )
+            self.transport.write(STATUS_LINE[status] + (head + text).encode())
+            entry.close()
         self._head_timer.cancel()
         self._closing = self.loop.call_later(LINGER_S if status != 408 else 0, self.transport.close)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 
 
 @dataclass(frozen=True)
@@ -166,5 +167,17 @@ def problem(error: ServiceError, request_id: str) -> dict[str, object]:
         "detail": error.detail,
         "advice": error.kind.advice,
         "code": error.code,
+        "request_id": request_id,
+    }
+
+
+def refusal(status: int, detail: str, request_id: str) -> dict[str, object]:
+    """The same of what HTTP refuses by a status that the table does not have: its `code` is the status's number."""
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": str(status),
         "request_id": request_id,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,21 +11,27 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from eca_service.errors import ServiceError, problem
+from eca_service.errors import ServiceError, problem, refusal
 from eca_service.oip_http import is_oip
 
 NO_ROUTE = "no route has this method and path"
 
 
 def answer(error: ServiceError, scope: MutableMapping[str, Any]) -> JSONResponse:
-    """An error as problem+json; clients of the Open Inference Protocol look for a member named `error`."""
+    """An error as problem+json."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     if error.code == "unauthorized":
         headers["WWW-Authenticate"] = 'Bearer realm="eca-serve"'
-    body = problem(error, scope["eca"].entry.request_id)
+    return _answer(problem(error, scope["eca"].entry.request_id), error.kind.http, headers, scope)
+
+
+def _answer(
+    body: dict[str, object], status: int, headers: Mapping[str, str] | None, scope: MutableMapping[str, Any]
+) -> JSONResponse:
+    """Clients of the Open Inference Protocol look for a member named `error`."""
     if is_oip(scope["path"]):
-        body["error"] = str(error)
-    return JSONResponse(body, error.kind.http, headers, "application/problem+json")
+        body["error"] = f"{body['code']}: {body['detail']}"
+    return JSONResponse(body, status, headers, "application/problem+json")
 
 
 def install(app: FastAPI) -> None:
@@ -43,9 +49,8 @@ def install(app: FastAPI) -> None:
     async def plain(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code in {404, 405}:
             detail = f"{NO_ROUTE}; /docs lists them" if app.openapi_url else NO_ROUTE
-            body = problem(ServiceError("bad_request", detail), request.scope["eca"].entry.request_id)
-            body |= {"status": error.status_code, "title": str(error.detail)}
-            return JSONResponse(body, error.status_code, error.headers, "application/problem+json")
+            body = refusal(error.status_code, detail, request.scope["eca"].entry.request_id)
+            return _answer(body, error.status_code, error.headers, request.scope)
         return await handled(request, ServiceError("bad_request", str(error.detail)))
 
     async def left(request: Request, error: ClientDisconnect) -> JSONResponse:

@@ -105,7 +105,9 @@ def test_heads_that_dribble(strict: Service, repository: Path) -> None:
         # where a byte crosses the service's closing, the kernel may drop the answer
         told = [answer for answer in answers if answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")]
         assert len(told) > len(answers) / 2, set(answers)
-        assert json.loads(told[0].partition(b"\r\n\r\n")[2])["code"] == "bad_request"
+        assert json.loads(told[0].partition(b"\r\n\r\n")[2])["code"] == "408"
+        total_ms = float(told[0].partition(b"server-timing: total;dur=")[2].partition(b"\r")[0])
+        assert 1000 * HEAD_S - 10 < total_ms < 5000
     finally:
         ended.set()
         sender.join()
@@ -135,7 +137,10 @@ def test_heads_without_end(strict: Service, repository: Path, kind: str, piece: 
 def test_head_of_the_allowed_size(strict: Service) -> None:
     assert FRESH.get(strict.url + "/livez", headers={"x-long": "a" * (30 << 10)}).status_code == 200
     refused = FRESH.get(strict.url + "/livez", headers={"x-long": "a" * (40 << 10)})
-    assert (refused.status_code, refused.json()["code"], refused.json()["status"]) == (431, "bad_request", 431)
+    assert (refused.status_code, refused.json()["code"], refused.json()["status"]) == (431, "431", 431)
+    assert refused.headers["x-request-id"] == refused.json()["request_id"]
+    assert refused.json()["request_id"] in strict.log.read_text()
+    assert 'eca_requests_total{code="431",model="unmatched",protocol="http"}' in FRESH.get(strict.url + "/metrics").text
 
 
 def test_what_is_not_http(strict: Service) -> None:
@@ -144,6 +149,8 @@ def test_what_is_not_http(strict: Service) -> None:
         answer = everything(connection)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "bad_request"
+    assert b"\r\nx-request-id: " in answer
+    assert b"\r\nserver-timing: total;dur=" in answer
 
 
 def test_a_body_that_dribbles(strict: Service, repository: Path) -> None:

@@ -91,6 +91,24 @@ async def test_what_nobody_caught(
     assert "RuntimeError: secret details" in caplog.text, "for the operator"
 
 
+async def test_what_has_no_route_is_called_alike_everywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the body, the metrics and the log; where clients of the Open Inference Protocol call, as they look for it."""
+    caplog.set_level(logging.INFO)
+    async with client_of(application(tmp_path)) as client:
+        for method, path, status in (("GET", "/nothing", 404), ("DELETE", "/v1/classify", 405), ("PUT", "/v2", 405)):
+            answer = await client.request(method, path)
+            body = answer.json()
+            assert (answer.status_code, body["status"], body["code"]) == (status, status, str(status))
+            assert body["request_id"] == answer.headers["x-request-id"]
+            assert body.get("error", "").startswith("405: no route" if path == "/v2" else "")
+            protocol = "oip" if path == "/v2" else "http"
+            series = f'eca_requests_total{{code="{status}",model="unmatched",protocol="{protocol}"}}'
+            assert series in (await client.get("/metrics")).text
+            lines = [record for record in caplog.records if record.message == "request"]
+            assert json.loads(JsonLines().format(lines[-1]))["code"] == str(status)
+        assert answer.headers["allow"] == "GET"
+
+
 async def test_a_slow_upload_is_no_slow_service(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The header tells the caller all of its time; what is alerted on counts from the last byte of the body."""
     caplog.set_level(logging.INFO)

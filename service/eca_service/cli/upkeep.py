@@ -81,7 +81,7 @@ def _roll_back_there(
         try:
             return client.unpin(model) if newest else client.pin(model, version)
         except ClientError as error:
-            if error.code != "bad_request":
+            if error.code != "404":
                 raise
             raise SettingsError(f"{error.detail}; has the service an ECA_MANAGEMENT_TOKEN_FILE?") from None
 
