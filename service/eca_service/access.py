@@ -41,6 +41,11 @@ class Access:
         self._open = HEALTH
         self._open_reflection = settings.docs == "on"
 
+    @property
+    def keyed(self) -> bool:
+        """Whether keys are asked for at all."""
+        return self._keys is not None
+
     def open(self, paths: Iterable[str]) -> None:
         """These routes ask for no key."""
         self._open |= frozenset(paths)

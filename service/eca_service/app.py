@@ -23,7 +23,7 @@ ASKED = (
     *("authorization", "x-api-key", "content-encoding", "inference-header-content-length"),
     *("x-request-id", "x-request-timeout-ms", "traceparent", "tracestate"),
 )
-TOLD = ("x-request-id", "server-timing", "retry-after", "inference-header-content-length")
+TOLD = ("x-request-id", "server-timing", "retry-after", "inference-header-content-length", *insight_routes.EXPLAINS)
 
 
 def create_app(
@@ -60,7 +60,8 @@ def create_app(
     app.include_router(insight_routes.router)
     app.include_router(oip_http.router)
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
-    openapi.install(app, core.registry, f"{'https' if settings.tls_cert else 'http'}://{host}:{settings.http_port}")
+    url = f"{'https' if settings.tls_cert else 'http'}://{host}:{settings.http_port}"
+    openapi.install(app, core.registry, core.access, url)
     if core.access.management:
         app.include_router(management.router)
     for switch, router, paths in (

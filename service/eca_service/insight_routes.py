@@ -27,6 +27,7 @@ from eca_service.routes import TopK, core_of, deadlines, gone
 router = APIRouter()
 T = TypeVar("T")
 PNG = "image/png"
+EXPLAINS = ("X-Model-Version", "X-Class-Index", "X-Class-Label", "X-Class-Score")  # what is told beside the picture
 
 
 @router.post(
@@ -70,12 +71,9 @@ async def explain_route(
     headers = {"Server-Timing": found.answer.server_timing()}
     if as_json:
         return JSONResponse(_explained(found, request.scope["eca"].entry.request_id), headers=headers)
-    headers |= {
-        "X-Model-Version": str(found.answer.contract.version),
-        "X-Class-Index": str(found.explained.index),
-        "X-Class-Label": quote(found.explained.label),
-        "X-Class-Score": f"{found.explained.score:.6f}",
-    }
+    explained = found.explained
+    told = (found.answer.contract.version, explained.index, quote(explained.label), f"{explained.score:.6f}")
+    headers |= {name: str(value) for name, value in zip(EXPLAINS, told, strict=True)}
     return Response(png, media_type=PNG, headers=headers)
 
 

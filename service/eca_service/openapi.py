@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from eca_service import schemas
+from eca_service.access import Access
 from eca_service.contract import INPUT
 from eca_service.errors import ServiceError, problem
 from eca_service.imaging import FORMATS
@@ -21,6 +22,16 @@ TINY = (
     "UklGRnYAAABXRUJQVlA4IGoAAAAQBACdASoYABgAPzmSu1ivKiWjqAqp4CcJQBbZAT1fcmmIVqCeIld0QABU0M5n81lgqR0z12+3"
     "Zv3ZLWtGqJoAZLUxj1TjXQ1LPk7vcpeMCy73MwOLSqALHdcTEPru0El9V0Mm5zZnAAAA"
 )
+TIMEOUT = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "description": "deadline in milliseconds; default: the service's",
+    "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
+}
+KEYS = {
+    "Bearer": {"type": "http", "scheme": "bearer"},
+    "X-API-Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {
     "schema": {
@@ -120,6 +131,7 @@ def _operation(content: dict[str, Any], answer: dict[str, Any], curl: str) -> di
     wrong = problem(ServiceError("bad_request", "the request holds no image"), "5b0c1f0a4a5e4bb7a1f8d0a3c0f3f6a2")
     return {
         "x-curl": curl,
+        "parameters": [TIMEOUT],
         "requestBody": {"required": True, "content": content},
         "responses": {
             "200": {"description": "The answer", "content": {"application/json": {"example": answer}}},
@@ -131,8 +143,19 @@ def _operation(content: dict[str, Any], answer: dict[str, Any], curl: str) -> di
     }
 
 
-def install(app: FastAPI, registry: Registry, url: str) -> None:
-    """Has the application describe itself: as reached at `url`, with the default model in the examples."""
+def _ask_for_keys(document: dict[str, Any], access: Access) -> None:
+    document["components"]["securitySchemes"] = KEYS
+    document["security"] = [{name: []} for name in KEYS]
+    for path, item in document["paths"].items():
+        if access.is_open(path):
+            for operation in item.values():
+                operation["security"] = []
+
+
+def install(app: FastAPI, registry: Registry, access: Access, url: str) -> None:
+    """Has the application describe itself: as reached at `url`, with the default model in the examples, and with what
+    asks for a key.
+    """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -143,6 +166,8 @@ def install(app: FastAPI, registry: Registry, url: str) -> None:
                 routes=app.routes,
             )
             schemas.describe(app.openapi_schema)
+            if access.keyed:
+                _ask_for_keys(app.openapi_schema, access)
         found = deepcopy(app.openapi_schema)
         model = registry.models.get(registry.default or "")
         values = {"model": model.contract.name, "version": model.contract.version} if model else {}
@@ -153,6 +178,8 @@ def install(app: FastAPI, registry: Registry, url: str) -> None:
                     if parameter["in"] == "path" and parameter["name"] in values:
                         parameter["example"] = values[parameter["name"]]
                 if curl := operation.pop("x-curl", None):
+                    if access.keyed:
+                        curl = curl.replace("curl", 'curl -H "Authorization: Bearer $KEY"', 1)
                     for name, value in (("PHOTO", photo), ("URL", url), *((f"{{{k}}}", v) for k, v in values.items())):
                         curl = curl.replace(name, str(value))
                     operation["description"] += f"\n\n```sh\n{curl}\n```"

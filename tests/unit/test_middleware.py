@@ -154,6 +154,31 @@ async def test_switches(tmp_path: Path) -> None:
         assert (answer.status_code, "/docs" in answer.json()["detail"]) == (404, False)
 
 
+async def test_the_document_says_where_a_key_is_asked(tmp_path: Path) -> None:
+    """So that its page and what is generated from it can send one; and a deadline."""
+    (tmp_path / "keys").write_text(make("team")[1])
+    app = application(tmp_path, api_keys_file=tmp_path / "keys")
+    async with client_of(app) as client:
+        document = (await client.get("/openapi.json")).json()
+        assert document["components"]["securitySchemes"]["Bearer"] == {"type": "http", "scheme": "bearer"}
+        assert document["security"] == [{"Bearer": []}, {"X-API-Key": []}]
+        for path, item in document["paths"].items():
+            for method, operation in item.items():
+                answer = await client.request(method, path.replace("{version}", "1"))
+                assert (answer.status_code == 401) == (operation.get("security") != []), path
+                if method == "post":
+                    assert "X-Request-Timeout-Ms" in {one["name"] for one in operation["parameters"]}
+                    assert '-H "Authorization: Bearer $KEY"' in operation["description"]
+    async with client_of(application(tmp_path)) as client:
+        assert '"security' not in (await client.get("/openapi.json")).text
+
+
+async def test_health_may_be_asked_by_head(tmp_path: Path) -> None:
+    async with client_of(application(tmp_path)) as client:
+        for path, status in (("/livez", 200), ("/readyz", 503)):
+            assert (await client.head(path)).status_code == (await client.get(path)).status_code == status
+
+
 async def test_the_page_has_its_own_policy_and_switch(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(make("team")[1])
     async with client_of(application(tmp_path, api_keys_file=tmp_path / "keys")) as client:
@@ -176,7 +201,9 @@ async def test_other_origins_are_let_in_by_name_only(tmp_path: Path) -> None:
             refused = await client.get("/v1/models", headers={"origin": origin})
             assert refused.status_code == 401
             assert refused.headers["access-control-allow-origin"] == origin, "so that the page can read why"
-            assert "x-request-id" in refused.headers["access-control-expose-headers"]
+            assert {"x-request-id", "x-class-label"} <= set(
+                refused.headers["access-control-expose-headers"].lower().split(", ")
+            )
         answer = await client.options("/v1/classify", headers=asked | {"origin": "https://c.example"})
         assert "access-control-allow-origin" not in answer.headers
         assert "access-control-allow-credentials" not in answer.headers
