@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
+from eca_service.grpc_server import GRACE_S
 from eca_service.settings import Settings
 
-from tests.deploy.observed import METRIC, metrics_asked_for, promtool, rules
+from tests.deploy.observed import METRIC, PROMETHEUS, metrics_asked_for, promtool, rules
 from tests.deploy.stack import ROOT, versions
 
 CHART = ROOT / "deploy" / "helm" / "eca-serve"
@@ -24,7 +26,7 @@ ALL = {
     "build": {"enabled": True, "checkpointsClaim": "checkpoints"},
     "autoscaling": {"kind": "keda"},
     "networkPolicy": {"egress": [{"ports": [{"port": 4317, "protocol": "TCP"}]}]},
-    "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
+    "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "apiKey": "scrapes"},
     "gateway": {
         "env": {"ECA_DEADLINE_MS": "2000"},
         "secrets": {"apiKeys": "team-keys", "tls": "gateway-tls", "managementToken": "operators"},
@@ -71,11 +73,21 @@ def test_manifests_are_valid(case: str, version: str) -> None:
         ({"build": {"enabled": True}}, "checkpointsClaim"),
         ({"autoscaling": {"kind": "vpa"}}, "kind"),
         ({"models": {"size": "twenty"}}, "size"),
+        ({"gateway": {"resources": {"requests": {"cpu": -1}}}}, "cpu"),
     ],
 )
 def test_wrong_values_are_refused_by_name(values: dict[str, Any], named: str) -> None:
     with helm_python.Chart.load(CHART) as chart, pytest.raises(helm_python.HelmError, match=named):
         chart.render(values, name="demo")
+
+
+def test_cores_may_be_a_number() -> None:
+    """As `--set` gives it; it stays one that Kubernetes takes."""
+    values: dict[str, Any] = {"gateway": {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": 2.5}}}}
+    found = manifests(values)["Deployment", "demo-eca-serve-gateway"]
+    kubernetes_validate.validate(found, KUBERNETES[0], strict=True)
+    resources = found["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert (resources["requests"]["cpu"], resources["limits"]["cpu"]) == (2, 2.5)
 
 
 def test_every_value_is_in_the_schema_and_explained() -> None:
@@ -117,6 +129,16 @@ def test_secrets_are_files_and_what_is_not_asked_for_is_off() -> None:
         assert mounted[str(Path(file).parent)]["secret"]["secretName"] in {"team-keys", "gateway-tls", "operators"}
 
 
+def test_only_who_may_roll_back_may_write_models() -> None:
+    for values, read_only in (({}, True), (ALL, False)):
+        container = gateway_container(values)
+        (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "models")
+        claim = container["volumes"]["models"]["persistentVolumeClaim"]
+        assert (mount["readOnly"], claim["readOnly"]) == (read_only, read_only)
+        pod = manifests(values)["Deployment", "demo-eca-serve-triton"]["spec"]["template"]["spec"]
+        assert pod["containers"][0]["volumeMounts"][0]["readOnly"]
+
+
 def test_probes_and_scrapes_follow_tls() -> None:
     for values, scheme in (({}, "HTTP"), (ALL, "HTTPS")):
         container = gateway_container(values)
@@ -124,6 +146,18 @@ def test_probes_and_scrapes_follow_tls() -> None:
         assert [probe["scheme"] for probe in probes] == [scheme] * 3
     endpoint = manifests(ALL)["ServiceMonitor", "demo-eca-serve"]["spec"]["endpoints"][0]
     assert (endpoint["port"], endpoint["scheme"]) == ("http", "https")
+    assert endpoint["authorization"] == {"credentials": {"name": "scrapes", "key": "key"}}
+
+
+def test_jobs_are_called_as_the_rules_know_them() -> None:
+    """By names that no other team's jobs have, in the chart as in the compose file's Prometheus."""
+    endpoints = manifests(ALL)["ServiceMonitor", "demo-eca-serve"]["spec"]["endpoints"]
+    relabelled = {
+        rule["replacement"] for one in endpoints for rule in one["relabelings"] if rule["targetLabel"] == "job"
+    }
+    scraped = {job["job_name"] for job in yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]}
+    asked = {job for query in rules("alert").values() for job in re.findall(r'job="([^"]+)"', query)}
+    assert relabelled == scraped == asked == {"eca-gateway", "eca-triton"}
 
 
 def test_pods_are_probed_spread_and_few_are_disrupted_at_once() -> None:
@@ -137,10 +171,14 @@ def test_pods_are_probed_spread_and_few_are_disrupted_at_once() -> None:
         assert found["PodDisruptionBudget", name]["spec"]["maxUnavailable"] == 1
 
 
-def test_a_gateway_stays_until_nobody_sends_any_more() -> None:
-    pod = manifests({})["Deployment", "demo-eca-serve-gateway"]["spec"]["template"]["spec"]
+@pytest.mark.parametrize(
+    "own", [{}, {"drainDelayMs": 60_000, "env": {"ECA_GRACE_MS": "90000"}}], ids=["default", "own"]
+)
+def test_a_gateway_stays_until_nobody_sends_any_more(own: dict[str, Any]) -> None:
+    pod = manifests({"gateway": own})["Deployment", "demo-eca-serve-gateway"]["spec"]["template"]["spec"]
     environment = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
-    ending_s = (int(environment["ECA_DRAIN_DELAY_MS"]) + Settings.model_fields["grace_ms"].default) / 1000
+    grace_ms = int(environment.get("ECA_GRACE_MS", Settings.model_fields["grace_ms"].default))
+    ending_s = (int(environment["ECA_DRAIN_DELAY_MS"]) + grace_ms) / 1000 + GRACE_S
     assert ending_s < pod["terminationGracePeriodSeconds"]
     probe = pod["containers"][0]["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] < int(environment["ECA_DRAIN_DELAY_MS"]) / 1000

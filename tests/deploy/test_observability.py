@@ -20,6 +20,18 @@ def test_configuration_is_sound(tmp_path: Path) -> None:
     promtool("check", "config", tmp_path / "prometheus.yml")
 
 
+def test_what_prometheus_is_told_of_tls_and_keys_is_sound(tmp_path: Path) -> None:
+    """As it is there to be uncommented."""
+    text = (PROMETHEUS / "prometheus.yml").read_text()
+    text, count = re.subn(r"^    # (\w+: [{\w].*)$", r"    \1", text, flags=re.MULTILINE)
+    assert count == 3
+    (tmp_path / "key").write_text("key")
+    for mounted in ("rules", "targets"):
+        (tmp_path / mounted).symlink_to(PROMETHEUS / mounted)
+    (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus", str(tmp_path)))
+    promtool("check", "config", tmp_path / "prometheus.yml")
+
+
 def test_each_alert_comes_when_it_should() -> None:
     promtool("test", "rules", *sorted(PROMETHEUS.glob("*_test.yml")))
 

@@ -85,7 +85,7 @@ def test_prometheus_finds_the_request(stack: Stack) -> None:
     else:
         raise AssertionError("the request was not counted within 30 s")
     up = [(sample["metric"]["job"], sample["value"][1]) for sample in stack.query("up")]
-    assert up == [("gateway", "1")]
+    assert up == [("eca-gateway", "1")]
 
 
 def test_doctor_gives_the_verdict(stack: Stack) -> None:
@@ -135,7 +135,7 @@ def test_the_gateway_is_upgraded_without_a_failed_request(stack: Stack) -> None:
     stack.compose("up", "-d", "--no-deps", "gateway-b", "balancer")
     await_health(stack.container("gateway-b"), "healthy", 60)
     await_health(stack.container("balancer"), "healthy", 60)
-    until(lambda: len(stack.query('up{job="gateway"} == 1')) == 2, 30)
+    until(lambda: len(stack.query('up{job="eca-gateway"} == 1')) == 2, 30)
     before = {name: stack.container(name) for name in ("gateway", "gateway-b")}
     ended, codes = threading.Event(), Counter[str]()
 
