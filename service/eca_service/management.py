@@ -55,7 +55,7 @@ async def _change(request: Request, model: str, version: int | None, back: bool)
             await asyncio.to_thread(pin, repository, name, version)
     except OSError as error:
         raise ServiceError(
-            "internal",
+            "bad_request",  # no failure that anybody should be woken for
             f"{repository} cannot be written here ({error.strerror}); run `eca-serve rollback` where it can",
         ) from None
     logger.info("%s is to be served in %s", name, f"version {version}" if version else "its newest version")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from eca_service.settings import load
 from eca_service.triton import server
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -34,9 +36,9 @@ def command(version: str) -> list[str]:
 
 
 @functools.cache
-def services(version: str, files: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def services(version: str, files: tuple[str, ...], settings: Path = ROOT / ".env") -> dict[str, dict[str, Any]]:
     """All services as that version understands them, those of profiles too."""
-    arguments = [argument for file in files for argument in ("-f", file)]
+    arguments = ["--env-file", str(settings), *(argument for file in files for argument in ("-f", file))]
     done = subprocess.run(
         [*command(version), *arguments, "config"],
         env={**os.environ, "COMPOSE_PROFILES": "balanced"},
@@ -76,6 +78,39 @@ def test_only_the_gateway_and_the_balancer_are_open(version: str) -> None:
             wanted = "0.0.0.0" if name in {"gateway", "balancer"} else "127.0.0.1"
             assert host == wanted, (name, port)
     assert "ports" not in services(version, GPU)["triton"]
+
+
+@pytest.mark.parametrize("version", ["v2", "1.29"])
+def test_what_the_readme_sets_reaches_every_gateway(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together, from the file that each command reads, and in words that the gateway takes."""
+    (lines,) = re.findall(r"```sh\n(ECA_.*?)```", (ROOT / "deploy" / "README.md").read_text(), re.DOTALL)
+    settings = tmp_path / ".env"
+    settings.write_text((ROOT / ".env").read_text() + lines)
+    given = dict(line.split("=", 1) for line in lines.splitlines())
+    of_compose = {"ECA_CHECKPOINTS", "ECA_MODELS_MOUNT"}
+    assert given.keys() >= of_compose | {"ECA_API_KEYS_FILE", "ECA_TLS_CERT", "ECA_RATE_LIMIT"}
+    found = services(version, GPU, settings)
+    for name in ("gateway", "gateway-b"):
+        environment = found[name]["environment"]
+        assert {key: environment[key] for key in given.keys() - of_compose} == {
+            key: value for key, value in given.items() if key not in of_compose
+        }
+        assert (_models(found[name]), _models(services(version, GPU)[name])) == ("rw", "ro")
+    for key, value in found["gateway"]["environment"].items():
+        if value is not None:
+            monkeypatch.setenv(key, value)
+    load({})
+    assert given["ECA_CHECKPOINTS"] in str(found["build"]["volumes"])
+
+
+def _models(service: dict[str, Any]) -> str:
+    """How the volume of models is mounted: ro or rw; v2 writes mounts in their long form."""
+    (mount,) = (mount for mount in service["volumes"] if "/models" in str(mount))
+    if isinstance(mount, dict):
+        return "ro" if mount.get("read_only") else "rw"
+    return str(mount.rpartition(":")[2])
 
 
 @pytest.mark.parametrize("version", ["v2", "1.29"])

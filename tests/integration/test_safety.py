@@ -16,6 +16,7 @@ import httpx
 import pytest
 import trustme
 from eca_service.keys import make
+from eca_service.registry import PIN_FILE
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -207,6 +208,16 @@ def test_rollback_over_http(safe: Service, folder: Path, repository: Path) -> No
     assert run("eca_service", *asked, "--to", 1).returncode == 0
     until(lambda: int(safe.ask("GET", f"/v1/models/{MODEL}").json()["version"]) == 1, safe)
     assert safe.ask("DELETE", route, token).json() == {"model": MODEL, "pinned": None}
+    pin_file = folder / "repository" / MODEL / PIN_FILE
+    pin_file.mkdir()  # as little to be written as what is mounted read-only
+    try:
+        refused = safe.ask("PUT", route, token)
+        done = run("eca_service", *asked)
+    finally:
+        pin_file.rmdir()
+    assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
+    assert (done.returncode, "cannot be written here" in done.stderr) == (2, True), done.stderr
+    assert "has the service" not in done.stderr
 
 
 def test_without_a_token_there_is_no_management(service: Service, folder: Path) -> None:
