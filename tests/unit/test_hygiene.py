@@ -270,6 +270,15 @@ def test_truncated(kind: str, tenth: int, fast: bool) -> None:
 
 
 @both
+@pytest.mark.parametrize(("kind", "mark"), [("PNG", 12), ("GIF", 1)])
+def test_end_mark(kind: str, mark: int, fast: bool) -> None:
+    whole = encoded(noise(99, 99), kind)
+    got, cut = (decode(data, RECIPE, 10**6, fast) for data in (whole, whole[:-mark]))
+    assert np.array_equal(cut.pixels, got.pixels)
+    assert cut.warnings == got.warnings
+
+
+@both
 def test_nothing(fast: bool) -> None:
     assert code(b"", fast) == "unsupported_image_format"
     assert code(bytes(5000), fast) == "unsupported_image_format"
