@@ -71,7 +71,8 @@ SERVICE = [
         "{{model}}": by_model("eca_stage_seconds_sum", 'stage="infer",')
         + " / " + by_model("eca_stage_seconds_count", 'stage="infer",')
         + " / (" + by_model("eca_batch_size_sum") + " / " + by_model("eca_batch_size_count") + ")"
-    }, about="A batch's time divided by its images, on the mean: what attention costs, where batches are alike."),
+    }, about="A batch's time divided by its images, on the mean: what attention costs, where batches are alike. "
+        "Golden images, one in five seconds, are batches too: read it where there are many more of others."),
 ]  # fmt: skip
 TRITON = [
     Panel("GPU busy", "percentunit", {"{{gpu_uuid}}": "nv_gpu_utilization"}),

@@ -36,7 +36,11 @@ stage_seconds = Histogram(
 )
 images = Counter("eca_images", "Images classified.", ["model"], registry=registry)
 batch_size = Histogram(
-    "eca_batch_size", "Images sent to Triton at once.", ["model"], buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+    "eca_batch_size",
+    "Images sent to Triton at once, golden ones too.",
+    ["model"],
+    buckets=(1, 2, 4, 8, 16, 32, 64),
+    registry=registry,
 )
 queue_depth = Gauge(
     "eca_queue_depth", "Images waiting for the engine.", ["model"], registry=registry, multiprocess_mode="livesum"
