@@ -28,6 +28,7 @@ from eca_service.contract import (
     Head,
     Preprocessing,
     Verification,
+    damage,
     read,
 )
 from numpy.typing import NDArray
@@ -109,11 +110,11 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             folder = options.repository / name / str(published[-1])
             try:
                 newest = read(folder)
-                if newest.build_key == key:
+                if newest.build_key == key and damage(newest, folder) is None:
                     return Built(folder, newest, changed=False)
             except ContractError:
-                pass  # what cannot be read cannot be the same; a sound version is published beside it
-        version = (published or [0])[-1] + 1
+                pass  # what cannot be read cannot be the same
+        version = (published or [0])[-1] + 1  # beside one that is unsound too
         scratch, trials = staged / "scratch", staged / "trials"
         scratch.mkdir()
         trials.mkdir()  # on the repository's file system, so that publishing is a rename

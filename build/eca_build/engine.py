@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from eca_service.contract import Passport, Preprocessing
+from eca_service.contract import ENGINE_FILES, Passport, Preprocessing
 from numpy.typing import NDArray
 
 from eca_build import inductor, lowering, quantise, tensorrt_plan, tensorrt_rtx, verify
@@ -69,26 +69,24 @@ class Maker:
         Raises BuildError where the network has no such graph or the engine cannot be built or run.
         """
         step(f"build {variant}")
+        engine = home / ENGINE_FILES[variant.target]
         if variant.target == "onnx":
-            return self._onnx(variant, home / "model.onnx", step)
+            return self._onnx(variant, engine, step)
         if variant.target == "inductor":
             served = self._served(variant)
-            engine = home / inductor.PACKAGE
             passport = inductor.build(served, engine, self._recipe.crop, variant.max_batch)
             step(f"verify {variant}")
             return Engine(engine, "", served.sites_rewritten, passport, (self._ask(variant, engine),))
         if variant.frontend == "torch-tensorrt":
-            return self._torch_tensorrt(variant, home / "model.plan", step)
+            return self._torch_tensorrt(variant, engine, step)
         integers = variant.precision == "int8"
         model, sites = self._model(variant.attention_graph, "fp32" if integers else variant.precision)
         if integers:
             model = self._int8(variant.attention_graph, quantise.TENSORRT)
         if variant.target == "tensorrt":
-            plan = home / "model.plan"
-            passport = tensorrt_plan.build(model, plan, variant.max_batch)
+            passport = tensorrt_plan.build(model, engine, variant.max_batch)
             step(f"verify {variant}")
-            return Engine(plan, sha256(model), sites, passport, (self._ask(variant, plan),))
-        engine = home / "model.engine"
+            return Engine(engine, sha256(model), sites, passport, (self._ask(variant, engine),))
         passport = tensorrt_rtx.build(model, engine, variant.max_batch)
         step(f"verify {variant}")
         note = "the ONNX model of the engine, on a CPU: the engine itself was not run, no GPU here runs it"

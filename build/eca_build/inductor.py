@@ -27,7 +27,6 @@ from torch import nn
 from eca_build.custom_nodes import as_operators
 from eca_build.errors import BuildError
 
-PACKAGE = "model.pt2"
 # What the compiler may use of a CPU without being told (-march=native), by the kernel's names.
 INSTRUCTIONS = ("avx", "fma", "f16c", "bmi", "amx", "sse4")
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from eca_service.contract import PROBABILITIES, Contract
+from eca_service.contract import PROBABILITIES, Contract, damage
 from eca_service.errors import ServiceError
 from eca_service.infer_request import with_pixels, with_place
 from eca_service.resolver import Resolver, target
@@ -272,6 +272,8 @@ class Triton:
         try:
             for each in versions:
                 if not await client.is_model_ready(name, str(each), client_timeout=CONTROL_S):
+                    if reason := await asyncio.to_thread(damage, contract, home / version):
+                        raise ServiceError("model_not_ready", reason)
                     await client.load_model(name, config=config(home, versions), client_timeout=LOAD_S)
                     break
             metadata = await client.get_model_metadata(name, version, client_timeout=CONTROL_S)

@@ -102,11 +102,7 @@ def obstacle(contract: Contract, machine: Machine | None) -> str | None:
         return "Triton has no backend for TensorRT-RTX engines; build it with --target onnx or --target tensorrt"
     differ = _inductor_difference if contract.engine == "inductor" else _difference
     difference = differ(contract, machine) if machine else None
-    again = (
-        f"eca-build compile CHECKPOINT --name {contract.name} --target {contract.engine} --precision "
-        f"{contract.precision} --attention {contract.attention} --attention-graph {contract.attention_graph}"
-    )
-    return f"{difference}; build it again here: `{again}`" if difference else None
+    return f"{difference}; build it again here: `{contract.again}`" if difference else None
 
 
 def _difference(contract: Contract, machine: Machine) -> str | None:

@@ -36,11 +36,14 @@ def run(module: str, *arguments: object, environment: dict[str, str] | None = No
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env)
 
 
-def build(repository: Path) -> subprocess.CompletedProcess[str]:
-    """Builds the demo networks as `make models PRECISION=fp32 RUNTIME=onnxruntime` does: the same each time."""
+def build(repository: Path, *names: str) -> subprocess.CompletedProcess[str]:
+    """Builds the demo networks of these names, or all, as `make models PRECISION=fp32 RUNTIME=onnxruntime` does: the
+    same each time.
+    """
     demo = ROOT / "build" / "demo"
+    chosen = [path for path in DEMO if not names or path.stem in names]
     return run(
-        "eca_build", "compile", *DEMO, "--repository", repository, "--labels", demo / "labels.txt",
+        "eca_build", "compile", *chosen, "--repository", repository, "--labels", demo / "labels.txt",
         "--images", demo / "images", "--expose-gates",
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import signal
@@ -99,9 +100,16 @@ def _other_answers(contract: dict[str, Any], staged: Path) -> None:
 
 def _no_engine(contract: dict[str, Any], staged: Path) -> None:
     (staged / "model.onnx").write_bytes(b"not a network")
+    contract["engine_sha256"] = hashlib.sha256(b"not a network").hexdigest()
 
 
-@pytest.mark.parametrize(("version", "damage"), [(3, _other_answers), (4, _no_engine)])
+def _another_s_engine(contract: dict[str, Any], staged: Path) -> None:
+    """With answers that the golden ones do not tell apart."""
+    with (staged / "model.onnx").open("ab") as engine:
+        engine.write(b"\x72\x00")  # ONNX: no metadata
+
+
+@pytest.mark.parametrize(("version", "damage"), [(3, _other_answers), (4, _no_engine), (5, _another_s_engine)])
 def test_a_bad_version_is_refused(
     changing: tuple[Service, Path, list[str]], version: int, damage: Callable[[dict[str, Any], Path], None]
 ) -> None:
@@ -130,7 +138,7 @@ def test_rollback_by_one_command(changing: tuple[Service, Path, list[str]]) -> N
 def test_rollback_s_errors(changing: tuple[Service, Path, list[str]], tmp_path: Path) -> None:
     _, repository, _ = changing
     for arguments, sentence in (
-        ((MODEL, "--to", 9), f"{MODEL} has the versions 1, 2, 3, 4"),
+        ((MODEL, "--to", 9), f"{MODEL} has the versions 1, 2, 3, 4, 5"),
         (("absent",), "there is no model 'absent'"),
         ((MODEL, "--to", 1, "--newest"), "exclude each other"),
     ):

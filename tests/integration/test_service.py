@@ -299,6 +299,16 @@ def test_building_again_changes_nothing(repository: Path) -> None:
     assert [p.name for p in (repository / MODEL).iterdir() if p.is_dir()] == ["1"]
 
 
+def test_building_again_replaces_a_damaged_engine(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository / MODEL, tmp_path / "r" / MODEL)
+    with (tmp_path / "r" / MODEL / "1" / "model.onnx").open("r+b") as engine:
+        engine.seek(100_000)
+        engine.write(bytes(7000))
+    done = build(tmp_path / "r", MODEL)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "r" / MODEL).iterdir() if p.is_dir()) == ["1", "2"]
+
+
 def test_the_figures_are_of_real_images(repository: Path) -> None:
     for contract in repository.glob("*/1/contract.json"):
         verification = json.loads(contract.read_text())["verification"]
