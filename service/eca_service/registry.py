@@ -71,9 +71,14 @@ class Registry:
         self._clear_mismatches(folder)
         try:
             model = Model(read(folder), folder)
+            name, version = model.contract.name, model.contract.version
+            if (name, str(version)) != (folder.parent.name, folder.name):
+                raise ContractError(
+                    f"its contract is of {name} version {version}, which belongs into the folder {name}/{version}"
+                )
             if reason := self._obstacle(model.contract):
                 self._mismatched[folder] = model.contract
-                metrics.engine_mismatch.labels(model.contract.name, str(model.contract.version)).set(1)
+                metrics.engine_mismatch.labels(name, str(version)).set(1)
                 raise ContractError(reason)
         except ContractError as error:
             if self._unreadable.get(folder) != str(error):

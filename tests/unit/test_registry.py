@@ -1,0 +1,26 @@
+"""Versions that are left out of what is served."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from eca_service.registry import Registry
+
+from tests.unit.test_contract import CONTRACT, write
+
+
+@pytest.mark.parametrize("place", ["m-backup/1", "m/2"])
+def test_a_contract_belongs_into_the_folder_of_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    for folder in (tmp_path / "m" / "1", tmp_path / place):
+        folder.mkdir(parents=True)
+        write(folder)
+    with caplog.at_level(logging.ERROR):
+        registry = Registry(tmp_path, None)
+    assert {name: model.folder for name, model in registry.models.items()} == {"m": tmp_path / "m" / "1"}
+    told = f"{tmp_path / place} is not served: its contract is of m version 1, which belongs into the folder m/1"
+    assert told in caplog.text
+    assert registry.get(None).contract == CONTRACT.model_copy(update={"head": None})
