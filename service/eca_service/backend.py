@@ -141,14 +141,17 @@ class Triton:
         return sum(slots.values())
 
     async def keep(self, home: Path, versions: Collection[int]) -> None:
-        """Has every server unload all versions of the model in `home` but these; an empty collection unloads it."""
-        for client in (await self._known()).values():
+        """Has every server unload all versions of the model in `home` but these; an empty collection unloads it.
+
+        Where that fails, the log says so.
+        """
+        for client in list(self._clients.values()):
             try:
                 if versions:
-                    await client.load_model(home.name, config=config(home, versions))
+                    await client.load_model(home.name, config=config(home, versions), client_timeout=LOAD_S)
                 else:
-                    await client.unload_model(home.name)
-            except (InferenceServerException, grpc.RpcError) as error:
+                    await client.unload_model(home.name, client_timeout=LOAD_S)
+            except (ServiceError, InferenceServerException, grpc.RpcError) as error:
                 logger.warning("Triton keeps what %s no longer needs: %s", home.name, error)
         if not versions:
             for names in self._loaded.values():

@@ -49,10 +49,17 @@ inflight = Gauge("eca_inflight", "Requests being answered.", registry=registry, 
 rejected = Counter("eca_rejected", "Requests refused at once.", ["reason"], registry=registry)
 model_ready = Gauge(
     "eca_model_ready",
-    "1 when the model gives its golden answers.",
+    "1 when the version that is served gives its golden answers.",
     ["model", "version"],
     registry=registry,
     multiprocess_mode="livemin",
+)
+model_refused = Gauge(
+    "eca_model_refused",
+    "1 for a version that does not load, or gives other answers than its golden ones.",
+    ["model", "version"],
+    registry=registry,
+    multiprocess_mode="livemax",
 )
 engine_mismatch = Gauge(
     "eca_engine_mismatch",
@@ -81,7 +88,7 @@ def ended(folder: Path, worker: int) -> None:
 
 
 def forget(gauge: Gauge, model: str, version: int) -> None:
-    """Ends the series of a version in `model_ready` or `engine_mismatch`."""
+    """Ends the series of a version in one of the gauges above; there may be none."""
     if SHARED:  # where prometheus_client cannot remove any
         gauge.labels(model, str(version)).set(float("nan"))
     else:

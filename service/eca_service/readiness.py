@@ -13,7 +13,6 @@ from eca_service.errors import ServiceError
 from eca_service.peers import Peers
 from eca_service.registry import Model, Registry
 from eca_service.rollout import Rollout
-from eca_service.triton.failures import passes
 
 logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 5.0
@@ -90,24 +89,20 @@ class Readiness:
         contract, name = model.contract, model.contract.name
         reason = ""
         try:
-            slots = await self._triton.load(contract, model.folder.parent, self._rollout.versions(model))
-            self._engines.of(contract).slots = slots
+            async with self._rollout.turn(name):
+                await self._rollout.load(model)
             await self._engines.golden(model, None if model.folder in self._reasons else turn)
-        except ServiceError as error:
-            reason = error.detail
-            if self._reasons.get(model.folder) != reason:
-                logger.warning("%s is not ready: %s", name, reason)
-            if not passes(error) and model.folder not in self._golden:
-                self._rollout.refuse(model, error)
         except Exception as error:  # whatever it is, the model is not ready, and the watch goes on
-            reason = f"the check failed: {error!r}"
+            reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
             if self._reasons.get(model.folder) != reason:
-                logger.exception("%s could not be checked", name)
+                logger.warning("%s is not ready: %s", name, reason, exc_info=not isinstance(error, ServiceError))
+            if model.folder not in self._golden:
+                self._rollout.refuse(model, error)
         if reason:
             self._reasons[model.folder] = reason
         else:
             self._golden.add(model.folder)
-            self._rollout.accept(model)
+            self._rollout.accept(model.folder)
             if self._reasons.pop(model.folder, None) is not None:
                 logger.info("%s version %d is ready", name, contract.version)
         metrics.model_ready.labels(name, str(contract.version)).set(not reason)

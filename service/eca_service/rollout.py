@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections import defaultdict
 from pathlib import Path
 
 from eca_service import metrics
@@ -13,7 +13,7 @@ from eca_service.backend import Triton
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.registry import Model, Registry, wanted
-from eca_service.triton.failures import passes
+from eca_service.triton.failures import NotLoaded, passes
 
 logger = logging.getLogger(__name__)
 TRY_AGAIN_S = 300.0
@@ -32,29 +32,48 @@ class Rollout:
         self._triton = triton
         self._engines = engines
         self._keep_s = keep_s
-        self._retiring: dict[str, list[Model]] = {}
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._retiring: dict[Path, asyncio.Task[None]] = {}  # by folder, what waits to unload it
         self._refused: dict[Path, tuple[int, float]] = {}  # what the folder was like, and when to try again
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    def versions(self, model: Model) -> set[int]:
-        """The versions of `model`'s name that Triton must hold: this one, and those that are being left."""
-        old = self._retiring.get(model.contract.name, [])
-        return {model.contract.version, *(one.contract.version for one in old if one.folder.exists())}
+    async def load(self, model: Model) -> None:
+        """Has `model` loaded beside what is being left; in the turn of its name. Raises ServiceError."""
+        home, version = model.folder.parent, model.contract.version
+        slots = await self._triton.load(model.contract, home, self._versions(home) | {version})
+        self._engines.of(model.contract).slots = slots
 
-    def refuse(self, model: Model, error: ServiceError) -> None:
-        """Leaves this version out until its folder changes, or for five minutes."""
+    def turn(self, name: str) -> asyncio.Lock:
+        """Held while Triton is told which versions of the model to have: nobody else tells it meanwhile."""
+        return self._turns[name]
+
+    def refuse(self, model: Model, error: Exception) -> bool:
+        """Leaves this version out until its folder changes, or for five minutes.
+
+        False, and it is tried again at once, where the error says nothing of the version.
+        """
+        if passes(error) or isinstance(error, NotLoaded):
+            return False
         contract = model.contract
         if not self._was_refused(model.folder):
-            logger.error("%s version %d is refused: %s", contract.name, contract.version, error.detail)
+            reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
+            logger.error(
+                "%s version %d is refused: %s",
+                *(contract.name, contract.version, reason),
+                exc_info=not isinstance(error, ServiceError),
+            )
         self._refused[model.folder] = (_stamp(model.folder), time.monotonic() + TRY_AGAIN_S)
-        metrics.model_ready.labels(contract.name, str(contract.version)).set(0)
+        metrics.model_refused.labels(contract.name, str(contract.version)).set(1)
+        return True
 
-    def accept(self, model: Model) -> None:
-        """It gave its golden answers after all."""
-        self._refused.pop(model.folder, None)
+    def accept(self, folder: Path) -> None:
+        """It gave its golden answers after all, or is another one now."""
+        if self._refused.pop(folder, None):
+            metrics.forget(metrics.model_refused, folder.parent.name, int(folder.name))
 
     async def follow(self) -> None:
         """Takes over what has changed in the repository since the last time."""
+        for folder in [one for one, (stamp, _) in self._refused.items() if stamp != _stamp(one)]:
+            self.accept(folder)
         targets = wanted(self._registry.repository)
         for name, folders in targets.items():
             current = self._registry.models.get(name)
@@ -71,63 +90,65 @@ class Rollout:
 
     async def close(self) -> None:
         """Ends the waiting for old versions; they stay loaded."""
-        for task in self._tasks:
+        tasks = list(self._retiring.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _take(self, model: Model, current: Model | None) -> bool:
         """Makes `model` current; False where it was refused."""
         contract = model.contract
-        if current and self._was_refused(current.folder):
-            current = None  # it never served
-        versions = self.versions(model) | ({current.contract.version} if current else set())
-        try:
-            slots = await self._triton.load(contract, model.folder.parent, versions)
-            self._engines.of(contract).slots = slots
-            await self._engines.golden(model)
-        except ServiceError as error:
-            self._engines.drop(contract)
-            if passes(error):
-                return True  # it says nothing of the version, which is tried again
-            self.refuse(model, error)
-            await self._triton.keep(model.folder.parent, versions - {contract.version})
-            return False
-        self._registry.models[contract.name] = model
-        metrics.model_ready.labels(contract.name, str(contract.version)).set(1)
+        async with self.turn(contract.name):
+            try:
+                await self.load(model)
+                await self._engines.golden(model)
+            except Exception as error:  # whatever it is, it is this version's trouble alone
+                self._engines.drop(contract)
+                if not self.refuse(model, error):
+                    logger.warning("%s version %d is tried again: %s", contract.name, contract.version, error)
+                    return True
+                await self._triton.keep(model.folder.parent, self._versions(model.folder.parent))
+                return False
+            self.accept(model.folder)
+            if task := self._retiring.pop(model.folder, None):
+                task.cancel()
+            self._registry.models[contract.name] = model
+            if current:
+                self._retire(current)
+            metrics.model_ready.labels(contract.name, str(contract.version)).set(1)
         logger.info("%s is served in version %d now", contract.name, contract.version)
-        self._retiring[contract.name] = [m for m in self._retiring.get(contract.name, []) if m.folder != model.folder]
-        if current:
-            self._retire(current)
         return True
 
     def _retire(self, model: Model) -> None:
-        self._retiring.setdefault(model.contract.name, []).append(model)
-        task = asyncio.create_task(self._unload(model))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        metrics.forget(metrics.model_ready, model.contract.name, model.contract.version)
+        if not self._was_refused(model.folder):  # then it never served
+            self._retiring[model.folder] = asyncio.create_task(self._unload(model))
 
     async def _unload(self, model: Model) -> None:
+        """Cancelled where `model` is current again."""
         await asyncio.sleep(self._keep_s)
         while self._registry.in_use(model):
             await asyncio.sleep(0.1)
-        name, home = model.contract.name, model.folder.parent
-        retiring = self._retiring.get(name, [])
-        if model not in retiring:
-            return  # it is current again
-        retiring.remove(model)
-        self._engines.drop(model.contract)
-        metrics.forget(metrics.model_ready, name, model.contract.version)
-        left = {one.contract.version for one in _present(self._registry.models.get(name), *retiring)}
-        await self._triton.keep(home, left)
-        logger.info("%s version %d is unloaded", name, model.contract.version)
+        home = model.folder.parent
+        async with self.turn(model.contract.name):
+            try:
+                self._engines.drop(model.contract)
+                await self._triton.keep(home, self._versions(home) - {model.contract.version})
+            finally:
+                self._retiring.pop(model.folder)
+        logger.info("%s version %d is unloaded", model.contract.name, model.contract.version)
+
+    def _versions(self, home: Path) -> set[int]:
+        """The versions of the model in `home` that Triton must hold: the one served, and those that are being left."""
+        folders = {one for one in self._retiring if one.parent == home}
+        served = self._registry.models.get(home.name)
+        if served and not self._was_refused(served.folder):
+            folders.add(served.folder)
+        return {int(folder.name) for folder in folders if folder.exists()}
 
     def _was_refused(self, folder: Path) -> bool:
         stamp, until = self._refused.get(folder, (0, 0.0))
         return stamp == _stamp(folder) and time.monotonic() < until
-
-
-def _present(*models: Model | None) -> Iterable[Model]:
-    return (model for model in models if model is not None)
 
 
 def _stamp(folder: Path) -> int:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
+from eca_service import metrics
+from eca_service.readiness import FOLLOW_EVERY_S
 
 from tests.integration.callers import call
 from tests.integration.conftest import FRESH, MODEL, OTHER, Service, run, start
@@ -52,6 +54,12 @@ def loaded(service: Service) -> list[str]:
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{service.triton_port}") as client:
         index = client.get_model_repository_index().models
         return sorted(m.version for m in index if m.name == MODEL and m.state == "READY")
+
+
+def series(service: Service, metric: str) -> dict[int, float]:
+    """The model's versions that a gauge has, and their values."""
+    found = metrics.parse(FRESH.get(f"{service.url}/metrics").text)
+    return {int(s.labels["version"]): s.value for s in found if s.name == metric and s.labels["model"] == MODEL}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +117,13 @@ def _another_s_engine(contract: dict[str, Any], staged: Path) -> None:
         engine.write(b"\x72\x00")  # ONNX: no metadata
 
 
-@pytest.mark.parametrize(("version", "damage"), [(3, _other_answers), (4, _no_engine), (5, _another_s_engine)])
+def _too_few_answers(contract: dict[str, Any], staged: Path) -> None:
+    contract["golden"]["probabilities"].pop()
+
+
+@pytest.mark.parametrize(
+    ("version", "damage"), [(3, _other_answers), (4, _no_engine), (5, _another_s_engine), (6, _too_few_answers)]
+)
 def test_a_bad_version_is_refused(
     changing: tuple[Service, Path, list[str]], version: int, damage: Callable[[dict[str, Any], Path], None]
 ) -> None:
@@ -119,6 +133,18 @@ def test_a_bad_version_is_refused(
     until(lambda: loaded(service) == ["2"], service)
     assert served(service) == 2
     assert FRESH.get(f"{service.url}/readyz").status_code == 200
+    assert series(service, "eca_model_ready") == {2: 1}, "which has only what serves"
+    assert series(service, "eca_model_refused")[version] == 1
+    assert set(codes) == {"ok"}
+
+
+def test_a_refused_version_is_forgotten_with_its_folder(changing: tuple[Service, Path, list[str]]) -> None:
+    service, repository, codes = changing
+    folder = publish(repository, 7, _other_answers)
+    until(lambda: 7 in series(service, "eca_model_refused"), service)
+    shutil.rmtree(folder)
+    until(lambda: 7 not in series(service, "eca_model_refused"), service)
+    assert series(service, "eca_model_ready") == {2: 1}
     assert set(codes) == {"ok"}
 
 
@@ -138,7 +164,7 @@ def test_rollback_by_one_command(changing: tuple[Service, Path, list[str]]) -> N
 def test_rollback_s_errors(changing: tuple[Service, Path, list[str]], tmp_path: Path) -> None:
     _, repository, _ = changing
     for arguments, sentence in (
-        ((MODEL, "--to", 9), f"{MODEL} has the versions 1, 2, 3, 4, 5"),
+        ((MODEL, "--to", 9), f"{MODEL} has the versions 1, 2, 3, 4, 5, 6"),
         (("absent",), "there is no model 'absent'"),
         ((MODEL, "--to", 1, "--newest"), "exclude each other"),
     ):
@@ -156,6 +182,22 @@ def test_models_come_and_go(changing: tuple[Service, Path, list[str]], repositor
     (own / OTHER).rename(own.parent / OTHER)
     until(lambda: call("rest", service, OTHER, [image]).code == "model_not_found", service)
     assert set(codes) == {"ok"}
+
+
+def test_what_was_golden_is_not_left_for_an_older_version(changing: tuple[Service, Path, list[str]]) -> None:
+    """Its engine may be well and its golden file be back in a moment."""
+    service, repository, _ = changing
+    file = repository / MODEL / "2" / "golden.npy"
+    file.rename(repository.parent / file.name)
+    try:
+        until(lambda: FRESH.get(f"{service.url}/readyz").status_code == 503, service)
+        assert series(service, "eca_model_ready") == {2: 0}
+        time.sleep(2 * FOLLOW_EVERY_S)
+        assert served(service) == 2
+    finally:
+        (repository.parent / file.name).rename(file)
+    service.await_ready()
+    assert series(service, "eca_model_ready") == {2: 1}
 
 
 def test_a_restart_passes_over_a_bad_newest_version(changing: tuple[Service, Path, list[str]], tmp_path: Path) -> None:

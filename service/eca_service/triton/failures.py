@@ -11,6 +11,10 @@ UNAVAILABLE = {"UNAVAILABLE", "CANCELLED"}
 PASSING = {"backend_unavailable", "deadline_exceeded"}  # what says nothing of the model
 
 
+class NotLoaded(ServiceError):
+    """A server does not have the version that it was asked about: it may just have been told to unload it."""
+
+
 def passes(error: BaseException) -> bool:
     """It says that a server cannot be reached or was too late, and nothing of the model."""
     if isinstance(error, (InferenceServerException, grpc.RpcError)):
@@ -30,5 +34,5 @@ def translated(error: InferenceServerException | grpc.RpcError, model: str) -> S
     if status in UNAVAILABLE and "model" not in text.lower():
         return ServiceError("backend_unavailable", "Triton Inference Server is not reachable; try again in a moment")
     if status in UNAVAILABLE or "is not ready" in text or "unknown model" in text or status == "NOT_FOUND":
-        return ServiceError("model_not_ready", f"{model} is not loaded in Triton: {text}")
+        return NotLoaded("model_not_ready", f"{model} is not loaded in Triton: {text}")
     return ServiceError("internal", f"Triton failed on {model}: {text}")

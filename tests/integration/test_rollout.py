@@ -1,0 +1,170 @@
+"""Rollouts that overlap: what is unloaded, taken again or unloaded by somebody else meanwhile. With the real Triton."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from pathlib import Path
+
+import pytest
+from eca_service.backend import Triton
+from eca_service.contract import Contract
+from eca_service.engines import Engines
+from eca_service.registry import Registry, pin
+from eca_service.rollout import Rollout
+from eca_service.tracing import Tracing
+from eca_service.triton.supervisor import TritonServer
+from tritonclient.grpc.aio import InferenceServerClient
+
+from tests.integration.conftest import MODEL
+from tests.integration.test_reload import publish
+
+KEEP_S, PAUSE_S = 0.1, 0.4
+
+
+class Disturbed(Triton):
+    """Unloads only after a pause, and then whatever happens, as what was sent cannot be called back; what was loaded is
+    unloaded again `thefts` times, as if by another gateway.
+    """
+
+    thefts = 0
+
+    async def keep(self, home: Path, versions: Collection[int]) -> None:
+        async def later() -> None:
+            await asyncio.sleep(PAUSE_S)
+            await Triton.keep(self, home, versions)
+
+        await asyncio.shield(later())
+
+    async def load(self, contract: Contract, home: Path, versions: Collection[int]) -> int:
+        slots = await super().load(contract, home, versions)
+        if self.thefts:
+            self.thefts -= 1
+            await super().keep(home, set(versions) - {contract.version})
+        return slots
+
+
+@pytest.fixture
+def models(repository: Path, tmp_path: Path) -> Path:
+    """A repository of one model in two versions."""
+    shutil.copytree(repository / MODEL, tmp_path / "repository" / MODEL)
+    publish(tmp_path / "repository", 2)
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def server(models: Path, tmp_path: Path) -> Iterator[TritonServer]:
+    server = TritonServer(models, 0, tmp_path / "triton.log")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(at_once=True)
+
+
+@pytest.fixture
+async def triton(server: TritonServer) -> AsyncIterator[Disturbed]:
+    triton = Disturbed(server.address)
+    try:
+        end = time.monotonic() + 60
+        while not await triton.look():
+            assert time.monotonic() < end
+            await asyncio.sleep(0.1)
+        yield triton
+    finally:
+        await triton.close()
+
+
+@pytest.fixture
+async def rollout(triton: Disturbed, models: Path) -> AsyncIterator[tuple[Rollout, Registry, Engines]]:
+    """It serves version 2."""
+    registry, engines = Registry(models, None), Engines(triton, Tracing(None))
+    rollout = Rollout(registry, triton, engines, KEEP_S)
+    await rollout.load(registry.get(MODEL))
+    try:
+        yield rollout, registry, engines
+    finally:
+        await rollout.close()
+
+
+async def loaded(server: TritonServer) -> list[str]:
+    """The model's versions that Triton has ready."""
+    async with InferenceServerClient(server.address) as client:
+        index = (await client.get_model_repository_index()).models
+        return sorted(model.version for model in index if model.name == MODEL and model.state == "READY")
+
+
+async def until_loaded(
+    server: TritonServer, versions: list[str], meanwhile: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0.05)
+) -> None:
+    """Waits until these versions, and no others, are ready; what is done `meanwhile` must not fail."""
+    end = time.monotonic() + 10
+    while (found := await loaded(server)) != versions:
+        assert time.monotonic() < end, found
+        await meanwhile()
+
+
+async def test_what_is_being_unloaded_is_served_again(
+    rollout: tuple[Rollout, Registry, Engines], models: Path, server: TritonServer
+) -> None:
+    follower, registry, engines = rollout
+    pin(models, MODEL, 1)
+    await follower.follow()
+    assert registry.get(MODEL).contract.version == 1
+    await asyncio.sleep(KEEP_S + PAUSE_S / 2)  # version 2 is about to be unloaded
+    pin(models, MODEL, None)
+    await follower.follow()
+    assert registry.get(MODEL).contract.version == 2
+    await until_loaded(server, ["2"], lambda: engines.golden(registry.get(MODEL)))
+
+
+async def test_one_that_is_served_again_in_time_is_never_unloaded(
+    rollout: tuple[Rollout, Registry, Engines], models: Path, server: TritonServer
+) -> None:
+    follower, registry, engines = rollout
+    for version in (1, None):
+        pin(models, MODEL, version)
+        await follower.follow()
+    await asyncio.sleep(KEEP_S + 2 * PAUSE_S)
+    assert await loaded(server) == ["2"]
+    await engines.golden(registry.get(MODEL))
+
+
+async def test_an_old_version_waits_for_its_requests(
+    rollout: tuple[Rollout, Registry, Engines], models: Path, server: TritonServer
+) -> None:
+    follower, registry, engines = rollout
+    old = registry.get(MODEL)
+    pin(models, MODEL, 1)
+    with registry.lease(old):
+        await follower.follow()
+        await asyncio.sleep(KEEP_S + 2 * PAUSE_S)
+        await engines.golden(old)
+    await until_loaded(server, ["1"])
+
+
+async def test_what_another_gateway_unloads_is_tried_again_and_not_refused(
+    rollout: tuple[Rollout, Registry, Engines], triton: Disturbed, models: Path
+) -> None:
+    follower, registry, _ = rollout
+    pin(models, MODEL, 1)
+    triton.thefts = 1
+    await follower.follow()
+    assert registry.get(MODEL).contract.version == 2
+    await follower.follow()
+    assert registry.get(MODEL).contract.version == 1
+
+
+async def test_a_lost_configuration_is_told(
+    rollout: tuple[Rollout, Registry, Engines], models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower, _, _ = rollout
+    pin(models, MODEL, 1)
+    await follower.follow()
+    (models / MODEL / "config.pbtxt").unlink()
+    with caplog.at_level(logging.WARNING):
+        await asyncio.sleep(KEEP_S + 2 * PAUSE_S)
+    assert f"Triton keeps what {MODEL} no longer needs" in caplog.text
