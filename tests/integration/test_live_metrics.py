@@ -56,7 +56,8 @@ def test_the_service_shows_what_is_asked_for(service: Service) -> None:
     assert len(asked) > 10
     assert asked - names(scrape) == set()
     samples = metrics.parse(scrape)
-    assert asked - {sample.name for sample in samples} == {"eca_engine_mismatch"}, "which a healthy service has none of"
+    absent = {"eca_engine_mismatch", "eca_model_refused"}
+    assert asked - {sample.name for sample in samples} == absent, "which a healthy service has none of"
     assert lacking(samples, "eca_") == {}
     for stage in ("decode", "queue", "infer"):
         assert re.search(rf'eca_stage_seconds_count{{model="{MODEL}",stage="{stage}"}} [1-9]', scrape)
