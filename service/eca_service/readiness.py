@@ -67,7 +67,11 @@ class Readiness:
         loop = asyncio.get_running_loop()
         next_check, turn = 0.0, 0
         while True:
-            added = await self._triton.look()
+            try:
+                added = await self._triton.look()
+            except Exception:  # whatever it is, those that were there are asked on
+                logger.exception("it could not be found out which Tritons there are")
+                added = False
             if added or self._wake.is_set() or loop.time() >= next_check:
                 all_images = added or self._wake.is_set()
                 self._wake.clear()

@@ -29,10 +29,10 @@ class Resolver:
 
     async def _lookup(self, url: str) -> frozenset[str]:
         host, _, port = url.rpartition(":")
-        lookup = asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         try:
+            lookup = asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
             found = await asyncio.wait_for(lookup, LOOKUP_S)
-        except (OSError, asyncio.TimeoutError):
+        except (OSError, ValueError, asyncio.TimeoutError):  # ValueError: what no name may look like
             return frozenset()
         four = [address for family, *_, address in found if family == socket.AF_INET]
         return frozenset(_joined(str(address[0]), int(address[1])) for address in four or [info[4] for info in found])

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ECA_"
 ORIGIN = re.compile(r"https?://[^/*,\s]+")
+ADDRESS = re.compile(r"([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-fA-F:.]+(%\w+)?]):(?P<port>\d{1,5})")  # a name or an IP
 SWITCH = "^(on|key|off)$"
 
 
@@ -107,6 +108,12 @@ class Settings(BaseSettings):
         for origin in self.origins:
             if not ORIGIN.fullmatch(origin):
                 raise ValueError(f"ECA_CORS_ORIGINS: {origin!r} is no origin such as https://example.org")
+        for address in () if self.triton_url is None else self.triton_url.strip(" ,").split(","):
+            found = ADDRESS.fullmatch(address.strip())
+            if not found or not 0 < int(found["port"]) < 1 << 16:
+                raise ValueError(f"ECA_TRITON_URL: {address.strip()!r} is no host and port such as triton:8001")
+        if self.http_port == self.grpc_port != 0:
+            raise ValueError(f"ECA_HTTP_PORT and ECA_GRPC_PORT are both {self.http_port}; set one to another port")
         return self
 
 
@@ -117,10 +124,10 @@ CLIENT = {"ECA_URL", "ECA_CA", "ECA_API_KEY_FILE", "ECA_MODEL", "ECA_TOP_K", "EC
 CLIENT |= {"ECA_OPACITY", "ECA_SIDE", "ECA_SECONDS"}
 
 
-def load(given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Settings:
+def load(given: Mapping[str, object]) -> Settings:
     """Settings from the environment, `given` ones first. Raises SettingsError with the variable's name."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} | BUILD_STEP | CLIENT
-    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
         raise SettingsError(f"{unknown[0]} is no setting; `eca-serve up --help` lists them")
     try:

@@ -24,8 +24,9 @@ async def test_a_name_that_is_not_known_for_a_while_keeps_its_addresses() -> Non
     assert await resolver.addresses() == before | {"127.0.0.9:8001"}
 
 
-async def test_a_name_that_was_never_known_has_none() -> None:
-    assert await Resolver("nowhere.invalid:8001").addresses() == frozenset()
+@pytest.mark.parametrize("url", ["nowhere.invalid:8001", "no..name:8001", "x" * 64 + ":8001", "port"])
+async def test_a_name_that_was_never_known_has_none(url: str) -> None:
+    assert await Resolver(url).addresses() == frozenset()
 
 
 @pytest.mark.parametrize(

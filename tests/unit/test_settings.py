@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import click
+import eca_build.cli
+import eca_service.cli
 import pytest
+from click.testing import CliRunner
 from eca_service.gateway import require_files
-from eca_service.settings import SettingsError, load, table
+from eca_service.settings import PREFIX, Settings, SettingsError, load, table
+
+from tests.unit.test_contract import CONTRACT
+from tests.unit.test_preflight import publish
 
 
-def test_unknown_variable_is_refused() -> None:
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+def test_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECA_HTPP_PORT", "1")
     with pytest.raises(SettingsError, match="ECA_HTPP_PORT is no setting"):
-        load({}, {"ECA_HTPP_PORT": "1"})
+        load({})
+
+
+def _variables(command: click.Command) -> set[str]:
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    own = {str(option.envvar) for option in command.params if option.envvar}
+    return own.union(*map(_variables, below))
+
+
+def test_the_variables_of_the_build_and_of_the_client_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = _variables(eca_build.cli.main) | _variables(eca_service.cli.main)
+    assert {"ECA_FRONTEND", "ECA_URL"} <= variables
+    for name in variables - {PREFIX + name.upper() for name in Settings.model_fields}:
+        monkeypatch.setenv(name, "1")
+    assert load({}) == Settings()
 
 
 def test_out_of_range_names_the_variable() -> None:
     with pytest.raises(SettingsError, match="ECA_HTTP_PORT='70000'"):
-        load({"http_port": "70000"}, {})
+        load({"http_port": "70000"})
 
 
 def test_loopback_is_the_default() -> None:
-    assert load({}, {}).host == "127.0.0.1"
+    assert load({}).host == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -32,11 +61,32 @@ def test_loopback_is_the_default() -> None:
         ({"cors_origins": "https://a.example/path"}, "is no origin"),
         ({"metrics": "maybe"}, "ECA_METRICS='maybe'"),
         ({"tls_key": "key.pem"}, "ECA_TLS_CERT and ECA_TLS_KEY go together"),
+        ({"http_port": "9", "grpc_port": "9"}, "ECA_HTTP_PORT and ECA_GRPC_PORT are both 9"),
+        ({"triton_url": "triton"}, "ECA_TRITON_URL: 'triton' is no host and port such as triton:8001"),
+        ({"triton_url": "a:1, foo:bar"}, "ECA_TRITON_URL: 'foo:bar' is no"),
+        ({"triton_url": "tri..ton:8001"}, "is no host and port"),
+        ({"triton_url": "http://triton:8001"}, "is no host and port"),
+        ({"triton_url": "triton:70000"}, "is no host and port"),
+        ({"triton_url": "::1:8001"}, "is no host and port"),
+        ({"triton_url": ""}, "ECA_TRITON_URL: '' is no host and port"),
     ],
 )
 def test_settings_that_do_not_agree(given: dict[str, str], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
-        load(given, {})
+        load(given)
+
+
+@pytest.mark.parametrize("command", ["up", "gateway"])
+def test_the_gateway_and_triton_need_ports_of_their_own(tmp_path: Path, command: str) -> None:
+    publish(tmp_path, CONTRACT)
+    given = ["--repository", str(tmp_path), "--http-port", "9", "--triton-grpc-port", "9"]
+    done = CliRunner().invoke(eca_service.cli.main, [command, *given])
+    assert (done.exit_code, "ECA_TRITON_GRPC_PORT=9 is a port of the gateway too" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize("url", ["triton:8001", "[::1]:8001", "[fe80::1%eth0]:8001", "a.b-c.example.:1, d_e:65535,"])
+def test_addresses_of_tritons(url: str) -> None:
+    assert load({"triton_url": url}).triton_url == url
 
 
 @pytest.mark.parametrize(
@@ -51,7 +101,7 @@ def test_settings_that_do_not_agree(given: dict[str, str], sentence: str) -> Non
 )
 def test_files_and_addresses_that_cannot_be_used(given: dict[str, str], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
-        require_files(load(given, {}))
+        require_files(load(given))
 
 
 def test_the_readme_s_table_is_these_settings() -> None:

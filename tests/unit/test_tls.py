@@ -58,7 +58,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, damage: Callable[[Path, Path], ob
 
 def test_one_without_the_other() -> None:
     with pytest.raises(SettingsError, match="ECA_TLS_CERT and ECA_TLS_KEY go together"):
-        load({"tls_cert": "cert.pem"}, {})
+        load({"tls_cert": "cert.pem"})
 
 
 async def names_shown(port: int) -> set[str]:

@@ -81,6 +81,10 @@ def _require_gateway(settings: Settings) -> None:
 
     require_files(settings)
     _require_models(settings)
+    if settings.triton_url is None and settings.triton_grpc_port in {settings.http_port, settings.grpc_port} - {0}:
+        raise SettingsError(
+            f"ECA_TRITON_GRPC_PORT={settings.triton_grpc_port} is a port of the gateway too; set one to another port"
+        )
     require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
     require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")
 
