@@ -10,13 +10,16 @@ from importlib.util import find_spec
 
 from eca_service import metrics
 from eca_service.client import Client, ClientError
+from eca_service.contract import damage
 from eca_service.diagnosis import Finding, Window, diagnose
+from eca_service.errors import ServiceError
 from eca_service.gateway import require_files
 from eca_service.preflight import obstacle_of
-from eca_service.registry import Registry, pinned, versions
+from eca_service.registry import Model, Registry, pinned, read_pin, versions
 from eca_service.resolver import Resolver
 from eca_service.settings import Settings, SettingsError
 from eca_service.triton import native
+from eca_service.triton.model import config
 from eca_service.triton.server import TritonUnavailable, installation
 
 CONNECT_S = 2.0
@@ -61,18 +64,22 @@ def machine(settings: Settings) -> Iterator[Finding]:
 def repository(settings: Settings, registry: Registry) -> Iterator[Finding]:
     """What there is to be served, and what cannot be."""
     obstacle = obstacle_of(settings.triton_url)
+    for folder, why in registry.unreadable.items():
+        yield Finding(f"{folder} is not served: {why}", wrong=True)
     for name, model in registry.models.items():
         served = f"{name} version {model.contract.version}"
         yield Finding(f"{served}: {model.contract.architecture}, {model.contract.precision}, {model.contract.engine}.")
-        if reason := obstacle(model.contract):
+        if reason := obstacle(model.contract) or damage(model.contract, model.folder) or _misconfigured(model):
             yield Finding(f"{served} cannot be served: {reason}", wrong=True)
         if model.contract.runtime == "openvino" and settings.triton_url is None and not find_spec("openvino"):
             yield Finding(
                 f"{served} is fastest in OpenVINO, which is not installed, so onnxruntime runs it; "
                 "pip install 'eca-serve[openvino]'."
             )
-        pin, newest = pinned(settings.repository, name), max(versions(settings.repository, name))
-        if pin is not None and pin < newest:
+        pin, newest = pinned(settings.repository, name), versions(settings.repository, name)[-1]
+        if pin is None and (written := read_pin(settings.repository, name)) is not None:
+            yield Finding(f"{name} is pinned to {written!r}, which is none of its versions, so not at all", wrong=True)
+        elif pin is not None and pin < newest:
             yield Finding(
                 f"{name} is pinned to version {pin}, {newest} is there; "
                 f"`eca-serve rollback {name} --newest` goes forward."
@@ -80,6 +87,19 @@ def repository(settings: Settings, registry: Registry) -> Iterator[Finding]:
     if not registry.models:
         wrong = f"{settings.repository} holds no model; `eca-build compile CHECKPOINT` makes one"
         yield Finding(wrong, wrong=True)
+        return
+    try:
+        registry.require_default()
+    except SettingsError as error:
+        yield Finding(str(error), wrong=True)
+
+
+def _misconfigured(model: Model) -> str | None:
+    try:
+        config(model.folder.parent, {model.contract.version})
+    except ServiceError as error:
+        return error.detail
+    return None
 
 
 def service(client: Client, seconds: float, registry: Registry | None = None) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from eca_service import metrics
 from eca_service.contract import Contract, ContractError, read
 from eca_service.errors import ServiceError
 from eca_service.preflight import Obstacle
+from eca_service.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 PIN_FILE = "pinned"  # in a model's folder: the number of the version to serve, instead of the newest
@@ -31,7 +32,8 @@ class Model:
 class Registry:
     """What is served: `models` holds the current version of each, by name.
 
-    A version whose contract cannot be read, or to which there is an `obstacle`, is left out, with a line in the log.
+    A version whose contract cannot be read, or to which there is an `obstacle`, is left out, with a line in the log;
+    `unreadable` says why, by folder.
     """
 
     def __init__(self, repository: Path, default: str | None, obstacle: Obstacle = lambda _: None) -> None:
@@ -40,7 +42,7 @@ class Registry:
         self.models: dict[str, Model] = {}
         self._chosen_default = default
         self._leases: Counter[Path] = Counter()
-        self._unreadable: dict[Path, str] = {}
+        self.unreadable: dict[Path, str] = {}
         self._mismatched: dict[Path, Contract] = {}
         for folders in wanted(repository).values():
             model = next(filter(None, map(self.read, folders)), None)
@@ -52,6 +54,14 @@ class Registry:
         """The model of requests that name none: the one chosen, else the first with ECA, else the first."""
         eca = (name for name, model in sorted(self.models.items()) if model.contract.attention == "eca")
         return self._chosen_default or next(eca, None) or min(self.models, default=None)
+
+    def require_default(self) -> None:
+        """Raises SettingsError where the chosen default model is not among them."""
+        if self._chosen_default and self._chosen_default not in self.models:
+            raise SettingsError(
+                f"ECA_DEFAULT_MODEL={self._chosen_default} is not in {self.repository}; "
+                f"there are: {', '.join(self.models) or 'none'}"
+            )
 
     def get(self, name: str | None, version: int | None = None) -> Model:
         """The model of that name, or the default one. Raises model_not_found or version_not_found."""
@@ -81,11 +91,11 @@ class Registry:
                 metrics.engine_mismatch.labels(name, str(version)).set(1)
                 raise ContractError(reason)
         except ContractError as error:
-            if self._unreadable.get(folder) != str(error):
+            if self.unreadable.get(folder) != str(error):
                 logger.error("%s is not served: %s", folder, error)
-            self._unreadable[folder] = str(error)
+            self.unreadable[folder] = str(error)
             return None
-        self._unreadable.pop(folder, None)
+        self.unreadable.pop(folder, None)
         return model
 
     def _clear_mismatches(self, folder: Path) -> None:
@@ -115,12 +125,17 @@ def versions(repository: Path, name: str) -> list[int]:
 
 
 def pinned(repository: Path, name: str) -> int | None:
-    """The version that the model is pinned to; None where it is not, or where that version is gone."""
+    """The version that the model is pinned to; None where it is not, or to none that is there."""
+    written = read_pin(repository, name)
+    return next((version for version in versions(repository, name) if str(version) == written), None)
+
+
+def read_pin(repository: Path, name: str) -> str | None:
+    """What the model's pin says; None where there is none."""
     try:
-        version = int((repository / name / PIN_FILE).read_text())
-    except (OSError, ValueError):
+        return (repository / name / PIN_FILE).read_text(errors="replace").strip()
+    except OSError:
         return None
-    return version if version in versions(repository, name) else None
 
 
 def wanted(repository: Path) -> dict[str, list[Path]]:

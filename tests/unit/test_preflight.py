@@ -154,14 +154,6 @@ def test_a_mismatch_is_shown_until_it_is_mended(tmp_path: Path) -> None:
     assert not {("a", "1"), ("b", "1")} & shown()
 
 
-def test_doctor_says_what_would_be_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(tmp_path / "models", CONTRACT.model_copy(update={"runtime": "openvino"}))
-    monkeypatch.setattr("eca_service.doctor.find_spec", lambda name: None)
-    done = CliRunner().invoke(main, ["doctor", "--repository", str(tmp_path / "models"), "--http-port", "1"])
-    assert "m version 1 is fastest in OpenVINO, which is not installed" in done.output
-    assert "m version 1 cannot be served" not in done.output
-
-
 def test_doctor_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     publish(tmp_path / "models", plan(name="gpu"))

@@ -98,11 +98,7 @@ def _require_models(settings: Settings) -> None:
         raise SettingsError(
             f"{settings.repository} holds no model that can be served here; `eca-build compile CHECKPOINT` makes one"
         )
-    if settings.default_model and settings.default_model not in registry.models:
-        raise SettingsError(
-            f"ECA_DEFAULT_MODEL={settings.default_model} is not in {settings.repository}; "
-            f"there are: {', '.join(registry.models)}"
-        )
+    registry.require_default()
 
 
 def _gateway(settings: Settings) -> None:

@@ -122,7 +122,7 @@ def doctor(url: str | None, seconds: float, ca: Path | None, api_key_file: Path 
     from eca_service.client import Client, Retry
     from eca_service.registry import Registry
 
-    logs.start("text", "error")
+    logs.start("text", "critical")  # what is wrong is said once
     once, secret = Retry(attempts=1), key_of(api_key_file)
     if url:
         findings = examine.service(Client(url, key=secret, ca=ca, retry=once), seconds)
