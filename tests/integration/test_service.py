@@ -366,8 +366,10 @@ def triton_of(service: Service) -> int:
 
 
 def test_triton_killed_comes_back(service: Service, repository: Path) -> None:
-    image = golden_png(repository, MODEL)
-    os.kill(triton_of(service), signal.SIGKILL)
+    """Also where a cleaner of /tmp has taken its files."""
+    image, triton = golden_png(repository, MODEL), triton_of(service)
+    shutil.rmtree(Path(f"/proc/{triton}/cwd").readlink().parent)
+    os.kill(triton, signal.SIGKILL)
     answer = FRESH.post(service.url + "/v1/classify", content=image)
     assert answer.status_code in {200, 503}, answer.text
     codes = set()

@@ -1,15 +1,21 @@
-"""Where the embedded Triton cannot run, the sentence names a way that exists."""
+"""Where the embedded Triton cannot run or listen, the sentence names a way that exists."""
 
 from __future__ import annotations
 
 import platform
 import re
+import socket
 from pathlib import Path
 
 import pytest
+from eca_service import addresses
 from eca_service.triton import server
 
 ROOT = Path(__file__).parents[2]
+INTERFACES = Path("/proc/net/if_inet6")
+needs_ipv6 = pytest.mark.skipif(
+    not INTERFACES.exists() or f"{1:032x}" not in INTERFACES.read_text(), reason="there is no IPv6 here"
+)
 
 
 @pytest.mark.parametrize(
@@ -30,3 +36,27 @@ def test_the_way_out_exists(monkeypatch: pytest.MonkeyPatch, machine: str, libc:
     files = re.findall(r"-f (\S+)", str(raised.value))
     assert files == ["docker-compose.yml", "deploy/compose.cpu.yml"]
     assert all((ROOT / file).exists() for file in files)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+def test_a_taken_port_is_told_and_a_free_one_is_not(host: str) -> None:
+    with socket.create_server((host, 0), family=addresses.family(host)) as listener:
+        port = listener.getsockname()[1]
+        address = addresses.joined(host, port)
+        with pytest.raises(server.TritonUnavailable) as raised:
+            server.require_free(host, port, "the gateway", "ECA_HTTP_PORT")
+    assert f"cannot listen on {address} (Address already in use); stop what does, or set" in str(raised.value)
+    server.require_free(host, port, "the gateway", "ECA_HTTP_PORT")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nowhere.invalid"])
+def test_an_address_of_another_machine_is_told(host: str) -> None:
+    with pytest.raises(server.TritonUnavailable, match="it is no address of this machine"):
+        server.require_free(host, 9999, "the gateway", "ECA_HTTP_PORT")
+
+
+def test_triton_is_told_once_where_to_listen() -> None:
+    for host, told in (("0.0.0.0", "0.0.0.0"), ("::1", "[::1]")):
+        command = server.command(Path("b"), Path("f"), Path("r"), 1, "p", host, "http://collector:4318/v1/traces")
+        assert [part for part in command if part.startswith("--grpc-address")] == [f"--grpc-address={told}"]
+        assert "--trace-config=opentelemetry,url=http://collector:4318/v1/traces" in command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import os
@@ -11,6 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
+from eca_service.addresses import family, joined
 from eca_service.triton import native
 
 logger = logging.getLogger(__name__)
@@ -93,19 +95,28 @@ def free_port() -> int:
 
 def require_free(host: str, port: int, what: str, variable: str) -> None:
     """Raises TritonUnavailable where somebody listens on `port` already."""
-    with socket.socket() as probe:
+    with socket.socket(family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
+            other = f"stop what does, or set {variable} to another port"
+            advice = other if error.errno in {errno.EADDRINUSE, errno.EACCES} else "it is no address of this machine"
             raise TritonUnavailable(
-                f"{what} cannot listen on {host}:{port} ({error.strerror}); "
-                f"stop what does, or set {variable} to another port"
+                f"{what} cannot listen on {joined(host, port)} ({error.strerror}); {advice}"
             ) from None
 
 
-def command(binary: Path, backends: Path, repository: Path, port: int, shm_prefix: str) -> list[str]:
-    """The command line: explicit model control, gRPC on loopback alone, everything else off."""
+def command(
+    binary: Path,
+    backends: Path,
+    repository: Path,
+    port: int,
+    shm_prefix: str,
+    host: str = "127.0.0.1",
+    trace_url: str | None = None,
+) -> list[str]:
+    """The command line: explicit model control, gRPC on `host` alone, spans to `trace_url`, everything else off."""
     return [
         *(sys.executable, "-c", LAUNCHER, str(binary)),
         f"--model-repository={repository.absolute()}",
@@ -116,15 +127,16 @@ def command(binary: Path, backends: Path, repository: Path, port: int, shm_prefi
         "--allow-http=false",
         "--allow-metrics=false",
         "--allow-grpc=true",
-        "--grpc-address=127.0.0.1",
+        f"--grpc-address={f'[{host}]' if ':' in host else host}",
         f"--grpc-port={port}",
         "--grpc-http2-min-recv-ping-interval-without-data=1000",  # the gateway asks every 2 s whether we are there
         "--exit-timeout-secs=10",
         "--log-info=true",
+        *(_tracing(trace_url) if trace_url else ()),
     ]
 
 
-def tracing(url: str) -> list[str]:
+def _tracing(url: str) -> list[str]:
     """Options that have the spans of requests which belong to a trace, and of no others, sent over OTLP/HTTP."""
     return [
         "--trace-config=mode=opentelemetry",

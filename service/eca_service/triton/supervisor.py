@@ -14,6 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 
+from eca_service.addresses import from_here, joined
 from eca_service.triton import server
 from eca_service.triton.server import TritonUnavailable
 
@@ -63,7 +64,7 @@ class TritonServer:
     @property
     def address(self) -> str:
         """host:port of the server's gRPC endpoint, from this machine."""
-        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+        return joined(from_here(self.host), self.port)
 
     @property
     def pid(self) -> int | None:
@@ -73,26 +74,19 @@ class TritonServer:
 
     def start(self) -> None:
         """Starts the process; TritonUnavailable where it cannot. It is ready some moments later."""
-        binary = server.installation() / "bin" / "tritonserver"
+        server.installation()
         if not self.repository.is_dir():
             raise TritonUnavailable(
                 f"the model repository {self.repository} does not exist; `eca-build compile` makes it"
             )
         server.require_free(self.host, self.port, "Triton", "ECA_TRITON_GRPC_PORT")
         remove_leftovers()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"eca-triton-{os.getpid()}-"))
         self._shm_prefix = f"eca_triton_{os.getpid()}_{self.port}_"
-        try:
-            server.assemble_backends(self._folder / "backends")
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise
-        self._command = server.command(binary, self._folder / "backends", self.repository, self.port, self._shm_prefix)
-        self._command.append(f"--grpc-address={self.host}")  # of two Triton takes the last
-        self._command += server.tracing(self.trace_url) if self.trace_url else []
+        self._assemble()  # in this thread: Ctrl-C ends the compiler too
         self._watcher.start()
         self._started.wait()
         if self._failed:
+            self._remove_folder()
             raise self._failed
 
     def stop(self, grace_s: float = 12.0, at_once: bool = False) -> None:
@@ -111,8 +105,7 @@ class TritonServer:
         if self._watcher.is_alive():
             self._watcher.join(5)
         self._clean()
-        if self._folder.name:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._remove_folder()
 
     def last_lines(self) -> str:
         """The end of the server's log, for an error's sentence."""
@@ -135,22 +128,19 @@ class TritonServer:
         while not self._stopping.is_set():
             started = time.monotonic()
             self._answered.clear()
-            temporary = self._folder / "temporary"
-            shutil.rmtree(temporary, ignore_errors=True)  # of one that died
             try:
-                temporary.mkdir()
-                self._process = subprocess.Popen(
-                    self._command,
-                    env=server.environment(self.threads, temporary),
-                    cwd=temporary,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                self._failed = TritonUnavailable(f"Triton could not be started: {error}")
-                self._started.set()
-                return
+                if self.restarts:
+                    self._assemble()  # what died left its files, and who cleans /tmp may have taken ours
+                self._process = self._launch()
+            except (OSError, TritonUnavailable) as error:
+                if not self._started.is_set():
+                    self._failed = TritonUnavailable(f"Triton could not be started: {error}")
+                    self._started.set()
+                    return
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                logger.error("Triton could not be started again, which is tried in %.1f s: %s", pause_s, error)
+                self._stopping.wait(pause_s)
+                continue
             self._started.set()
             # The backend's processes hold the same pipe and may outlive a killed server: its end is not awaited.
             pump = threading.Thread(target=self._pump, args=(self._process,), name="triton-log", daemon=True)
@@ -167,6 +157,33 @@ class TritonServer:
                 *(status, pause_s, self.last_lines()),
             )
             self._stopping.wait(pause_s)
+
+    def _assemble(self) -> None:
+        """Makes a new folder for the server's files, in the place of the one before."""
+        self._remove_folder()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"eca-triton-{os.getpid()}-"))
+        try:
+            server.assemble_backends(self._folder / "backends")
+            (self._folder / "temporary").mkdir()
+        except BaseException:
+            self._remove_folder()
+            raise
+
+    def _remove_folder(self) -> None:
+        if self._folder.name:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        binary, temporary = server.installation() / "bin" / "tritonserver", self._folder / "temporary"
+        backends, place = self._folder / "backends", (self.port, self._shm_prefix, self.host, self.trace_url)
+        return subprocess.Popen(
+            server.command(binary, backends, self.repository, *place),
+            env=server.environment(self.threads, temporary),
+            cwd=temporary,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def _pump(self, process: subprocess.Popen[bytes]) -> None:
         """Copies the server's output to the log file until it ends; the file is turned over when full."""
