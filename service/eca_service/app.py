@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from eca_service import docs, insight_routes, management, oip_http, openapi, page, problems, routes
+from eca_service.addresses import from_here, joined
 from eca_service.core import Core
 from eca_service.direct import Direct
 from eca_service.grpc_server import GrpcServer
@@ -59,9 +60,8 @@ def create_app(
     app.include_router(routes.router)
     app.include_router(insight_routes.router)
     app.include_router(oip_http.router)
-    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
-    url = f"{'https' if settings.tls_cert else 'http'}://{host}:{settings.http_port}"
-    openapi.install(app, core.registry, core.access, url)
+    address = joined(from_here(settings.host), settings.http_port)
+    openapi.install(app, core.registry, core.access, f"{'https' if settings.tls_cert else 'http'}://{address}")
     if core.access.management:
         app.include_router(management.router)
     for switch, router, paths in (

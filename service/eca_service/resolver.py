@@ -6,6 +6,8 @@ import asyncio
 import socket
 from collections.abc import Iterable
 
+from eca_service.addresses import joined
+
 LOOKUP_S = 3.0
 
 
@@ -35,7 +37,7 @@ class Resolver:
         except (OSError, ValueError, asyncio.TimeoutError):  # ValueError: what no name may look like
             return frozenset()
         four = [address for family, *_, address in found if family == socket.AF_INET]
-        return frozenset(_joined(str(address[0]), int(address[1])) for address in four or [info[4] for info in found])
+        return frozenset(joined(str(address[0]), int(address[1])) for address in four or [info[4] for info in found])
 
 
 def target(addresses: Iterable[str]) -> str:
@@ -45,7 +47,3 @@ def target(addresses: Iterable[str]) -> str:
         return "ipv4:" + ",".join(ordered)
     mapped = (a if a.startswith("[") else "[::ffff:{}]:{}".format(*a.rsplit(":", 1)) for a in ordered)
     return "ipv6:" + ",".join(mapped)
-
-
-def _joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from eca_service import metrics
 from eca_service.access import RATES
+from eca_service.addresses import family
 from eca_service.peers import Peers
 from eca_service.rates import make_table
 from eca_service.settings import Settings
@@ -56,8 +57,8 @@ def supervise(settings: Settings) -> int:
     before = {number: signal.signal(number, lambda *_: asked.release()) for number in (signal.SIGTERM, signal.SIGINT)}
     remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=f"eca-workers-{os.getpid()}-"))
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.create_server((settings.host, settings.http_port), family=family, backlog=BACKLOG)
+    address = (settings.host, settings.http_port)
+    listener = socket.create_server(address, family=family(settings.host), backlog=BACKLOG)
     (folder / BOARD).write_bytes(bytes(settings.workers))
     make_table(folder / RATES)
     peers, workers = Peers(-1, folder / BOARD), [_Worker(index) for index in range(settings.workers)]

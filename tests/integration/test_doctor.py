@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.integration.callers import call
-from tests.integration.conftest import FRESH, MODEL, Service, run
+from tests.integration.conftest import FRESH, MODEL, Service, run, start
 from tests.integration.test_service import golden_png
+from tests.unit.test_triton_server import needs_ipv6
 
 
 def doctor(service: Service, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -47,6 +49,24 @@ def test_says_that_all_is_well(service: Service, repository: Path) -> None:
     done = run("eca_service", "doctor", "--seconds", 0.2, environment=environment)
     assert done.returncode == 0, done.stderr
     assert f"The service at {service.url} is ready.\nNobody asked for anything" in done.stdout
+
+
+@needs_ipv6
+def test_a_service_on_ipv6_alone(repository: Path, tmp_path: Path) -> None:
+    running = start(repository, tmp_path, host="::", triton_host="::1")
+    port = running.url.rpartition(":")[2]
+    running.url = f"http://[::1]:{port}"
+    try:
+        running.await_ready()
+        assert call("rest", running, MODEL, [golden_png(repository, MODEL)]).code == "ok"
+        environment = {"ECA_HOST": "::", "ECA_HTTP_PORT": port, "ECA_REPOSITORY": str(repository)}
+        done = run("eca_service", "doctor", "--seconds", 0.1, environment=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"The service at {running.url} is ready." in done.stdout
+        assert f"http://[::]:{port}/docs" in running.log.read_text()
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)
 
 
 def test_says_why_batches_hold_one_image(service: Service, repository: Path) -> None:

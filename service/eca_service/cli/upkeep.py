@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from eca_service import logs
+from eca_service.addresses import from_here, joined
 from eca_service.cli.options import key_of, option, with_ca, with_key, with_settings
 from eca_service.errors import ServiceError
 from eca_service.keys import make, read_secret
@@ -129,7 +130,7 @@ def doctor(url: str | None, seconds: float, ca: Path | None, api_key_file: Path 
     else:
         settings = load(given)
         registry = Registry(settings.repository, settings.default_model)
-        own = f"{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.http_port}"
+        own = joined(from_here(settings.host), settings.http_port)
         if settings.tls_cert:  # whatever names it has: it is this one
             client = Client(f"https://{own}", key=secret, ca=ca or settings.tls_cert, pinned=ca is None, retry=once)
         else:
