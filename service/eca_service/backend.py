@@ -1,37 +1,28 @@
-"""The way to Triton: which servers there are, what they have loaded, and images to them."""
+"""Images to Triton: one channel to all servers that get them, and the tensors that travel there and back."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
-import re
-from collections.abc import Collection, Coroutine, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 import numpy as np
-import tritonclient.grpc.aio as triton
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
-from tritonclient.utils import InferenceServerException
 
-from eca_service.contract import PROBABILITIES, Contract, damage
+from eca_service.contract import PROBABILITIES, Contract
 from eca_service.errors import ServiceError
+from eca_service.fleet import OPTIONS, Fleet
 from eca_service.infer_request import with_pixels, with_place
-from eca_service.resolver import Resolver, target
+from eca_service.resolver import target
 from eca_service.sharing import CONTROL_S, Sharing
-from eca_service.triton.failures import passes, translated
-from eca_service.triton.model import batches_at_once, config, require_as_agreed, shapes
+from eca_service.triton.failures import translated
+from eca_service.triton.model import shapes
 
-logger = logging.getLogger(__name__)
 Metadata = Sequence[tuple[str, str]]
-MAX_MESSAGE_BYTES = 512 << 20
-PROBE_S = 0.5
-HOPELESS_S = 30.0
-LOAD_S = 600.0
 LONGEST_CALL_S = 600.0
 # gRPC's own load balancing and retries: a call that a dying server did not answer goes to another. Its health checks
 # need the streaming Watch, which Triton does not have: the connection's state and the golden answers stand for them.
@@ -50,44 +41,24 @@ SERVICE_CONFIG = {
         }
     ],
 }
-OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # while calls wait, a server that was cut off without a word is noticed in three seconds
-    ("grpc.keepalive_time_ms", 2000),
-    ("grpc.keepalive_timeout_ms", 1000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
+CALL_OPTIONS: list[tuple[str, int | str]] = [
+    *OPTIONS,
     ("grpc.per_rpc_retry_buffer_size", 64 << 20),  # gRPC's own 256 KiB holds one image: larger batches would not retry
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
 ]
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-# Before, a call that is cancelled as it is answered can end the server:
-# https://github.com/triton-inference-server/server/issues/8034
-CANCELS_SAFELY = (2, 58)
 
 
 class Triton:
-    """One channel for inference to all servers that `urls` stand for now, one to each for control.
-
-    gRPC's own resolver asks for addresses again only when a connection breaks, and so would not find a server that was
-    added: they are looked up here. A server gets images once it has all models that the others have.
-    """
+    """The way of images to the servers of `fleet` that serve; made anew, at the next call, where these are others."""
 
     def __init__(self, urls: str, same_host: bool = False) -> None:
         """`same_host`: the one server sees this machine's /dev/shm, through which tensors then travel."""
-        self._resolver = Resolver(urls)
-        self._clients: dict[str, triton.InferenceServerClient] = {}
-        self._loaded: dict[str, set[str]] = {}  # names of the models that each address has
-        self._failures: dict[str, str] = {}
-        self._again: dict[
-            str, float
-        ] = {}  # when one that cannot have a model is worth another try, by the loop's clock
+        self._sharing = Sharing(same_host and "," not in urls.strip(" ,"))
+        self.fleet = Fleet(urls, self._sharing)
         self._serving: frozenset[str] = frozenset()
-        self._cancels: set[str] = set()  # addresses of servers whose calls may be cancelled
         self._channel: grpc.aio.Channel | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._sharing = Sharing(same_host and len(self._resolver.urls) == 1)
 
     async def close(self) -> None:
         """Closes all channels; calls that still run after CONTROL_S are cut off."""
@@ -95,67 +66,7 @@ class Triton:
             task.cancel()
         if self._channel:
             await self._channel.close(CONTROL_S)  # what callers have left may still be answered
-        await self._sharing.end(self._clients.values())
-        await asyncio.gather(*(client.close() for client in self._clients.values()))
-
-    async def look(self) -> bool:
-        """Asks which servers there are now; True where one that gets no images yet answers, and so can be loaded.
-
-        Those that have left get nothing more.
-        """
-        addresses = await self._resolver.addresses()
-        for address in addresses - self._clients.keys():
-            self._clients[address] = triton.InferenceServerClient(address, channel_args=OPTIONS[:-1])
-        for address in self._clients.keys() - addresses:
-            self._loaded.pop(address, None)
-            self._end(self._clients.pop(address).close())
-        self._connect()
-        now = asyncio.get_running_loop().time()
-        idle = [a for a in self._clients.keys() - self._serving if now >= self._again.get(a, 0)]
-        return any(await asyncio.gather(*map(self._answers, idle)))
-
-    async def load(self, contract: Contract, home: Path, versions: Collection[int]) -> int:
-        """Has `versions`, the contract's among them, loaded in every server that lacks one; `home` has config.pbtxt.
-
-        Returns how many batches the servers run at once. Raises ServiceError where none has the version, or one that
-        serves cannot have it, or has another model of that name. Whoever else fails gets no images until it succeeds.
-        """
-        clients = await self._known()
-        outcomes = await asyncio.gather(
-            *(self._load(client, contract, home, versions) for client in clients.values()), return_exceptions=True
-        )
-        slots = {address: had for address, had in zip(clients, outcomes, strict=True) if isinstance(had, int)}
-        failures = {a: error for a, error in zip(clients, outcomes, strict=True) if isinstance(error, BaseException)}
-        serious = [error for address, error in failures.items() if not passes(error) and address in self._serving]
-        if serious or not slots:
-            raise (serious or sorted(failures.values(), key=passes))[0]
-        for address, error in failures.items():
-            self._loaded.pop(address, None)
-            if self._failures.get(address) != str(error):
-                logger.warning("the Triton at %s gets no images: %s", address, error)
-            self._failures[address] = str(error)
-            self._again[address] = 0 if passes(error) else asyncio.get_running_loop().time() + HOPELESS_S
-        for address in slots:
-            self._loaded.setdefault(address, set()).add(contract.name)
-        self._connect()
-        return sum(slots.values())
-
-    async def keep(self, home: Path, versions: Collection[int]) -> None:
-        """Has every server unload all versions of the model in `home` but these; an empty collection unloads it.
-
-        Where that fails, the log says so.
-        """
-        for client in list(self._clients.values()):
-            try:
-                if versions:
-                    await client.load_model(home.name, config=config(home, versions), client_timeout=LOAD_S)
-                else:
-                    await client.unload_model(home.name, client_timeout=LOAD_S)
-            except (ServiceError, InferenceServerException, grpc.RpcError) as error:
-                logger.warning("Triton keeps what %s no longer needs: %s", home.name, error)
-        if not versions:
-            for names in self._loaded.values():
-                names.discard(home.name)
+        await self.fleet.close()
 
     async def infer(
         self,
@@ -171,6 +82,8 @@ class Triton:
         told of the deadline, nor when this is cancelled: it ends its work first, so that its caller sends no more
         meanwhile. Raises deadline_exceeded, backend_unavailable, model_not_ready, internal.
         """
+        if self.fleet.serving != self._serving:
+            self._connect()
         if self._channel is None:
             raise ServiceError("backend_unavailable", "no Triton Inference Server has the models yet")
         outputs = (PROBABILITIES, *further)
@@ -215,7 +128,7 @@ class Triton:
             region.free(offset)
 
     async def _call(self, request: bytes, deadline: float, metadata: Metadata) -> Any:
-        if self._serving <= self._cancels:
+        if self.fleet.cancels:
             return await self._infer(request, timeout=_left_s(deadline), metadata=metadata)
         call = self._infer(request, timeout=LONGEST_CALL_S, metadata=metadata)
         ended = asyncio.Event()
@@ -227,64 +140,15 @@ class Triton:
             raise
         return await call
 
-    async def _known(self) -> dict[str, triton.InferenceServerClient]:
-        if not self._clients:
-            await self.look()
-        if not self._clients:
-            raise ServiceError("backend_unavailable", f"no address is known for {', '.join(self._resolver.urls)}")
-        return dict(self._clients)
-
-    async def _answers(self, address: str) -> bool:
-        client = self._clients[address]
-        try:
-            if not await client.is_server_live(client_timeout=PROBE_S):
-                return False
-            version = (await client.get_server_metadata(client_timeout=PROBE_S)).version
-        except (InferenceServerException, grpc.RpcError):
-            return False
-        numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
-        (self._cancels.add if numbers >= CANCELS_SAFELY else self._cancels.discard)(address)
-        return True
-
     def _connect(self) -> None:
-        """Makes the channel anew where other servers are to serve; where none would be left, it stays as it is."""
-        names = set().union(*self._loaded.values())
-        serving = frozenset(address for address, held in self._loaded.items() if held >= names)
-        for address in serving:
-            self._failures.pop(address, None)
-        if not serving or serving == self._serving:
-            return
-        logger.info("images go to the Tritons at %s", ", ".join(sorted(serving)))
-        if self._channel:
-            self._end(self._channel.close(LONGEST_CALL_S))  # its calls end in peace; connections are shared
-        self._serving = serving
-        self._channel = grpc.aio.insecure_channel(target(serving), OPTIONS)
-        # requests are written by hand, see `_encoded`
+        if self._channel:  # its calls end in peace; connections are shared
+            task = asyncio.create_task(self._channel.close(LONGEST_CALL_S))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        self._serving = self.fleet.serving
+        self._channel = grpc.aio.insecure_channel(target(self._serving), CALL_OPTIONS)
+        # requests are written by hand, see `infer_request`
         self._infer = self._channel.unary_unary(INFER, None, service_pb2.ModelInferResponse.FromString)
-
-    def _end(self, closing: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(closing)
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    async def _load(
-        self, client: triton.InferenceServerClient, contract: Contract, home: Path, versions: Collection[int]
-    ) -> int:
-        name, version = contract.name, str(contract.version)
-        await self._sharing.begin(client)
-        try:
-            for each in versions:
-                if not await client.is_model_ready(name, str(each), client_timeout=CONTROL_S):
-                    if reason := await asyncio.to_thread(damage, contract, home / version):
-                        raise ServiceError("model_not_ready", reason)
-                    await client.load_model(name, config=config(home, versions), client_timeout=LOAD_S)
-                    break
-            metadata = await client.get_model_metadata(name, version, client_timeout=CONTROL_S)
-            answer = await client.get_model_config(name, version, client_timeout=CONTROL_S)
-        except (InferenceServerException, grpc.RpcError) as error:
-            raise translated(error, name) from None
-        require_as_agreed(contract, metadata)
-        return batches_at_once(answer.config)
 
 
 def _left_s(deadline: float) -> float:

@@ -43,8 +43,8 @@ class Core:
         self.access = Access(settings, peers.folder)
         self.tracing = Tracing(settings.otlp_endpoint)
         self.engines = Engines(self.triton, self.tracing, settings.triton_threads or 1)
-        self.rollout = Rollout(self.registry, self.triton, self.engines, settings.retire_ms / 1000)
-        self.readiness = Readiness(self.registry, self.triton, self.engines, self.rollout, peers)
+        self.rollout = Rollout(self.registry, self.triton.fleet, self.engines, settings.retire_ms / 1000)
+        self.readiness = Readiness(self.registry, self.triton.fleet, self.engines, self.rollout, peers)
         self.leaving = False  # asked to end: no longer ready, but still answering
         self.draining = False  # refuses new requests
         self.decoders = Decoders(settings)

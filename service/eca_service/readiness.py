@@ -7,9 +7,9 @@ import logging
 from pathlib import Path
 
 from eca_service import metrics
-from eca_service.backend import Triton
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
+from eca_service.fleet import Fleet
 from eca_service.peers import Peers
 from eca_service.registry import Model, Registry
 from eca_service.rollout import Rollout
@@ -23,10 +23,10 @@ RETRY_EVERY_S = 0.5
 class Readiness:
     """Loads the models in Triton, keeps asking for their golden answers, and follows the repository."""
 
-    def __init__(self, registry: Registry, triton: Triton, engines: Engines, rollout: Rollout, peers: Peers) -> None:
+    def __init__(self, registry: Registry, fleet: Fleet, engines: Engines, rollout: Rollout, peers: Peers) -> None:
         self._registry = registry
         self._peers = peers
-        self._triton = triton
+        self._fleet = fleet
         self._engines = engines
         self._rollout = rollout
         self._wake = asyncio.Event()
@@ -68,7 +68,7 @@ class Readiness:
         next_check, turn = 0.0, 0
         while True:
             try:
-                added = await self._triton.look()
+                added = await self._fleet.look()
             except Exception:  # whatever it is, those that were there are asked on
                 logger.exception("it could not be found out which Tritons there are")
                 added = False

@@ -9,9 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from eca_service import metrics
-from eca_service.backend import Triton
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
+from eca_service.fleet import Fleet
 from eca_service.registry import Model, Registry, wanted
 from eca_service.triton.failures import NotLoaded, passes
 
@@ -27,9 +27,9 @@ class Rollout:
     uses it: other gateways may not have followed yet.
     """
 
-    def __init__(self, registry: Registry, triton: Triton, engines: Engines, keep_s: float) -> None:
+    def __init__(self, registry: Registry, fleet: Fleet, engines: Engines, keep_s: float) -> None:
         self._registry = registry
-        self._triton = triton
+        self._fleet = fleet
         self._engines = engines
         self._keep_s = keep_s
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -39,7 +39,7 @@ class Rollout:
     async def load(self, model: Model) -> None:
         """Has `model` loaded beside what is being left; in the turn of its name. Raises ServiceError."""
         home, version = model.folder.parent, model.contract.version
-        slots = await self._triton.load(model.contract, home, self._versions(home) | {version})
+        slots = await self._fleet.load(model.contract, home, self._versions(home) | {version})
         self._engines.of(model.contract).slots = slots
 
     def turn(self, name: str) -> asyncio.Lock:
@@ -107,7 +107,7 @@ class Rollout:
                 if not self.refuse(model, error):
                     logger.warning("%s version %d is tried again: %s", contract.name, contract.version, error)
                     return True
-                await self._triton.keep(model.folder.parent, self._versions(model.folder.parent))
+                await self._fleet.keep(model.folder.parent, self._versions(model.folder.parent))
                 return False
             self.accept(model.folder)
             if task := self._retiring.pop(model.folder, None):
@@ -133,7 +133,7 @@ class Rollout:
         async with self.turn(model.contract.name):
             try:
                 self._engines.drop(model.contract)
-                await self._triton.keep(home, self._versions(home) - {model.contract.version})
+                await self._fleet.keep(home, self._versions(home) - {model.contract.version})
             finally:
                 self._retiring.pop(model.folder)
         logger.info("%s version %d is unloaded", model.contract.name, model.contract.version)

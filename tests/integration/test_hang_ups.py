@@ -41,7 +41,7 @@ async def test_hang_ups_around_the_answer_harm_nobody(service: Service, reposito
 
     outcomes: list[BaseException | None] = []
     try:
-        await triton.load(contract, repository / MODEL, {1})
+        await triton.fleet.load(contract, repository / MODEL, {1})
         for _ in range(20):
             await ask()
         usual_s = sorted(waits)[10]

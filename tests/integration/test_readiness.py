@@ -43,8 +43,8 @@ async def test_every_image_has_its_turn(service: Service, repository: Path) -> N
     forged = contract.model_copy(update={"golden": golden.model_copy(update={"probabilities": tuple(rows)})})
     triton = Triton(f"127.0.0.1:{service.triton_port}", False)
     try:
-        assert await triton.look()
-        await triton.load(forged, folder.parent, {1})
+        assert await triton.fleet.look()
+        await triton.fleet.load(forged, folder.parent, {1})
         engines, model = Engines(triton, Tracing(None)), Model(forged, folder)
         found = []
         for turn in range(2 * count):

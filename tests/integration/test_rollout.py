@@ -13,8 +13,10 @@ import pytest
 from eca_service.backend import Triton
 from eca_service.contract import Contract
 from eca_service.engines import Engines
+from eca_service.fleet import Fleet
 from eca_service.registry import Registry, pin
 from eca_service.rollout import Rollout
+from eca_service.sharing import Sharing
 from eca_service.tracing import Tracing
 from eca_service.triton.supervisor import TritonServer
 from tritonclient.grpc.aio import InferenceServerClient
@@ -25,7 +27,7 @@ from tests.integration.test_reload import publish
 KEEP_S, PAUSE_S = 0.1, 0.4
 
 
-class Disturbed(Triton):
+class Disturbed(Fleet):
     """Unloads only after a pause, and then whatever happens, as what was sent cannot be called back; what was loaded is
     unloaded again `thefts` times, as if by another gateway.
     """
@@ -35,7 +37,7 @@ class Disturbed(Triton):
     async def keep(self, home: Path, versions: Collection[int]) -> None:
         async def later() -> None:
             await asyncio.sleep(PAUSE_S)
-            await Triton.keep(self, home, versions)
+            await Fleet.keep(self, home, versions)
 
         await asyncio.shield(later())
 
@@ -66,28 +68,31 @@ def server(models: Path, tmp_path: Path) -> Iterator[TritonServer]:
 
 
 @pytest.fixture
-async def triton(server: TritonServer) -> AsyncIterator[Disturbed]:
-    triton = Disturbed(server.address)
+async def fleet(server: TritonServer) -> AsyncIterator[Disturbed]:
+    fleet = Disturbed(server.address, Sharing(False))
     try:
         end = time.monotonic() + 60
-        while not await triton.look():
+        while not await fleet.look():
             assert time.monotonic() < end
             await asyncio.sleep(0.1)
-        yield triton
+        yield fleet
     finally:
-        await triton.close()
+        await fleet.close()
 
 
 @pytest.fixture
-async def rollout(triton: Disturbed, models: Path) -> AsyncIterator[tuple[Rollout, Registry, Engines]]:
+async def rollout(fleet: Disturbed, models: Path) -> AsyncIterator[tuple[Rollout, Registry, Engines]]:
     """It serves version 2."""
+    triton = Triton("127.0.0.1:1")
+    triton.fleet = fleet
     registry, engines = Registry(models, None), Engines(triton, Tracing(None))
-    rollout = Rollout(registry, triton, engines, KEEP_S)
+    rollout = Rollout(registry, fleet, engines, KEEP_S)
     await rollout.load(registry.get(MODEL))
     try:
         yield rollout, registry, engines
     finally:
         await rollout.close()
+        await triton.close()
 
 
 async def loaded(server: TritonServer) -> list[str]:
@@ -147,11 +152,11 @@ async def test_an_old_version_waits_for_its_requests(
 
 
 async def test_what_another_gateway_unloads_is_tried_again_and_not_refused(
-    rollout: tuple[Rollout, Registry, Engines], triton: Disturbed, models: Path
+    rollout: tuple[Rollout, Registry, Engines], fleet: Disturbed, models: Path
 ) -> None:
     follower, registry, _ = rollout
     pin(models, MODEL, 1)
-    triton.thefts = 1
+    fleet.thefts = 1
     await follower.follow()
     assert registry.get(MODEL).contract.version == 2
     await follower.follow()

@@ -76,7 +76,7 @@ async def measure(rounds: int, calls: int, pid: int, address: str, contract: Any
     """Prints one line a size."""
     triton = Triton(address)
     try:
-        await triton.load(contract, contract_home(contract), {1})
+        await triton.fleet.load(contract, contract_home(contract), {1})
         both, end = await ways(triton, contract, f"eca_transport_{os.getpid()}")
         try:
             for size in SIZES:

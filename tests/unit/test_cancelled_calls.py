@@ -56,9 +56,8 @@ async def serving(version: str) -> AsyncIterator[tuple[Server, Triton]]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     triton = Triton(f"127.0.0.1:{port}")
-    await triton.look()
-    triton._loaded = {f"127.0.0.1:{port}": {noop.NAME}}
-    triton._connect()
+    await triton.fleet.look()
+    triton.fleet.serving = frozenset({f"127.0.0.1:{port}"})
     try:
         yield ours, triton
     finally:
