@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-SHM = Path("/dev/shm")
+from eca_service.leftovers import SHM
+
 SLOTS = 4  # as many batches as travel at once; where there are more, the others go in their messages
 SLOT_BYTES = 32 * 224 * 224 * 3
-NAME = re.compile(r"eca_gateway_(\d+)_[0-9a-f]+")
 
 
 class Region:
@@ -65,16 +63,3 @@ class Region:
     def unlink(self) -> None:
         """Takes the name away; who has mapped it keeps it."""
         self._path.unlink(missing_ok=True)
-
-
-def abandoned(name: str) -> bool:
-    """Whether it is the name of a region whose process is gone."""
-    match = NAME.fullmatch(name)
-    return match is not None and not Path(f"/proc/{match[1]}").exists()
-
-
-def remove_abandoned() -> None:
-    """Removes the files of processes that were killed between making one and having it mapped."""
-    for path in SHM.glob("eca_gateway_*"):
-        if abandoned(path.name):
-            path.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ import grpc
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
-from eca_service.region import Region, abandoned, remove_abandoned
+from eca_service import leftovers
+from eca_service.region import Region
 from eca_service.triton.failures import passes
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,9 @@ class Sharing:
             if self.region or not self._wanted:
                 return
             try:
-                remove_abandoned()
+                leftovers.remove("gateway")
                 status = await client.get_system_shared_memory_status(client_timeout=CONTROL_S)
-                for name in filter(abandoned, status.regions):
+                for name in filter(leftovers.abandoned, status.regions):
                     await _unregister(client, name)
                 region = Region()
                 try:

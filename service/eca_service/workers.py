@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from eca_service import metrics
+from eca_service import leftovers, metrics
 from eca_service.access import RATES
 from eca_service.addresses import family
 from eca_service.peers import Peers
@@ -55,7 +55,7 @@ def supervise(settings: Settings) -> int:
     """
     asked = threading.Semaphore(0)
     before = {number: signal.signal(number, lambda *_: asked.release()) for number in (signal.SIGTERM, signal.SIGINT)}
-    remove_leftovers()
+    leftovers.remove("workers")
     folder = Path(tempfile.mkdtemp(prefix=f"eca-workers-{os.getpid()}-"))
     address = (settings.host, settings.http_port)
     listener = socket.create_server(address, family=family(settings.host), backlog=BACKLOG)
@@ -99,14 +99,6 @@ def share(settings: Settings) -> Settings:
             "decode_threads": max(1, settings.decode_threads // count),
         }
     )
-
-
-def remove_leftovers() -> None:
-    """Removes the folders of supervisors that were killed before they could."""
-    for path in Path(tempfile.gettempdir()).glob("eca-workers-*-*"):
-        owner = path.name.split("-")[2]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _start(worker: _Worker, settings: Settings, listener: socket.socket, folder: Path) -> None:

@@ -21,9 +21,9 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from eca_service import leftovers
 from eca_service.contract import read
 from eca_service.triton.server import free_port
-from eca_service.triton.supervisor import remove_leftovers
 from PIL import Image
 
 from tests.integration.conftest import DEMO, FRESH, MODEL, ROOT, Service, build, run, start
@@ -403,6 +403,6 @@ def test_nothing_is_left(
     while alive(pids) and time.monotonic() < end:
         time.sleep(0.1)
     assert alive(pids) == []
-    remove_leftovers()  # what the next start does: only a killed service leaves anything to remove
+    leftovers.remove("triton")  # what the next start does: only a killed service leaves anything to remove
     assert list(Path(tempfile.gettempdir()).glob(f"eca-triton-{running.process.pid}-*")) == []
     assert list(Path("/dev/shm").glob(f"eca_triton_{running.process.pid}_*")) == []

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 
+from eca_service import leftovers
 from eca_service.addresses import from_here, joined
 from eca_service.triton import server
 from eca_service.triton.server import TritonUnavailable
@@ -80,7 +81,7 @@ class TritonServer:
                 f"the model repository {self.repository} does not exist; `eca-build compile` makes it"
             )
         server.require_free(self.host, self.port, "Triton", "ECA_TRITON_GRPC_PORT")
-        remove_leftovers()
+        leftovers.remove("triton")
         self._shm_prefix = f"eca_triton_{os.getpid()}_{self.port}_"
         self._assemble()  # in this thread: Ctrl-C ends the compiler too
         self._watcher.start()
@@ -216,11 +217,3 @@ class TritonServer:
         if self._shm_prefix:
             for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
                 region.unlink(missing_ok=True)
-
-
-def remove_leftovers() -> None:
-    """Removes the folders and shared memory of services that were killed before they could."""
-    for path in (*Path(tempfile.gettempdir()).glob("eca-triton-*-*"), *Path("/dev/shm").glob("eca_triton_*")):
-        owner = path.name.replace("_", "-").split("-")[2]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

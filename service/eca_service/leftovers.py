@@ -1,0 +1,26 @@
+"""What processes of ours that were killed have left in /tmp and /dev/shm, under names that hold their ids."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+SHM = Path("/dev/shm")
+NAME = re.compile(r"eca[-_](?:gateway|triton|workers)[-_](\d+)[-_].+")
+
+
+def abandoned(name: str) -> bool:
+    """Whether it is the name of something whose process is gone."""
+    match = NAME.fullmatch(name)
+    return match is not None and not Path(f"/proc/{match[1]}").exists()
+
+
+def remove(kind: Literal["gateway", "triton", "workers"]) -> None:
+    """Removes what is abandoned of one kind; of another it may be that of a process which cannot be seen from here."""
+    for folder in (Path(tempfile.gettempdir()), SHM):
+        for path in folder.glob(f"eca[-_]{kind}[-_]*"):
+            if abandoned(path.name):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,0 +1,27 @@
+"""What the killed left is removed, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from eca_service import leftovers
+
+
+def test_only_what_a_dead_process_left_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(leftovers, "SHM", tmp_path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    gone, here = (f"eca-triton-{ended.pid}-x", f"eca_triton_{ended.pid}_8001_0"), f"eca-triton-{os.getpid()}-x"
+    others = (f"eca-workers-{ended.pid}-x", f"eca_gateway_{ended.pid}_ab", "eca-triton-12", "eca-triton-none-x")
+    for name in (*gone, here, *others):
+        (tmp_path / name).mkdir() if "-" in name else (tmp_path / name).touch()
+    leftovers.remove("triton")
+    assert {path.name for path in tmp_path.iterdir()} == {here, *others}
+    leftovers.remove("workers")
+    leftovers.remove("gateway")
+    assert {path.name for path in tmp_path.iterdir()} == {here, *others[2:]}
