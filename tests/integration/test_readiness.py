@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -55,5 +56,12 @@ async def test_every_image_has_its_turn(service: Service, repository: Path) -> N
         assert found == [(wrong, "model_not_ready"), (wrong + count, "model_not_ready")]
         with pytest.raises(ServiceError, match="a golden image's answer is off by"):
             await engines.golden(model)
+        for change, reason in (
+            ({"probabilities": ((math.nan,) * contract.classes,) * count}, "a golden image's answer is off by nan"),
+            ({"sha256": "another's"}, "golden.npy is not the file that the build wrote"),
+        ):
+            other = contract.model_copy(update={"golden": golden.model_copy(update=change)})
+            with pytest.raises(ServiceError, match=reason):
+                await engines.golden(Model(other, folder))
     finally:
         await triton.close()

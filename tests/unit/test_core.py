@@ -1,4 +1,4 @@
-"""What refuses a request before an image of it is decoded, and what is learnt of it; the engine waits for the test."""
+"""What refuses a request before an image is decoded, what is learnt of it, and when a failure makes a model suspect."""
 
 from __future__ import annotations
 
@@ -150,3 +150,14 @@ def test_a_request_s_stages_are_those_of_its_slowest_image() -> None:
     results = [Result(decode_s=0.001, queue_s=0.004, infer_s=0.002), Result(decode_s=0.003, queue_s=0, infer_s=0.001)]
     told = Answer(CONTRACT, results, 0.009).milliseconds()
     assert told == {"decode": 3.0, "queue": 4.0, "infer": 2.0, "total": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("code", "suspect"), [("internal", True), ("model_not_ready", True), ("overloaded", False), ("bad_request", False)]
+)
+async def test_who_fails_is_suspected(tmp_path: Path, code: str, suspect: bool) -> None:
+    core = Core(Settings(repository=tmp_path), Peers())
+    with pytest.raises(ServiceError), core.suspicious():
+        raise ServiceError(code, "")
+    assert core.readiness._wake.is_set() == suspect
+    await core.close()
