@@ -4,59 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from bisect import bisect_right, insort
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from eca_service import metrics
 from eca_service.contract import PROBABILITIES
 from eca_service.costs import Costs
 from eca_service.errors import ServiceError
 from eca_service.tracing import Trace
+from eca_service.waiting import Entry, Pixels, Row, Tensors, Turn, Waiting
 
-Pixels = NDArray[np.uint8]
-Tensors = Mapping[str, NDArray[np.float32]]  # by name, each with one row an image
+__all__ = ["Batcher", "Pixels", "Row", "Run", "Tensors", "Totals"]
+
 Run = Callable[[Sequence[Pixels], float, tuple[str, ...], Sequence[Trace]], Awaitable[Tensors]]
-MOST_WITH_FURTHER = 8  # images in a batch that wants further outputs: feature maps are large
 LEAST_OF_THE_COST = 0.8  # a batch is hardly ever done in less of what it is known to take
 UNKNOWN_COST_S = 0.01  # of an image, before any was seen
-LATE = "the request's deadline passed before its images were classified"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image's answer: probabilities float32 [K], and the seconds it waited and the engine took.
-
-    `began` is when its batch left, by time.perf_counter's clock: the event loop's has whole milliseconds. `further`
-    holds the other outputs that were asked for, by name.
-    """
-
-    probabilities: NDArray[np.float32]
-    began: float
-    queue_s: float
-    infer_s: float
-    further: Tensors = field(default_factory=dict)
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    due: float
-    pixels: Pixels
-    deadline: float
-    arrived: float
-    future: asyncio.Future[Row]
-    further: tuple[str, ...]
-    trace: Trace | None
 
 
 @dataclass(slots=True, eq=False)
 class _Batch:
     """`began` is when the engine took it: as it was sent, or as a batch before it ended; `ends` is the prediction."""
 
-    entries: list[_Entry]
+    entries: list[Entry]
     began: float
     ends: float
 
@@ -87,15 +56,23 @@ class Batcher:
     threads idle: to wait for each other would gain these few nothing.
     """
 
-    def __init__(self, name: str, run: Run, max_batch: int, slots: int, threads: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: Run,
+        max_batch: int,
+        slots: int,
+        threads: int = 1,
+        now: Callable[[], float] = time.perf_counter,  # uvloop's own clock counts whole milliseconds
+    ) -> None:
         self.max_batch = max_batch
         self.slots = slots
         self.threads = threads
         self.costs = Costs()
         self.totals = Totals()
         self._run = run
-        self._queue: list[_Entry] = []  # by `due`
-        self._turns: set[Turn] = set()
+        self._now = now
+        self._waiting = Waiting(self.pace_s, self._dispatch, now)
         self._running: dict[asyncio.Task[None], _Batch] = {}
         self._ahead: _Batch | None = None  # the one of them that the engine has not begun
         self._depth = metrics.queue_depth.labels(name)
@@ -103,7 +80,7 @@ class Batcher:
 
     def turn(self, images: int, trace: Trace | None = None) -> Turn:
         """The place of a request whose `images` images will be submitted one by one; to be used in a `with`."""
-        return Turn(self, images, trace)
+        return self._waiting.turn(images, trace)
 
     async def submit(
         self, pixels: Pixels, deadline: float, further: tuple[str, ...] = (), trace: Trace | None = None
@@ -115,16 +92,13 @@ class Batcher:
     def wait_s(self, images: int = 1) -> float:
         """Predicted seconds until a request of `images` images that came now would be answered."""
         pace_s = self.pace_s()
-        due = time.perf_counter() + (images - 1) * pace_s
-        waiting = bisect_right(self._queue, due, key=_due) + images
-        for turn in self._turns:  # whose images are still being decoded
-            if turn.coming and turn.due <= due:
-                waiting += min(turn.coming, 1 + int((due - turn.due) / pace_s))
+        due = self._now() + (images - 1) * pace_s
+        waiting = self._waiting.ahead_of(due, pace_s) + images
         most = self._most
         rounds, rest = divmod(waiting, most * self.slots)
         last = self.costs.seconds(-(-rest // self.slots)) if rest else 0.0
         full = most * self.costs.each(most)
-        return max(0.0, self._free_at() - time.perf_counter()) + rounds * full + last
+        return max(0.0, self._free_at() - self._now()) + rounds * full + last
 
     def pace_s(self) -> float:
         """Seconds of the engine's time that an image takes when it is busy."""
@@ -133,12 +107,12 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Nothing waits, nothing is on its way here and nothing runs."""
-        return not self._running and not self._queue and not self.coming
+        return not self._running and not self._waiting and not self.coming
 
     @property
     def coming(self) -> int:
         """Images of requests that were taken in, which are not decoded yet."""
-        return sum(turn.coming for turn in self._turns)
+        return self._waiting.coming
 
     @property
     def _most(self) -> int:
@@ -151,7 +125,7 @@ class Batcher:
 
     def _dispatch(self) -> None:
         while self._has_room() and (entries := self._next()):
-            now = time.perf_counter()  # uvloop's own clock counts whole milliseconds
+            now = self._now()
             at_once = len(self._running) < self.slots or self._threads_idle(len(entries))
             starts = now if at_once else max(now, self._free_at())
             batch = _Batch(entries, now, starts + self.costs.seconds(len(entries)))
@@ -160,14 +134,14 @@ class Batcher:
             task = asyncio.create_task(self._answer(batch))
             self._running[task] = batch
             task.add_done_callback(self._ended)
-        self._depth.set(len(self._queue))
+        self._depth.set(len(self._waiting))
 
     def _has_room(self) -> bool:
         if len(self._running) < self.slots:
             return True
-        if self._threads_idle(len(self._queue) + self.coming):
+        if self._threads_idle(len(self._waiting) + self.coming):
             return True
-        return not self._ahead and 2 * len(self._queue) >= self._most
+        return not self._ahead and 2 * len(self._waiting) >= self._most
 
     def _threads_idle(self, images: int) -> bool:
         """Whether the engine has one for each of so many images more."""
@@ -175,51 +149,16 @@ class Batcher:
         return there + images <= self.slots * self.threads
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        batch = self._running.pop(task)
+        del self._running[task]
         if self._ahead:
-            if self._ahead is not batch:
-                self._ahead.began = time.perf_counter()
+            self._ahead.began = self._now()
             self._ahead = None
         self._dispatch()
 
-    def _next(self) -> list[_Entry]:
-        """As many entries as are worthwhile, those due first; without those that nobody awaits any more.
-
-        What would be answered too late gives its place to what would not. Where there is nothing else it is tried: what
-        was learnt of the engine's time may be wrong.
-        """
-        now = asyncio.get_running_loop().time()
-        soonest = now + LEAST_OF_THE_COST * self.costs.seconds(min(len(self._queue), self._most) or 1)
-        batch: list[_Entry] = []
-        others: list[_Entry] = []  # want other outputs than the first: theirs is the next batch
-        doomed: list[_Entry] = []
-        most, wanted, taken = self._most, None, 0
-        for entry in self._queue:
-            if len(batch) == most:
-                break
-            taken += 1
-            if entry.future.done():
-                continue
-            if entry.deadline <= now:
-                entry.future.set_exception(ServiceError("deadline_exceeded", LATE))
-            elif wanted is not None and entry.further != wanted:
-                others.append(entry)
-            elif entry.deadline <= soonest:
-                doomed.append(entry)
-            else:
-                batch.append(entry)
-                wanted = entry.further
-                if wanted:
-                    most = min(most, MOST_WITH_FURTHER)
-        self._queue[:taken] = others
-        if not batch:
-            wanted = doomed[0].further if doomed else ()
-            batch = [entry for entry in doomed if entry.further == wanted][: MOST_WITH_FURTHER if wanted else None]
-            batch = batch[: self.max_batch]
-        for entry in doomed:
-            if entry not in batch:
-                entry.future.set_exception(ServiceError("deadline_exceeded", LATE))
-        return batch
+    def _next(self) -> list[Entry]:
+        now, most = asyncio.get_running_loop().time(), self._most
+        soonest = now + LEAST_OF_THE_COST * self.costs.seconds(min(len(self._waiting), most) or 1)
+        return self._waiting.take(most, self.max_batch, now, soonest)
 
     async def _answer(self, batch: _Batch) -> None:
         entries = batch.entries
@@ -240,7 +179,7 @@ class Batcher:
             latest = max(entry.deadline for entry in entries)
             traces = [entry.trace for entry in entries if entry.trace]
             answer = dict(await self._run([entry.pixels for entry in entries], latest, entries[0].further, traces))
-            spent = time.perf_counter() - batch.began
+            spent = self._now() - batch.began
             for tensor in answer.values():
                 if len(tensor) != len(entries):
                     raise ServiceError("internal", f"the engine gave {len(tensor)} answers for {len(entries)} images")
@@ -265,46 +204,3 @@ class Batcher:
             if not entry.future.done():
                 further = {name: tensor[index] for name, tensor in answer.items()}
                 entry.future.set_result(Row(rows[index], batch.began, batch.began - entry.arrived, spent, further))
-
-
-class Turn:
-    """One request's place in the queue: when its next image is `due`, and how many of them are still `coming`."""
-
-    __slots__ = ("_batcher", "_trace", "coming", "due")
-
-    def __init__(self, batcher: Batcher, images: int, trace: Trace | None) -> None:
-        self._batcher = batcher
-        self._trace = trace
-        self.due = time.perf_counter()
-        self.coming = images
-
-    def __enter__(self) -> Turn:
-        self._batcher._turns.add(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._batcher._turns.discard(self)
-
-    def skip(self) -> None:
-        """One image will not come."""
-        self.coming -= 1
-
-    async def submit(self, pixels: Pixels, deadline: float, further: tuple[str, ...] = ()) -> Row:
-        """The answer for one image; cancelling it takes the image out of the queue.
-
-        `further` names outputs wanted beside the probabilities, the same for all images of one request.
-
-        Raises deadline_exceeded, or what the engine's batch raised.
-        """
-        batcher = self._batcher
-        future = asyncio.get_running_loop().create_future()
-        entry = _Entry(self.due, pixels, deadline, time.perf_counter(), future, further, self._trace)
-        self.coming -= 1
-        self.due += batcher.pace_s()
-        insort(batcher._queue, entry, key=_due)
-        batcher._dispatch()
-        return await entry.future
-
-
-def _due(entry: _Entry) -> float:
-    return entry.due

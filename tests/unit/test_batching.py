@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from eca_service.batching import MOST_WITH_FURTHER, Batcher, Pixels, Row, Tensors, Turn
+from eca_service.batching import Batcher
 from eca_service.contract import PROBABILITIES
 from eca_service.costs import Costs
 from eca_service.errors import ServiceError
 from eca_service.tracing import Trace
+from eca_service.waiting import MOST_WITH_FURTHER, Pixels, Row, Tensors, Turn
 
 
 class Engine:
