@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ class Engine:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.gates: list[asyncio.Event] = []
+        self.deadlines: list[float] = []
         self.cancelled = 0
         self.stubborn = False  # ends its work all the same
         self.rows = 0  # answers more than asked for
@@ -31,6 +33,7 @@ class Engine:
     ) -> Tensors:
         self.batches.append([int(image[0]) for image in images])
         self.gates.append(asyncio.Event())
+        self.deadlines.append(deadline)
         try:
             await self.gates[-1].wait()
         except asyncio.CancelledError:
@@ -48,6 +51,13 @@ class Engine:
         next(gate for gate in self.gates if not gate.is_set()).set()
 
 
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def pixels(value: int) -> Pixels:
     return np.array([value], np.uint8)
 
@@ -59,8 +69,10 @@ class Greedy(Costs):
         return most
 
 
-def batcher(engine: Engine, max_batch: int = 4, slots: int = 1) -> Batcher:
-    made = Batcher("test", engine.run, max_batch, slots)
+def batcher(
+    engine: Engine, max_batch: int = 4, slots: int = 1, now: Callable[[], float] = time.perf_counter
+) -> Batcher:
+    made = Batcher("test", engine.run, max_batch, slots, now=now)
     made.costs = Greedy()
     return made
 
@@ -268,6 +280,42 @@ async def test_a_failure_reaches_every_caller_and_the_queue_goes_on() -> None:
     assert queue.totals.failed == 1
 
 
+async def test_a_failure_reaches_who_is_left_and_the_queue_goes_on() -> None:
+    engine = Engine()
+    queue = batcher(engine)
+    tasks = [submit(queue, value) for value in range(3)]
+    await settle()
+    assert engine.batches == [[0], [1, 2]]
+    tasks[1].cancel()
+    await settle()
+    engine.error = ServiceError("backend_unavailable", "gone")
+    for gate in engine.gates:
+        gate.set()
+    await settle()
+    assert [str(tasks[left].exception()) for left in (0, 2)] == ["backend_unavailable: gone"] * 2
+    engine.error = None
+    task = submit(queue, 3)
+    await settle()
+    engine.gates[2].set()
+    assert (await task).probabilities[0] == 3
+    assert queue.idle
+
+
+async def test_a_batch_may_take_as_long_as_the_most_patient_of_its_callers() -> None:
+    engine, now = Engine(), asyncio.get_running_loop().time()
+    queue = batcher(engine)
+    tasks = [submit(queue, 0)]
+    await settle()
+    deadlines = [now + 60, now + 1]
+    tasks += [asyncio.create_task(queue.turn(1).submit(pixels(1), deadline)) for deadline in deadlines]
+    await settle()
+    assert engine.batches == [[0], [1, 1]]
+    assert engine.deadlines[1] == now + 60
+    for gate in engine.gates:
+        gate.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_answers_are_counted() -> None:
     engine = Engine()
     engine.rows = 1
@@ -280,27 +328,26 @@ async def test_answers_are_counted() -> None:
 
 async def test_predicted_wait_grows_with_the_queue() -> None:
     engine = Engine()
-    queue = batcher(engine)
+    queue = batcher(engine, now=Clock())
     assert queue.wait_s() == 0, "nothing is known yet"
     queue.costs.learn(1, 0.01)
     queue.costs.learn(4, 0.02)
     assert queue.wait_s() == pytest.approx(0.01)
     tasks = [submit(queue, value) for value in range(9)]
     await settle()
-    expected = 0.01 + 2 * 0.02 + 0.01
-    assert queue.wait_s(1) == pytest.approx(expected, abs=0.005), "one runs, two full batches wait, and one's own"
+    assert queue.wait_s(1) == pytest.approx(0.01 + 2 * 0.02 + 0.01), "one runs, two full batches wait, and one's own"
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_predicted_wait_counts_who_is_being_decoded_but_not_who_is_due_later() -> None:
-    queue = batcher(Engine())
+    queue = batcher(Engine(), now=Clock())
     queue.costs.learn(4, 4.0)  # a second an image
     with queue.turn(8) as large:
         assert not queue.idle
-        assert queue.wait_s(1) == pytest.approx(4), "the large request's first image and one's own, in one batch"
-        assert queue.wait_s(8) == pytest.approx(16), "all of the large request's, and eight"
+        assert queue.wait_s(1) == 4, "the large request's first image and one's own, in one batch"
+        assert queue.wait_s(8) == 16, "all of the large request's, and eight"
         for _ in range(8):
             large.skip()
         assert queue.idle
@@ -349,19 +396,39 @@ async def test_what_wants_more_shares_no_batch_with_what_does_not() -> None:
 
 async def test_what_waits_at_the_engine_is_waiting() -> None:
     """A batch sent ahead begins when the one before it ends: until then it waits in the queue."""
-    engine = Engine()
-    queue = batcher(engine, max_batch=1)
+    engine, clock = Engine(), Clock()
+    queue = batcher(engine, max_batch=1, now=clock)
     tasks = [submit(queue, value) for value in range(2)]
     await settle()
     assert engine.batches == [[0], [1]]
-    await asyncio.sleep(0.1)
-    engine.finish()
-    await settle()
-    engine.finish()
+    for seconds in (3, 2):
+        clock.now += seconds
+        engine.finish()
+        await settle()
     first, second = await asyncio.gather(*tasks)
-    assert first.queue_s < 0.05 < first.infer_s
-    assert second.infer_s < 0.05 < second.queue_s
-    assert queue.costs.seconds(1) < 0.1, "learnt from both"
+    assert (first.queue_s, first.infer_s) == (0, 3)
+    assert (second.queue_s, second.infer_s) == (3, 2)
+    assert queue.costs.seconds(1) == pytest.approx(0.8 * 3 + 0.2 * 2), "learnt from both"
+
+
+async def test_what_was_sent_ahead_may_end_first() -> None:
+    """Its callers left: the next half a batch takes its place."""
+    engine = Engine()
+    queue = batcher(engine, max_batch=2)
+    first, ahead = submit(queue, 0), submit(queue, 1)
+    await settle()
+    ahead.cancel()
+    await settle()
+    assert (engine.batches, engine.cancelled) == ([[0], [1]], 1)
+    others = [submit(queue, value) for value in (2, 3)]
+    await settle()
+    assert engine.batches[2:] == [[2]], "half a batch ahead, and no more"
+    engine.gates[0].set()
+    await settle()
+    assert engine.batches[3:] == [[3]]
+    for gate in engine.gates:
+        gate.set()
+    assert [row.probabilities[0] for row in await asyncio.gather(first, *others)] == [0, 2, 3]
 
 
 async def test_batches_are_as_large_as_is_worthwhile() -> None:
