@@ -10,7 +10,7 @@ from eca_build.images import synthetic
 from PIL import Image
 
 SIZES = ((320, 240), (500, 375), (375, 500), (640, 480), (1024, 768), (1600, 1200))
-BESIDE = Path(__file__).parents[3] / "shared" / "data" / "photos"
+PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos"
 
 
 def photographs(folder: Path | None = None, most: int = 64) -> tuple[list[bytes], str]:
@@ -19,7 +19,7 @@ def photographs(folder: Path | None = None, most: int = 64) -> tuple[list[bytes]
     `folder` None: photographs beside the repository where there are some, else made ones. FileNotFoundError where the
     folder has no JPEG.
     """
-    chosen = folder or (BESIDE if BESIDE.is_dir() else None)
+    chosen = folder or (PHOTOS if PHOTOS.is_dir() else None)
     if chosen is None:
         return made(most), f"{most} made images with the spectrum of photographs"
     paths = sorted(p for p in chosen.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg"})

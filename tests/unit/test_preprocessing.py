@@ -16,10 +16,10 @@ from eca_service.imaging import decode
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.load.photographs import PHOTOS
 from tests.unit.image_files import encoded, scene, turned_by_exif
 
-ROOT = Path(__file__).parents[2]
-PHOTOS = sorted((ROOT.parent / "shared" / "data" / "photos").glob("*.JPEG"))
+FILES = sorted(PHOTOS.glob("*.JPEG"))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (301, 200), (200, 333), (20, 90)])
@@ -115,12 +115,12 @@ def test_previews_are_alike(fast: str, orientation: int) -> None:
         assert np.abs(exact.astype(int) - quick).mean() < 3
 
 
-@pytest.mark.skipif(not PHOTOS, reason="the photographs are no part of the project")
+@pytest.mark.skipif(not FILES, reason="the photographs are no part of the project")
 def test_parity_on_photographs(fast: str) -> None:
-    levels = [apart(path.read_bytes(), Preprocessing()) for path in PHOTOS]
+    levels = [apart(path.read_bytes(), Preprocessing()) for path in FILES]
     assert np.mean([one.mean() for one in levels]) <= 0.25
     assert max(one.max() for one in levels) <= 2, "none is large enough to be scaled"
-    halved = [apart(path.read_bytes(), Preprocessing(resize=66, crop=56)) for path in PHOTOS]
+    halved = [apart(path.read_bytes(), Preprocessing(resize=66, crop=56)) for path in FILES]
     assert np.mean([one.mean() for one in halved]) <= 0.7
     assert max(one.mean() for one in halved) <= 2
 
