@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import shutil
 import signal
@@ -19,8 +20,10 @@ from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 from eca_service.triton.server import free_port
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 DEMO = sorted((ROOT / "build" / "demo").glob("*.safetensors"))
@@ -173,6 +176,38 @@ def start(
         )
     url = f"https://localhost:{port}" if "tls_cert" in settings else f"http://127.0.0.1:{port}"
     return Service(process, url, log, triton_port, grpc_port)
+
+
+def golden_png(repository: Path, model: str, index: int = 0) -> bytes:
+    """A golden image as a PNG: it must get the build's own answer."""
+    out = io.BytesIO()
+    Image.fromarray(np.load(repository / model / "1" / "golden.npy")[index]).save(out, "PNG")
+    return out.getvalue()
+
+
+def slow_image() -> bytes:
+    """Takes long to decode and little to send."""
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((6000, 6000, 3), np.uint8)).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def triton_of(service: Service) -> int:
+    """The Triton below it."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] for pid in service.children()}
+    return next(pid for pid, command in commands.items() if command.endswith(b"/tritonserver"))
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those of them that run."""
+    return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and _running(pid)]
+
+
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -15,9 +15,8 @@ from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import infer_request
-from tests.integration.conftest import FRESH, MODEL, Service
+from tests.integration.conftest import FRESH, MODEL, Service, golden_png
 from tests.integration.test_connections import memory_kib
-from tests.integration.test_service import golden_png
 from tests.unit.image_files import encoded
 
 FORM = {"content-type": "multipart/form-data; boundary=b"}

@@ -19,8 +19,7 @@ from eca_service.contract import read
 from eca_service.triton.server import free_port
 from PIL import Image
 
-from tests.integration.conftest import DEMO, MODEL, ROOT, Service, start
-from tests.integration.test_service import golden_png
+from tests.integration.conftest import DEMO, MODEL, ROOT, Service, golden_png, start
 
 IMAGES = sorted((ROOT / "build" / "demo" / "images").iterdir())
 DOG = ROOT / "build" / "demo" / "images" / "dog-2.jpg"

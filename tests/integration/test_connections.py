@@ -16,8 +16,7 @@ from eca_service.connections import LINGER_S
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import FRESH, MODEL, Service, start
-from tests.integration.test_service import golden_png
+from tests.integration.conftest import FRESH, MODEL, Service, golden_png, start
 
 HEAD_S = 1.0
 

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.integration.callers import call
-from tests.integration.conftest import FRESH, MODEL, Service, run, start
-from tests.integration.test_service import golden_png
+from tests.integration.conftest import FRESH, MODEL, Service, golden_png, run, start
 from tests.unit.test_triton_server import needs_ipv6
 
 

@@ -16,8 +16,7 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from tests.integration.callers import call
-from tests.integration.conftest import FRESH, MODEL, Service, start
-from tests.integration.test_service import golden_png
+from tests.integration.conftest import FRESH, MODEL, Service, golden_png, start
 
 
 def count(server: Service) -> int:

@@ -16,8 +16,7 @@ from eca_build.gate_taps import tap
 from eca_service.contract import read
 from PIL import Image, ImageOps
 
-from tests.integration.conftest import DEMO, FRESH, MODEL, ROOT, Service
-from tests.integration.test_service import golden_png
+from tests.integration.conftest import DEMO, FRESH, MODEL, ROOT, Service, golden_png
 
 DOG = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
 JSON = {"accept": "application/json"}

@@ -12,8 +12,7 @@ from eca_service.backend import Triton
 from eca_service.contract import read
 
 from tests.integration.callers import call
-from tests.integration.conftest import MODEL, Service
-from tests.integration.test_service import golden_png, triton_of
+from tests.integration.conftest import MODEL, Service, golden_png, triton_of
 
 HANG_UPS = 1000
 CALLERS = 2

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import statistics
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import FRESH, MODEL, start
-from tests.integration.test_service import golden_png
+from tests.integration.conftest import FRESH, MODEL, Service, golden_png, slow_image, start
 from tests.integration.traffic import TURNED_AWAY, Load
 from tests.load import noop
 from tests.load.goodput import sweep
@@ -97,6 +100,35 @@ def test_ending_under_load_loses_nothing_on_any_protocol(repository: Path, tmp_p
     assert codes["draining"] > 0, "some are told why"
 
 
+def test_ending_under_load_loses_nothing_on_kept_connections(repository: Path, tmp_path: Path) -> None:
+    running = start(repository, tmp_path)
+    image, url = golden_png(repository, MODEL), f"{running.url}/v1/models/{MODEL}/classify"
+
+    def calls() -> Counter[str]:
+        codes = Counter[str]()
+        with httpx.Client(timeout=60) as client:
+            while not codes["draining"] + codes["refused"]:
+                try:
+                    answer = client.post(url, content=image)
+                    codes["ok" if answer.status_code == 200 else answer.json()["code"]] += 1
+                except httpx.ConnectError:
+                    codes["refused"] += 1
+        return codes
+
+    try:
+        running.await_ready()
+        with ThreadPoolExecutor(8) as pool:
+            callers = [pool.submit(calls) for _ in range(8)]
+            time.sleep(1)
+            running.process.send_signal(signal.SIGTERM)
+        codes = sum((one.result() for one in callers), Counter[str]())
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 0, running.log.read_text()
+    assert codes["ok"] > 8
+    assert set(codes) <= {"ok", "draining", "refused"}, codes
+
+
 def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, tmp_path: Path) -> None:
     """Two instances of half a second an image: four images take a second, not two."""
     noop.publish(tmp_path / "repository", max_batch=1, crop=32, pace_s=0.5, instances=2)
@@ -115,3 +147,66 @@ def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, t
     finally:
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(40) == 0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_over_the_limit_is_refused_at_once(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, protocol: str
+) -> None:
+    running = start(repository, tmp_path_factory.mktemp("small"), max_inflight_images=2, max_body_bytes=1 << 20)
+    try:
+        running.await_ready()
+        good = golden_png(repository, MODEL)
+        with ThreadPoolExecutor(12) as pool:
+            replies = list(pool.map(lambda _: call(protocol, running, MODEL, [good]), range(120)))
+        codes = {reply.code for reply in replies}
+        assert codes == {"ok", "overloaded"}
+        too_large = call(protocol, running, MODEL, [bytes(2 << 20)]).code
+        assert too_large in {"body_too_large", "resource_exhausted"}, "gRPC refuses it before the service sees it"
+        text = FRESH.get(running.url + "/metrics").text
+        assert 'eca_rejected_total{reason="overloaded"}' in text
+        assert "eca_inflight 0.0" in text, "every permit was given back"
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 0
+
+
+WATCHER = """
+import http.client, sys, time
+connection, spent = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1])), []
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    started = time.perf_counter()
+    connection.request("GET", "/livez")
+    assert connection.getresponse().read() == b'{"live":true}'
+    spent.append(time.perf_counter() - started)
+    time.sleep(0.005)
+spent.sort()
+print(spent[int(0.99 * len(spent))])
+"""
+
+
+@pytest.mark.quiet
+def test_live_is_quick_while_large_images_decode(undisturbed: Service) -> None:
+    image, port = slow_image(), undisturbed.url.rpartition(":")[2]
+    enough = threading.Event()
+
+    def calls() -> set[str]:
+        codes = set()
+        while not enough.is_set():
+            codes.add(call("oip-binary", undisturbed, MODEL, [image], timeout_ms=60_000).code)
+        return codes
+
+    with ThreadPoolExecutor(12) as pool:
+        callers = [pool.submit(calls) for _ in range(12)]
+        try:
+            time.sleep(0.5)
+            # a process of its own, so that the callers' threads do not hold it up, and the quietest of three looks
+            watcher = [sys.executable, "-c", WATCHER, port, "1"]
+            looks = [float(subprocess.run(watcher, capture_output=True, check=True).stdout) for _ in range(3)]
+        finally:
+            enough.set()
+        codes = set.union(*(one.result() for one in callers))
+    assert "ok" in codes
+    assert codes <= {"ok", "overloaded"}, "on a busy machine the wait would be too long for some"
+    assert min(looks) < 0.05, looks

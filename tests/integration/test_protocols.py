@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import contextlib
 import gzip
 import io
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
-import tritonclient.http as triton_http
 from eca_service.contract import read
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
-from tests.integration.callers import PROTOCOLS, Reply, call, infer_request
-from tests.integration.conftest import FRESH, MODEL, Service, start
-from tests.integration.test_service import golden_png, triton_of
+from tests.integration.callers import PROTOCOLS, call, infer_request
+from tests.integration.conftest import FRESH, MODEL, Service, golden_png, slow_image, triton_of
 
 all_protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
@@ -44,13 +31,6 @@ def test_messages_larger_than_grpc_takes_by_itself(service: Service, protocol: s
     Image.fromarray(np.zeros((1300, 1300, 3), np.uint8)).save(out, "BMP")
     assert len(out.getvalue()) > 5_000_000, "gRPC's own limit is 4 MiB"
     assert call(protocol, service, MODEL, [out.getvalue()]).code == "ok"
-
-
-def slow_image() -> bytes:
-    """Takes long to decode and little to send."""
-    out = io.BytesIO()
-    Image.fromarray(np.zeros((6000, 6000, 3), np.uint8)).save(out, "PNG", compress_level=1)
-    return out.getvalue()
 
 
 def executions(service: Service) -> int:
@@ -111,29 +91,6 @@ def test_a_deadline_is_kept(service: Service, protocol: str) -> None:
     assert time.monotonic() - started < 2
 
 
-@all_protocols
-def test_over_the_limit_is_refused_at_once(
-    repository: Path, tmp_path_factory: pytest.TempPathFactory, protocol: str
-) -> None:
-    running = start(repository, tmp_path_factory.mktemp("small"), max_inflight_images=2, max_body_bytes=1 << 20)
-    try:
-        running.await_ready()
-        good = golden_png(repository, MODEL)
-        replies: list[Reply] = []
-        with ThreadPoolExecutor(12) as pool:
-            replies = list(pool.map(lambda _: call(protocol, running, MODEL, [good]), range(120)))
-        codes = {reply.code for reply in replies}
-        assert codes == {"ok", "overloaded"}
-        too_large = call(protocol, running, MODEL, [bytes(2 << 20)]).code
-        assert too_large in {"body_too_large", "resource_exhausted"}, "gRPC refuses it before the service sees it"
-        text = FRESH.get(running.url + "/metrics").text
-        assert 'eca_rejected_total{reason="overloaded"}' in text
-        assert "eca_inflight 0.0" in text, "every permit was given back"
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(30) == 0
-
-
 def test_a_caller_that_leaves_frees_its_place(service: Service, repository: Path) -> None:
     """The engine runs nothing for callers that left while they waited for it."""
     good, triton = golden_png(repository, MODEL), triton_of(service)
@@ -175,56 +132,6 @@ def await_gauge(service: Service, name: str, value: float) -> None:
     raise AssertionError(f"{name} did not become {value}: " + FRESH.get(service.url + "/metrics").text)
 
 
-@pytest.mark.parametrize("module", [triton_http, triton_grpc], ids=["http", "grpc"])
-def test_stock_clients(service: Service, repository: Path, module: object) -> None:
-    """tritonclient as it is installed, with compression, against the gateway."""
-    port = service.url.rpartition(":")[2] if module is triton_http else service.grpc_port
-    image = golden_png(repository, MODEL)
-    with module.InferenceServerClient(f"127.0.0.1:{port}") as client:  # type: ignore[attr-defined]
-        assert client.is_server_live()
-        assert client.is_server_ready()
-        assert client.is_model_ready(MODEL)
-        assert client.is_model_ready(MODEL, "1")
-        as_json = {} if module is triton_http else {"as_json": True}
-        assert client.get_server_metadata(**as_json)["name"] == "eca-serve"
-        metadata = client.get_model_metadata(MODEL, **as_json)
-        assert [output["name"] for output in metadata["outputs"]] == ["label", "index", "score"]
-        config = client.get_model_config(MODEL, **as_json)
-        if module is triton_http:
-            assert config["input"][0]["dims"] == [-1], "numbers are numbers, as Triton has them"
-        given = module.InferInput("image", [2], "BYTES")  # type: ignore[attr-defined]
-        given.set_data_from_numpy(np.array([image, image], object))
-        wanted = [module.InferRequestedOutput(name) for name in ("score", "label")]  # type: ignore[attr-defined]
-        packing = {"compression_algorithm": "gzip"}
-        if module is triton_http:
-            packing = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "gzip"}
-        answer = client.infer(MODEL, [given], outputs=wanted, request_id="mine", parameters={"top_k": 4}, **packing)
-        assert answer.as_numpy("score").shape == answer.as_numpy("label").shape == (2, 4)
-        assert answer.as_numpy("index") is None
-        response = answer.get_response(**as_json)
-        assert response["id"] == "mine"
-        stats = client.get_inference_statistics(MODEL, **as_json)
-        assert int(stats["model_stats"][0]["inference_count"]) >= 2
-
-
-def test_health_and_reflection(service: Service) -> None:
-    with grpc.insecure_channel(f"127.0.0.1:{service.grpc_port}") as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
-        with pytest.raises(grpc.RpcError) as caught:
-            health.Check(health_pb2.HealthCheckRequest(service="nobody"))
-        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-        watched = health.Watch(health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService"))
-        assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
-        watched.cancel()
-        database = ProtoReflectionDescriptorDatabase(channel)
-        assert "inference.GRPCInferenceService" in database.get_services()
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name=MODEL))
-        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED, "nothing can be managed from outside"
-
-
 @pytest.mark.parametrize(
     ("body", "headers"),
     [
@@ -258,153 +165,3 @@ def test_lengths_that_lie(service: Service) -> None:
         headers = {"inference-header-content-length": str(len(head))}
         answer = FRESH.post(f"{service.url}/v2/models/{MODEL}/infer", content=head + raw, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (400, "bad_request"), answer.text
-
-
-def test_a_compressed_bomb_is_too_large(service: Service) -> None:
-    bomb = zlib.compress(bytes(200 << 20), 9)
-    assert len(bomb) < 1 << 20
-    for route in (f"/v2/models/{MODEL}/infer", "/v1/classify"):
-        answer = FRESH.post(service.url + route, content=bomb, headers={"content-encoding": "deflate"}, timeout=30)
-        assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
-
-
-@pytest.mark.parametrize(
-    ("accepted", "encoding"), [("gzip", "gzip"), ("deflate", "deflate"), ("gzip;q=0, br", None), ("identity", None)]
-)
-def test_large_answers_are_compressed_as_negotiated(
-    service: Service, repository: Path, accepted: str, encoding: str | None
-) -> None:
-    route = f"{service.url}/v1/models/{MODEL}/classify"
-    listed = {"images": [{"b64": base64.b64encode(golden_png(repository, MODEL)).decode()}] * 20}
-    answer = FRESH.post(route, json=listed, headers={"accept-encoding": accepted})
-    assert answer.headers.get("content-encoding") == encoding
-    assert len(answer.json()["results"]) == 20
-    assert len(answer.content) > (3 if encoding else 1) * int(answer.headers["content-length"]) - 1
-    small = FRESH.post(route, content=golden_png(repository, MODEL), headers={"accept-encoding": accepted})
-    assert "content-encoding" not in small.headers
-    assert FRESH.get(service.url + "/metrics", headers={"accept-encoding": accepted}).text.endswith("# EOF\n")
-
-
-@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_stock_client_with_compressed_answers(service: Service, repository: Path, algorithm: str) -> None:
-    images = np.array([golden_png(repository, MODEL)] * 40, object)
-    given = triton_http.InferInput("image", [40], "BYTES")
-    given.set_data_from_numpy(images)
-    with triton_http.InferenceServerClient(service.url.removeprefix("http://")) as client:
-        answer = client.infer(MODEL, [given], response_compression_algorithm=algorithm)
-        assert answer.as_numpy("score").shape == (40, 5)
-
-
-class Counted(threading.Thread):
-    """A TCP relay to `port` that counts the bytes which come back."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._target = port
-        self.back = 0
-
-    def run(self) -> None:
-        """Relays one connection."""
-        near, _ = self._listener.accept()
-        far = socket.create_connection(("127.0.0.1", self._target))
-        threading.Thread(target=self._pump, args=(near, far), daemon=True).start()
-        with near, far, self._listener, contextlib.suppress(OSError):
-            while data := far.recv(1 << 16):
-                self.back += len(data)
-                near.sendall(data)
-
-    def _pump(self, near: socket.socket, far: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := near.recv(1 << 16):
-                far.sendall(data)
-            far.shutdown(socket.SHUT_RDWR)
-
-
-def test_grpc_answers_are_compressed_for_who_accepts_it(service: Service, repository: Path) -> None:
-    request, bytes_back = infer_request(MODEL, [golden_png(repository, MODEL)] * 64, top_k=10), {}
-    for name, encodings in (("any", 0b111), ("identity", 0b001)):
-        relay = Counted(service.grpc_port)
-        relay.start()
-        options = [("grpc.compression_enabled_algorithms_bitset", encodings)]
-        with grpc.insecure_channel(f"127.0.0.1:{relay.port}", options) as channel:
-            answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
-            assert list(answer.outputs[0].shape) == [64, 10]
-        relay.join(10)
-        bytes_back[name] = relay.back
-    assert 100 < bytes_back["any"] < bytes_back["identity"] / 2, bytes_back
-
-
-WATCHER = """
-import http.client, sys, time
-connection, spent = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1])), []
-end = time.monotonic() + float(sys.argv[2])
-while time.monotonic() < end:
-    started = time.perf_counter()
-    connection.request("GET", "/livez")
-    assert connection.getresponse().read() == b'{"live":true}'
-    spent.append(time.perf_counter() - started)
-    time.sleep(0.005)
-spent.sort()
-print(spent[int(0.99 * len(spent))])
-"""
-
-
-@pytest.mark.quiet
-def test_live_is_quick_while_large_images_decode(service: Service) -> None:
-    image, port = slow_image(), service.url.rpartition(":")[2]
-    enough = threading.Event()
-
-    def calls() -> set[str]:
-        codes = set()
-        while not enough.is_set():
-            codes.add(call("oip-binary", service, MODEL, [image], timeout_ms=60_000).code)
-        return codes
-
-    with ThreadPoolExecutor(50) as pool:
-        callers = [pool.submit(calls) for _ in range(50)]
-        try:
-            time.sleep(0.5)
-            # a process of its own, so that the callers' threads do not hold it up, and the quietest of three looks
-            watcher = [sys.executable, "-c", WATCHER, port, "1"]
-            looks = [float(subprocess.run(watcher, capture_output=True, check=True).stdout) for _ in range(3)]
-        finally:
-            enough.set()
-        assert set.union(*(one.result() for one in callers)) == {"ok"}
-    assert min(looks) < 0.05, looks
-
-
-def test_ending_under_load_loses_nothing(repository: Path, tmp_path: Path) -> None:
-    running = start(repository, tmp_path)
-    running.await_ready()
-    good = golden_png(repository, MODEL)
-    outcomes: list[str] = []
-
-    async def drive() -> None:
-        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=16)) as client:
-
-            async def one() -> None:
-                while True:
-                    try:
-                        answer = await client.post(f"{running.url}/v1/models/{MODEL}/classify", content=good)
-                    except httpx.ConnectError:
-                        outcomes.append("refused")
-                        return
-                    except httpx.HTTPError as error:
-                        outcomes.append(f"lost: {error!r}")
-                        return
-                    code = "ok" if answer.status_code == 200 else answer.json()["code"]
-                    outcomes.append(code)
-                    if code == "draining":
-                        return
-
-            tasks = [asyncio.create_task(one()) for _ in range(16)]
-            await asyncio.sleep(1)
-            running.process.send_signal(signal.SIGTERM)
-            await asyncio.gather(*tasks)
-
-    asyncio.run(drive())
-    assert running.process.wait(30) == 0, running.log.read_text()
-    assert outcomes.count("ok") > 16
-    assert set(outcomes) <= {"ok", "draining", "refused"}, set(outcomes)

@@ -19,8 +19,7 @@ from eca_service import metrics
 from eca_service.readiness import FOLLOW_EVERY_S
 
 from tests.integration.callers import call
-from tests.integration.conftest import FRESH, MODEL, OTHER, Service, run, start
-from tests.integration.test_service import golden_png
+from tests.integration.conftest import FRESH, MODEL, OTHER, Service, golden_png, run, start
 
 
 def publish(repository: Path, version: int, damage: Callable[[dict[str, Any], Path], None] | None = None) -> Path:

@@ -22,9 +22,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import FRESH, MODEL, Service, run, start
+from tests.integration.conftest import FRESH, MODEL, Service, golden_png, run, start
 from tests.integration.test_reload import publish, served
-from tests.integration.test_service import golden_png
 
 all_protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 TOKEN = "t" * 40

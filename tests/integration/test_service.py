@@ -26,23 +26,28 @@ from eca_service.contract import read
 from eca_service.triton.server import free_port
 from PIL import Image
 
-from tests.integration.conftest import DEMO, FRESH, MODEL, ROOT, Service, build, run, start
+from tests.integration.conftest import (
+    DEMO,
+    FRESH,
+    MODEL,
+    ROOT,
+    Service,
+    alive,
+    build,
+    golden_png,
+    run,
+    start,
+    triton_of,
+)
+from tests.load.photographs import PHOTOS
 
 NETWORK = ROOT / "build" / "demo" / f"{MODEL}.safetensors"
-PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 
 
 @pytest.fixture(scope="module")
 def repository(demo: Path) -> Path:
     """All networks."""
     return demo
-
-
-def golden_png(repository: Path, model: str, index: int = 0) -> bytes:
-    """A golden image as a PNG: it must get the build's own answer."""
-    out = io.BytesIO()
-    Image.fromarray(np.load(repository / model / "1" / "golden.npy")[index]).save(out, "PNG")
-    return out.getvalue()
 
 
 def test_answers_are_the_network_s(service: Service, repository: Path) -> None:
@@ -84,7 +89,11 @@ def test_what_passes_by_fastapi_is_answered_alike(service: Service, repository: 
         }
         rows = [each.get("results", []) for each in (one, two)]
         assert _close(*([row for row in each if "error" not in row] for each in rows))
-        assert [row.get("error") for row in rows[0]] == [row.get("error") for row in rows[1]]
+        errors = [[row.get("error") for row in each] for each in rows]
+        assert errors[0] == errors[1]
+        if body == "json" and query == "top_k=3":
+            codes = [error and error["code"] for error in errors[0]]
+            assert codes == [None, "bad_request"], "what is no base64 costs only itself"
 
 
 def test_three_kinds_of_body_agree(service: Service, repository: Path) -> None:
@@ -103,22 +112,6 @@ def _close(one: list[dict[str, object]], other: list[dict[str, object]]) -> bool
         return [p["score"] for row in rows for p in row["predictions"]]  # type: ignore[attr-defined]
 
     return len(one) == len(other) and bool(np.allclose(flat(one), flat(other), atol=1e-5))
-
-
-def test_one_bad_image_harms_only_itself(service: Service, repository: Path) -> None:
-    model = FRESH.get(service.url + "/v1/models").json()["models"][0]["name"]
-    good = base64.b64encode(golden_png(repository, model)).decode()
-    body = {"images": [{"b64": good}, {"b64": base64.b64encode(b"no image").decode()}, {"b64": "?"}, {"b64": good}]}
-    answer = FRESH.post(f"{service.url}/v1/models/{model}/classify", json=body)
-    assert answer.status_code == 200
-    results = answer.json()["results"]
-    assert [row.get("error", {}).get("code") for row in results] == [
-        None,
-        "unsupported_image_format",
-        "bad_request",
-        None,
-    ]
-    assert _close([results[0]], [results[3]])
 
 
 @pytest.mark.parametrize(
@@ -347,22 +340,6 @@ def test_wrong_number_of_labels(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "has 2 labels, the checkpoint has 10 classes" in done.stderr
     assert not (tmp_path / "r").exists()
-
-
-def alive(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and _running(pid)]
-
-
-def _running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def triton_of(service: Service) -> int:
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] for pid in service.children()}
-    return next(pid for pid, command in commands.items() if command.endswith(b"/tritonserver"))
 
 
 def test_triton_killed_comes_back(service: Service, repository: Path) -> None:

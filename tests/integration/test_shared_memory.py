@@ -14,8 +14,7 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from tests.integration.callers import call
-from tests.integration.conftest import MODEL, Service, start
-from tests.integration.test_service import golden_png, triton_of
+from tests.integration.conftest import MODEL, Service, golden_png, start, triton_of
 
 
 def regions(triton_port: int) -> list[str]:

@@ -27,8 +27,7 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, Reply, call
-from tests.integration.conftest import MODEL, Service, run, start
-from tests.integration.test_service import golden_png
+from tests.integration.conftest import MODEL, Service, golden_png, run, start
 
 CALLER = "b7ad6b7169203331"  # the caller's span
 SERVER, CLIENT = 2, 3  # span kinds

@@ -15,8 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import MODEL, Service
-from tests.integration.test_service import golden_png
+from tests.integration.conftest import MODEL, Service, golden_png
 
 all_protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 LABEL = {"rest": "http", "oip-json": "oip", "oip-binary": "oip", "grpc": "grpc"}

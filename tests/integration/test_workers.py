@@ -13,8 +13,7 @@ import grpc
 import httpx
 
 from tests.integration.callers import call
-from tests.integration.conftest import FRESH, MODEL, Service, start
-from tests.integration.test_service import alive, golden_png
+from tests.integration.conftest import FRESH, MODEL, Service, alive, golden_png, start
 from tests.integration.traffic import Load
 
 READY = re.compile(rf'^eca_model_ready{{model="{MODEL}",version="1"}} 1.0$', re.MULTILINE)  # in all processes

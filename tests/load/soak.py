@@ -32,8 +32,7 @@ import httpx
 from tritonclient.grpc import service_pb2_grpc
 
 from tests.integration.callers import call, infer_request
-from tests.integration.conftest import FRESH, MODEL, ROOT, Service, start
-from tests.integration.test_protocols import slow_image
+from tests.integration.conftest import FRESH, MODEL, ROOT, Service, slow_image, start
 
 # Has every Python process of the service tell, when it is asked by SIGUSR1, how many asyncio tasks it has.
 TELLER = """
