@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ first, second, both = threading.Lock(), threading.Lock(), threading.Barrier(2)
 def wait(mine, other):
     with mine:
         both.wait()
-        end = time.monotonic() + 20  # if nobody ends it
+        end = time.monotonic() + 60  # if nobody ends it
         while not other.acquire(timeout=0.005):
             if time.monotonic() > end:
                 os._exit(0)
@@ -35,10 +36,12 @@ open(sys.argv[1], "w").write("done")
 
 def test_one_that_stands_still_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "STILL_S", 2.0)
+    started = time.monotonic()
     sentence = r"^the engine could not be run: it did nothing for 2 s and was ended; build again$"
     with pytest.raises(BuildError, match=sentence):
         processes.run([sys.executable, "-c", HANGS, str(tmp_path / "pid")], "the engine could not be run")
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+    assert time.monotonic() - started < 30, "it did not end itself"
 
 
 def test_one_that_works_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
