@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eca_build.checkpoint import load
+from eca_build.checkpoint import load, strip
 from eca_build.errors import BuildError
 from eca_build.networks import NetworkSpec, create, with_formula
 from eca_build.networks.attention import Kind
@@ -297,3 +297,9 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "m.pth")
     with pytest.raises(BuildError, match="no state_dict"):
         load(tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrappers_leave_no_prefix_in_whichever_order_they_were_put_on(prefix: str) -> None:
+    state = {f"{prefix}{key}": torch.zeros(1) for key in ("conv.weight", "module.weight", "bn.num_batches_tracked")}
+    assert list(strip(state)) == ["conv.weight", "module.weight"]

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from eca_build import cli, images, measure, targets
 from eca_build import compile as build
 from eca_build.choose import pick
+from eca_build.engine import Maker
 from eca_build.errors import BuildError
 from eca_build.export import export
 from eca_build.measure import Runnable, speeds
@@ -54,6 +55,17 @@ def test_speeds_are_ratios_within_a_round() -> None:
     assert found[0].relative == pytest.approx(1)
     assert found[1].relative == pytest.approx((1.1 * 2.2) ** 0.5)
     assert set(found[1].images_per_s) == {1, 8}
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed here")
+def test_every_runtime_that_may_serve_the_file_is_asked(tmp_path: Path) -> None:
+    """ONNX Runtime serves what is built for OpenVINO where that is not installed."""
+    sample = images.synthetic(SMALL.crop, 4)
+    maker = Maker(network("resnet14_cifar", "eca"), SMALL, tmp_path, sample)
+    (tmp_path / "home").mkdir()
+    engine = maker.make(Variant("onnx", "openvino", "fp32", "plain", 4), tmp_path / "home", lambda _: None)
+    assert len(engine.answers) == 2
+    np.testing.assert_allclose(*engine.answers, atol=1e-5)
 
 
 @pytest.mark.quiet

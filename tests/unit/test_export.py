@@ -107,6 +107,15 @@ def test_disagreement_is_refused_with_the_figures() -> None:
         verify.compare(expected, got, 1e-5, 1.0, "test")
 
 
+def test_what_is_no_number_is_refused() -> None:
+    """It differs from nothing by more than is allowed, and is no worse a class than any."""
+    expected = np.array([[0.6, 0.4], [0.7, 0.3]], np.float32)
+    got = expected.copy()
+    got[1] = np.nan
+    with pytest.raises(BuildError, match="not all finite; nothing was published"):
+        verify.compare(expected, got, 1e-5, 1.0, "test")
+
+
 def test_engine_that_cannot_run_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not an engine")
     with pytest.raises(BuildError, match=r"model\.onnx could not be run from disk"):

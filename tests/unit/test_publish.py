@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from eca_build.errors import BuildError
 from eca_build.publish import publish, staging, versions
 
 
-def fill(staged: Path, version: int, config: str = "name") -> None:
+def fill(staged: Path, version: int, config: str = "name", labels: str = "a\nb\n") -> None:
     (staged / "config.pbtxt").write_text(config)
-    (staged / "labels.txt").write_text("a\nb\n")
+    (staged / "labels.txt").write_text(labels)
     (staged / str(version)).mkdir()
     (staged / str(version) / "model.onnx").write_bytes(b"x")
 
@@ -30,15 +31,34 @@ def test_versions_follow_each_other(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["repository"]
 
 
-def test_other_tensors_need_another_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"config": "other"}, {"labels": "b\na\n"}])
+def test_other_tensors_or_labels_need_another_name(tmp_path: Path, changes: dict[str, str]) -> None:
     with staging(tmp_path / "r") as staged:
         fill(staged, 1)
         publish(staged, tmp_path / "r", "m", 1)
     with staging(tmp_path / "r") as staged:
-        fill(staged, 2, config="other")
+        fill(staged, 2, **changes)
         with pytest.raises(BuildError, match="another --name"):
             publish(staged, tmp_path / "r", "m", 2)
     assert versions(tmp_path / "r", "m") == [1]
+
+
+def test_one_build_at_a_time_stages(tmp_path: Path) -> None:
+    """The second would remove what the first has."""
+    begun = threading.Event()
+
+    def second() -> None:
+        with staging(tmp_path / "r"):
+            begun.set()
+
+    thread = threading.Thread(target=second)
+    with staging(tmp_path / "r") as staged:
+        fill(staged, 1)
+        thread.start()
+        assert not begun.wait(0.3)
+        assert (staged / "labels.txt").exists()
+    thread.join(10)
+    assert begun.is_set()
 
 
 def stage_and_hang(repository: str) -> None:

@@ -160,6 +160,16 @@ def test_a_tensorrt_that_will_not_do_publishes_nothing(
     assert not list(tmp_path.glob("models/*"))
 
 
+def test_a_plan_that_lacks_plugins_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed here")
+    machine(tmp_path, monkeypatch, "__version__ = '10.16.1'")
+    monkeypatch.setattr(tensorrt_plan, "TORCH_WORKER", (sys.executable, "-c", "print('plan 10.16.1 13.0 0')"))
+    with pytest.raises(BuildError, match=r"^TensorRT made 0 plugins of the model's 3 custom nodes$"):
+        tensorrt_plan.build_program(tmp_path / "model.pt2", tmp_path / "model.plan", 4, 3)
+    assert tensorrt_plan.build_program(tmp_path / "model.pt2", tmp_path / "model.plan", 4, 0).tensorrt == "10.16.1"
+
+
 def test_measurements_are_kept_for_what_they_were_taken_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     names = {tensorrt_plan.timing_cache(gpu) for gpu in (GPU, replace(GPU, driver="575.1"), replace(GPU, name="A100"))}
