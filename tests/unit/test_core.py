@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eca_service.answers import Answer, Result
+from eca_service.answers import Answer
 from eca_service.cancellation import in_time
 from eca_service.comparison import compare
 from eca_service.contract import PROBABILITIES, Contract
@@ -144,12 +144,6 @@ async def test_only_patient_callers_tell_of_lateness(
         with pytest.raises(ServiceError, match="deadline_exceeded"):
             await in_time(classified(core, tmp_path, 1, within_s=0.1), deadline)
         assert (core.margin.share < before) is learnt
-
-
-def test_a_request_s_stages_are_those_of_its_slowest_image() -> None:
-    results = [Result(decode_s=0.001, queue_s=0.004, infer_s=0.002), Result(decode_s=0.003, queue_s=0, infer_s=0.001)]
-    told = Answer(CONTRACT, results, 0.009).milliseconds()
-    assert told == {"decode": 3.0, "queue": 4.0, "infer": 2.0, "total": 9.0}
 
 
 @pytest.mark.parametrize(

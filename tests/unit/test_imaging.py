@@ -30,6 +30,16 @@ def test_reference_recipe() -> None:
     assert np.array_equal(decode(encoded(image), Preprocessing(), 10**6).pixels, np.asarray(wanted))
 
 
+def test_a_webp_s_scale_is_no_part_of_its_size() -> None:
+    """Two bits beside the sides, for whoever shows it (RFC 6386, 9.1): they claim no pixels."""
+    plain = encoded(Image.fromarray(GRADIENT), "WEBP", quality=80)
+    assert plain[12:16] == b"VP8 "
+    scaled = bytearray(plain)
+    scaled[27] |= 0x40  # the width's highest byte
+    scaled[29] |= 0x40
+    assert np.array_equal(decode(bytes(scaled), RECIPE, 32 * 32).pixels, decode(plain, RECIPE, 32 * 32).pixels)
+
+
 def test_mutated_files_are_never_a_surprise() -> None:
     random = np.random.default_rng(0)
     image = Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8))

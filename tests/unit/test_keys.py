@@ -63,6 +63,21 @@ def test_changes_are_followed_and_a_spoilt_file_keeps_the_keys(
     assert found.owner(new.encode()) is None, "an empty file lets nobody in"
 
 
+def test_changes_within_one_tick_of_the_clock_are_followed(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    (old, old_line), (new, new_line), (third, third_line) = make("old"), make("new"), make("third")
+    file.write_text(old_line)
+    found, at = Keys(file), file.stat().st_mtime_ns
+    (tmp_path / "other").write_text(new_line)
+    os.utime(tmp_path / "other", ns=(at, at))
+    os.replace(tmp_path / "other", file)
+    assert [found.owner(old.encode()), found.owner(new.encode())] == [None, "new"], "another file"
+    with file.open("a") as out:
+        out.write(f"\n{third_line}\n")
+    os.utime(file, ns=(at, at))
+    assert found.owner(third.encode()) == "third", "a longer one"
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -59,6 +59,15 @@ async def test_every_answer_is_safe_for_a_browser(tmp_path: Path) -> None:
         assert "script-src https://cdn.jsdelivr.net 'sha256-" in docs.headers["content-security-policy"]
 
 
+async def test_while_it_leaves_connections_are_closed(tmp_path: Path) -> None:
+    app = application(tmp_path)
+    async with client_of(app) as client:
+        assert "connection" not in (await client.get("/livez")).headers
+        app.state.core.leaving = True
+        for path in ("/livez", "/nothing"):
+            assert (await client.get(path)).headers["connection"] == "close"
+
+
 def _at_once() -> Response:
     raise RuntimeError("secret details")
 

@@ -115,6 +115,15 @@ def test_previews_are_alike(fast: str, orientation: int) -> None:
         assert np.abs(exact.astype(int) - quick).mean() < 3
 
 
+def test_a_header_that_two_readers_differ_over_is_left_to_pillow() -> None:
+    pytest.importorskip("simplejpeg")
+    data = file_of("JPEG", 24, 24)
+    assert jpeg.decode_scaled(data, (17, 17), 8) is None, "though both would be three pixels wide"
+    pixels = jpeg.decode_scaled(data, (24, 24), 8)
+    assert pixels is not None
+    assert pixels.shape == (3, 3, 3)
+
+
 @pytest.mark.skipif(not FILES, reason="the photographs are no part of the project")
 def test_parity_on_photographs(fast: str) -> None:
     levels = [apart(path.read_bytes(), Preprocessing()) for path in FILES]

@@ -1,4 +1,4 @@
-"""Versions that are left out of what is served."""
+"""Versions that are left out of what is served, and the file that pins one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from eca_service.registry import Registry
+from eca_service.errors import ServiceError
+from eca_service.registry import PIN_FILE, Registry, pin, pinned
 
 from tests.unit.test_contract import CONTRACT, write
 
@@ -24,3 +25,16 @@ def test_a_contract_belongs_into_the_folder_of_its_name(
     told = f"{tmp_path / place} is not served: its contract is of m version 1, which belongs into the folder m/1"
     assert told in caplog.text
     assert registry.get(None).contract == CONTRACT.model_copy(update={"head": None})
+
+
+def test_any_account_may_read_which_version_is_pinned(tmp_path: Path) -> None:
+    for version in (1, 2):
+        (tmp_path / "m" / str(version)).mkdir(parents=True)
+    pin(tmp_path, "m", 1)
+    assert pinned(tmp_path, "m") == 1
+    assert (tmp_path / "m" / PIN_FILE).stat().st_mode & 0o777 == 0o644, "the service may run under another"
+    with pytest.raises(ServiceError, match="version_not_found"):
+        pin(tmp_path, "m", 3)
+    pin(tmp_path, "m", None)
+    assert pinned(tmp_path, "m") is None
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["1", "2"]

@@ -1,10 +1,19 @@
-"""The best classes of an answer."""
+"""What a request is told: of its time, and its best classes."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from eca_service.answers import best_classes
+from eca_service.answers import Answer, Result, best_classes
+
+from tests.unit.test_contract import CONTRACT
+
+
+def test_each_stage_is_that_of_the_slowest_image() -> None:
+    first, second = Result(decode_s=0.001, queue_s=0.005, infer_s=0.002), Result(decode_s=0.004, queue_s=0.003)
+    answer = Answer(CONTRACT, [first, second], 0.02)
+    assert answer.milliseconds() == {"decode": 4, "queue": 5, "infer": 2, "total": 20}
+    assert answer.server_timing() == "decode;dur=4.0, queue;dur=5.0, infer;dur=2.0, total;dur=20.0"
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])
