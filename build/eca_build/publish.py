@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from eca_service.contract import CONTRACT_FILE, GOLDEN_FILE
 
 from eca_build.errors import BuildError
 
@@ -26,44 +28,81 @@ def staging(repository: Path) -> Iterator[Path]:
     """An empty folder on the repository's file system, outside of what Triton reads; gone at the end.
 
     Only one build at a time stages for a repository, so what a killed one left is removed here. Raises BuildError
-    where the repository cannot be written.
+    where the repository cannot be written, is a disk of its own, or where a file of the build cannot be.
     """
-    root = repository.absolute()
+    root = repository.resolve()  # of a link: what it leads to, and what is beside that
     folder = root.parent / f".{root.name}.staging"
-    try:
+    with _writing(repository):
         root.mkdir(parents=True, exist_ok=True)
+        if root.stat().st_dev != root.parent.stat().st_dev:
+            raise BuildError(
+                f"the model repository {repository} is a disk of its own, so that no version can be made beside it and "
+                f"then moved there whole; give a folder on it, --repository {repository / 'models'}"
+            )
         lock = os.open(root, os.O_RDONLY)  # a lock on the folder itself leaves no lock file behind
-        try:
+    try:
+        with _writing(repository):
             fcntl.flock(lock, fcntl.LOCK_EX)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+        try:  # only who has the lock removes: the folder is another build's until then
+            with _writing(repository):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
             yield folder
+        except OSError as error:
+            where = f"{error.filename}: {error.strerror}" if error.filename else error
+            raise BuildError(f"the build could not read or write a file: {where}") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
-    except OSError as error:
-        raise BuildError(f"the model repository {repository} cannot be written: {error.strerror}") from None
+    finally:
+        os.close(lock)
 
 
 def publish(staged: Path, repository: Path, name: str, version: int) -> Path:
     """Makes `staged` (config.pbtxt, labels.txt and the version's folder) visible as repository/name/version.
 
-    A first version comes with its whole model folder in one rename, a later one with its own folder alone; its
-    config.pbtxt must then be the one already served, else BuildError: tensors cannot change under callers.
+    A first version comes with its whole model folder in one rename, a later one with its own folder alone. Raises
+    BuildError where something of the version is missing, where the repository cannot be written, and as `check`.
     """
     target = repository / name
-    for path in (staged, *staged.rglob("*")):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    if not target.exists():
-        os.rename(staged, target)
-    else:
-        for file_name in (CONFIG_FILE, LABELS_FILE):
-            if (staged / file_name).read_bytes() != (target / file_name).read_bytes():
-                raise BuildError(
-                    f"the new version's {file_name} differs from the one that {name} is served with; "
-                    "publish it under another --name"
-                )
-        os.rename(staged / str(version), target / str(version))
+    for part in (CONFIG_FILE, LABELS_FILE, *(f"{version}/{own}" for own in (CONTRACT_FILE, GOLDEN_FILE, "model.*"))):
+        if not any(staged.glob(part)):
+            raise BuildError(f"{part} of {name} went while it was built; build again")
+    with _writing(repository):
+        for path in staged.rglob("*"):
+            if not path.is_dir():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        check(target, {file_name: (staged / file_name).read_text() for file_name in (CONFIG_FILE, LABELS_FILE)})
+        if (target / CONFIG_FILE).exists():
+            os.rename(staged / str(version), target / str(version))
+        else:
+            os.rename(staged, target)
     return target / str(version)
+
+
+def check(home: Path, files: Mapping[str, str]) -> None:
+    """Raises BuildError where the model in `home` is served with other texts than these, by their files' names.
+
+    Tensors cannot change under callers. BuildError too for a folder of that name that is no model.
+    """
+    if not (home / CONFIG_FILE).exists():
+        if home.exists() and any(home.iterdir()):
+            raise BuildError(f"{home} is no model, it has no {CONFIG_FILE}; remove it or give another --name")
+        return
+    for file_name, text in files.items():
+        if (home / file_name).read_text() != text:
+            raise BuildError(
+                f"the new version's {file_name} differs from the one that {home.name} is served with; "
+                "publish it under another --name"
+            )
+
+
+@contextmanager
+def _writing(repository: Path) -> Iterator[None]:
+    """Within it an OSError is a BuildError about the repository."""
+    try:
+        yield
+    except OSError as error:
+        raise BuildError(
+            f"the model repository {repository} cannot be written: {error.filename or repository}: {error.strerror}"
+        ) from None

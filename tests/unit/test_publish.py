@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ def fill(staged: Path, version: int, config: str = "name", labels: str = "a\nb\n
     (staged / "config.pbtxt").write_text(config)
     (staged / "labels.txt").write_text(labels)
     (staged / str(version)).mkdir()
-    (staged / str(version) / "model.onnx").write_bytes(b"x")
+    for name in ("contract.json", "golden.npy", "model.onnx"):
+        (staged / str(version) / name).write_bytes(b"x")
 
 
 def test_versions_follow_each_other(tmp_path: Path) -> None:
@@ -61,21 +64,30 @@ def test_one_build_at_a_time_stages(tmp_path: Path) -> None:
     assert begun.is_set()
 
 
-def stage_and_hang(repository: str) -> None:
+def stage_and_hang(repository: str, until: str) -> None:
     with staging(Path(repository)) as staged:
         fill(staged, 1)
-        time.sleep(60)
+        end = time.monotonic() + 60
+        while not Path(until).exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        publish(staged, Path(repository), "m", 1)
 
 
-def test_killed_build_leaves_nothing_visible(tmp_path: Path) -> None:
-    repository = tmp_path / "r"
-    process = multiprocessing.get_context("spawn").Process(target=stage_and_hang, args=(str(repository),))
+def begun(repository: Path, until: Path) -> SpawnProcess:
+    """A build that has staged all, and publishes as soon as there is a file `until`."""
+    process = multiprocessing.get_context("spawn").Process(target=stage_and_hang, args=(str(repository), str(until)))
     process.start()
-    staged_engine = tmp_path / ".r.staging" / "1" / "model.onnx"
+    staged_engine = repository.parent / f".{repository.name}.staging" / "1" / "model.onnx"
     deadline = time.monotonic() + 30
     while not staged_engine.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert staged_engine.exists()
+    return process
+
+
+def test_killed_build_leaves_nothing_visible(tmp_path: Path) -> None:
+    repository = tmp_path / "r"
+    process = begun(repository, tmp_path / "go")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -85,7 +97,71 @@ def test_killed_build_leaves_nothing_visible(tmp_path: Path) -> None:
     assert not (tmp_path / ".r.staging").exists()
 
 
+def test_a_build_that_waits_and_is_ended_takes_nothing_from_the_one_that_runs(tmp_path: Path) -> None:
+    running = begun(tmp_path / "r", tmp_path / "go")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt), staging(tmp_path / "r"):
+            pytest.fail("two builds staged at once")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    (tmp_path / "go").touch()
+    running.join(30)
+    assert running.exitcode == 0
+    assert (tmp_path / "r" / "m" / "1" / "model.onnx").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("gone", ["config.pbtxt", "1/contract.json", "1/model.onnx"])
+def test_what_is_not_complete_is_not_published(tmp_path: Path, gone: str) -> None:
+    with staging(tmp_path / "r") as staged:
+        fill(staged, 1)
+        (staged / gone).unlink()
+        with pytest.raises(BuildError, match="went while it was built; build again"):
+            publish(staged, tmp_path / "r", "m", 1)
+    assert not (tmp_path / "r" / "m").exists()
+
+
+def test_a_folder_of_the_model_s_name(tmp_path: Path) -> None:
+    (tmp_path / "r" / "m").mkdir(parents=True)
+    with staging(tmp_path / "r") as staged:
+        fill(staged, 1)
+        publish(staged, tmp_path / "r", "m", 1)
+    assert versions(tmp_path / "r", "m") == [1]
+    (tmp_path / "r" / "notes").mkdir()
+    (tmp_path / "r" / "notes" / "mine.txt").touch()
+    with staging(tmp_path / "r") as staged:
+        fill(staged, 1)
+        with pytest.raises(BuildError, match=r"notes is no model.*another --name"):
+            publish(staged, tmp_path / "r", "notes", 1)
+
+
+def test_a_linked_repository_is_staged_beside_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "models").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "models")
+    with staging(tmp_path / "link") as staged:
+        assert staged.parent == tmp_path / "elsewhere"
+
+
+def test_a_repository_that_is_a_disk_of_its_own_is_a_sentence() -> None:
+    sentence = r"^the model repository /dev/shm is a disk of its own.* --repository /dev/shm/models$"
+    with pytest.raises(BuildError, match=sentence), staging(Path("/dev/shm")):
+        pytest.fail("it was staged on another disk")
+
+
 def test_unwritable_repository_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BuildError, match="cannot be written"), staging(tmp_path / "file" / "r"):
         pass
+
+
+def test_what_else_cannot_be_written_is_not_the_repository_s(tmp_path: Path) -> None:
+    sentence = r"^the build could not read or write a file: /tmp/full: No space left on device$"
+    with pytest.raises(BuildError, match=sentence), staging(tmp_path / "r"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/full")
+    with pytest.raises(BuildError, match="a file: 80 requested and 0 written"), staging(tmp_path / "r"):
+        raise OSError("80 requested and 0 written")  # numpy's, which names no file
