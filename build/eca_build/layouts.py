@@ -23,12 +23,17 @@ CBAM = (
     (r"\.ca\.(fc[12])\.", r".attention.\1."),
     (r"\.sa\.conv1\.", ".attention.spatial.conv."),
 )
+# ECA-Net's authors put the attention of a MobileNetV2's block last in its sequence, behind the projection's batch norm.
+LAST_IN_SEQUENCE = re.compile(r"(features\.\d+)\.conv\.[34]\.((?:conv|fc)\..+)")
 
 
 def canonical(state: State) -> tuple[State, str]:
     """The same tensors under our names, and where the names come from; keys that are not known stay as they are."""
     if any(".attention." in key for key in state):
         return state, "eca-serve"
+    if any(LAST_IN_SEQUENCE.fullmatch(key) for key in state):
+        moved = {LAST_IN_SEQUENCE.sub(r"\1.attention.\2", key): value for key, value in state.items()}
+        return _attention(moved), "authors"
     if "conv_stem.weight" in state:
         return _attention(_timm_mobilenet(state)), "timm"
     if "features.1.conv.3.weight" in state:
@@ -44,13 +49,18 @@ def canonical(state: State) -> tuple[State, str]:
 
 
 def _attention(state: State) -> State:
-    """`eca.conv`, `se.conv`, `se.fc1`, `se.fc.0` become `attention...`; 1x1 convolutions become linear layers."""
+    """`eca.conv`, `se.conv`, `se.fc1`, `se.fc.0` become `attention...`; 1x1 convolutions become linear layers.
+
+    ECA-NS is a convolution with a group for each channel in its authors' code.
+    """
     renamed: State = {}
     for key, value in state.items():
         name = re.sub(r"\.(eca|se)\.", ".attention.", key)
         name = name.replace(".attention.fc.0.", ".attention.fc1.").replace(".attention.fc.2.", ".attention.fc2.")
         if re.search(r"\.attention\.fc[12]\.weight$", name) and value.ndim == 4:
             value = value.flatten(1)
+        if name.endswith(".attention.conv.weight") and value.ndim == 3 and len(value) > 1:
+            name, value = name.replace(".conv.weight", ".taps"), value.flatten(1)
         renamed[name] = value
     return renamed
 

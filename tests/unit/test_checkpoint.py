@@ -17,6 +17,8 @@ from eca_build.networks.attention import Kind
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.unit.eca_net import EcaMobileNetV2, EcaNsLayer
+
 State = dict[str, Tensor]
 ECA18 = replace(with_formula("resnet18", "eca", 7), sizes=(3, 3, 5, 5, 7, 7, 7, 7))
 ECA_MOBILE = replace(with_formula("mobilenetv2", "eca", 5, width=0.5), sizes=(1,) * 10 + (3,) * 7)
@@ -38,7 +40,7 @@ def renamed(state: State, *pairs: tuple[str, str]) -> State:
 
 
 def old_mobilenet(state: State) -> State:
-    """Torchvision's flat layout of 2018, as the authors use it, with ECA last."""
+    """Torchvision's flat layout of 2018, with ECA last."""
     out = {}
     for key, value in state.items():
         if found := re.fullmatch(r"features\.(\d+)\.attention\.(.+)", key):
@@ -158,7 +160,7 @@ CASES: list[tuple[str, NetworkSpec, str, object]] = [
     ("ours", ECA18, "m.pth", lambda s: s),
     ("ours in safetensors", ECA_MOBILE, "m.safetensors", lambda s: s),
     ("authors' resnet", ECA18, "m.pth.tar", lambda s: authors(renamed(s, attention_as("eca")))),
-    ("authors' mobilenet", ECA_MOBILE, "m.pth.tar", lambda s: authors(old_mobilenet(s))),
+    ("old mobilenet with ECA", ECA_MOBILE, "m.pth.tar", lambda s: authors(old_mobilenet(s))),
     ("torchvision resnet", with_formula("resnet34", "none", 9), "m.pth", lambda s: s),
     ("torchvision mobilenet", with_formula("mobilenetv2", "none", 9), "m.pth", lambda s: s),
     ("torchvision old mobilenet", with_formula("mobilenetv2", "none", 9), "m.pth", old_mobilenet),
@@ -204,6 +206,35 @@ def test_every_origin(tmp_path: Path, spec: NetworkSpec, file: str, convert: obj
     with torch.inference_mode():
         tolerance = 1e-5 if spec.attention == "cbam" else 0.0  # whose batch norm was folded
         torch.testing.assert_close(found.network(x), expected(x), rtol=0, atol=tolerance)
+
+
+def test_the_authors_mobilenet(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    theirs = EcaMobileNetV2(7).eval()
+    torch.save(authors(theirs.state_dict()), tmp_path / "m.pth.tar")
+    found = load(tmp_path / "m.pth.tar")
+    assert (found.spec, found.origin) == (
+        replace(with_formula("mobilenetv2", "eca", 7), sizes=(1,) * 13 + (3,) * 4),
+        "authors",
+    )
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(found.network(x), theirs(x), rtol=0, atol=1e-6)
+
+
+def test_the_authors_eca_ns(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    theirs = EcaNsLayer(64, 5)
+    state = state_of(replace(with_formula("resnet18", "eca-ns", 7), sizes=(5,) * 8))
+    state["layer1.0.attention.taps"] = theirs.conv.weight.detach().squeeze(1)
+    named = {k.replace(".attention.taps", ".eca.conv.weight"): v for k, v in state.items()}
+    torch.save(authors({k: v.unsqueeze(1) if ".eca." in k else v for k, v in named.items()}), tmp_path / "m.pth.tar")
+    found = load(tmp_path / "m.pth.tar")
+    assert (found.spec.attention, found.spec.sizes) == ("eca-ns", (5,) * 8)
+    x = torch.randn(2, 64, 8, 8)
+    with torch.inference_mode():
+        ours = found.network.get_submodule("layer1.0.attention")(x)
+        torch.testing.assert_close(ours, theirs(x), rtol=0, atol=1e-6)
 
 
 def test_timm_mobilenet_with_attention_elsewhere_is_refused(tmp_path: Path) -> None:
