@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import argparse
 import pickle
 import re
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,26 +13,29 @@ from typing import Literal
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from eca_build.detect import detect
+from eca_build.digest import sha256
 from eca_build.errors import BuildError
 from eca_build.layouts import canonical
 from eca_build.networks import Network, NetworkSpec, create
 from eca_build.networks.attention import Kind
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.")
-# The authors' files keep the best precision as a numpy scalar: data, though pickled as a call.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")  # averages where alone
+PREFIXES = ("module.", "_orig_mod.", "model.")
+# What training scripts keep beside the weights and is data, though pickled as a call: numbers of either generation of
+# numpy, and the options of the command line.
+_SCALAR = np.float64().__reduce__()[0]
 HARMLESS = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
-    np.core.multiarray.scalar,  # type: ignore[attr-defined]
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in ("ObjectDType", "VoidDType")),
+    argparse.Namespace,
 ]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -51,25 +54,21 @@ class Checkpoint:
 
 
 def load(path: Path, arch: str | None = None, attention: Kind | None = None) -> Checkpoint:
-    """Reads `path` (.pth, .pth.tar, .pt, .safetensors) and finds architecture, attention, kernel sizes and classes.
+    """Reads `path` and finds architecture, attention, kernel sizes and classes.
+
+    The file is of torch.save or of safetensors, whatever its name.
 
     SE-Var1 has no weights of its own, so that its networks look like plain ones: `attention` must say it, or the notes
     in a file of ours. Raises BuildError, one sentence naming the file or the key, where the file is missing, damaged,
     wants to run code, is no network of ours, is not `arch` with `attention`, or has missing, unexpected, misshapen or
     non-finite weights.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BuildError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
-    if not content:
-        raise BuildError(f"the checkpoint {path} is empty; copy it again")
     notes: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        raw, notes = read_safetensors(path, content)
+    if begins(path)[8:] == b"{":  # behind the length of a header in JSON
+        raw, notes = read_safetensors(path)
     else:
         raw = read_torch(path)
-    state, origin = canonical(strip(raw))
+    state, origin = canonical(floats(path, strip(raw)))
     spec = detect(state, path)
     if spec.attention == "none" and (attention or notes.get("attention")) == "se-var1":
         spec = replace(spec, attention="se-var1")
@@ -83,9 +82,8 @@ def load(path: Path, arch: str | None = None, attention: Kind | None = None) -> 
     network = create(spec)
     check(path, spec.arch, state, network.state_dict())
     network.load_state_dict(state, strict=False)
-    sha256 = hashlib.sha256(content).hexdigest()
     weights: Literal["trained", "random"] = "random" if notes.get("weights") == "random" else "trained"
-    return Checkpoint(path, sha256, origin, spec, network.eval(), weights)
+    return Checkpoint(path, sha256(path), origin, spec, network.eval(), weights)
 
 
 def save(path: Path, network: Network, notes: dict[str, str]) -> None:
@@ -97,12 +95,25 @@ def save(path: Path, network: Network, notes: dict[str, str]) -> None:
         raise BuildError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def read_safetensors(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+def begins(path: Path) -> bytes:
+    """The first nine bytes of a checkpoint; BuildError where it cannot be read or is empty."""
+    if path.exists() and not path.is_file():
+        raise BuildError(f"the checkpoint {path} is no regular file; give one")  # it is read more than once
+    try:
+        with path.open("rb") as file:
+            first = file.read(9)
+    except OSError as error:
+        raise BuildError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
+    if not first:
+        raise BuildError(f"the checkpoint {path} is empty; copy it again")
+    return first
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file and its metadata; BuildError where it is damaged."""
     try:
-        tensors = load_safetensors(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return tensors, header.get("__metadata__") or {}
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise BuildError(f"{path} is damaged or no safetensors file ({error}); copy it again") from None
 
@@ -110,8 +121,9 @@ def read_safetensors(path: Path, content: bytes) -> tuple[dict[str, Tensor], dic
 def read_torch(path: Path) -> dict[str, Tensor]:
     """The state dict of a file that torch.save wrote, without its training dict; BuildError where it holds none."""
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            raw = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")  # of its own old formats
+            raw = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
         if asked is None:
@@ -119,7 +131,13 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         raise BuildError(
             f"{path} wants to run code ({asked[1]}), which is refused; save its state_dict alone and give that"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except MemoryError:
+        raise BuildError(f"{path} is larger than the memory here; save its state_dict alone and give that") from None
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise BuildError(f"{path} is a TorchScript program; save its state_dict() and give that") from None
+        raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
+    except (EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
     while isinstance(raw, dict):
         inner = next((raw[key] for key in WRAPPERS if isinstance(raw.get(key), dict)), None)
@@ -142,6 +160,17 @@ def strip(raw: dict[str, Tensor]) -> dict[str, Tensor]:
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def floats(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same in float32; BuildError naming the first tensor that is not plain."""
+    for key, value in state.items():
+        if value.dtype not in FLOATS or value.layout != torch.strided or value.is_meta:
+            what = f"{value.dtype}, {value.layout}, on {value.device}".replace("torch.", "")
+            raise BuildError(f"{path}: {key} is no plain tensor of floats ({what}); save the weights as such")
+        if value.ndim == 0:
+            raise BuildError(f"{path}: {key} has 0 axes, as no weight of the networks here")
+    return {key: value.float() for key, value in state.items()}
 
 
 def check(path: Path, arch: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

@@ -35,7 +35,8 @@ from numpy.typing import NDArray
 
 from eca_build import checkpoint, cost, images, measure, targets, tensorrt_plan, verify
 from eca_build.choose import fastest
-from eca_build.engine import Engine, Maker, sha256
+from eca_build.digest import sha256
+from eca_build.engine import Engine, Maker
 from eca_build.errors import BuildError
 from eca_build.export import reference
 from eca_build.gate_taps import gate_sites

@@ -37,6 +37,8 @@ def detect(state: State, path: Path) -> NetworkSpec:
     heads = [state[key] for key in ("classifier.1.weight", "fc.weight") if key in state]
     if any(head.ndim != 2 for head in heads):
         raise BuildError(f"{path} has a classifier of {heads[0].ndim} axes; the networks here end in a linear layer")
+    if heads and not len(heads[0]):
+        raise BuildError(f"{path} has a classifier of no classes")
     if "features.0.0.weight" in state and "classifier.1.weight" in state:
         arch, width, classes = _mobilenet(state, path)
         blocks = [f"features.{index}" for index in range(1, 18)]
@@ -46,6 +48,9 @@ def detect(state: State, path: Path) -> NetworkSpec:
         blocks = sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
     else:
         raise BuildError(f"{path} is no network known here; `eca-build archs` lists those that are")
+    sites = len(site_channels(arch, width))
+    if len(blocks) != sites:
+        raise BuildError(f"{path} looks like {arch} but has {len(blocks)} of its {sites} blocks")
     kind, sizes, bias = _attention(state, blocks, path)
     return NetworkSpec(arch, kind, classes, sizes, width, bias)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from eca_service.contract import ENGINE_FILES, Passport, Preprocessing
 from numpy.typing import NDArray
 
 from eca_build import inductor, lowering, quantise, tensorrt_plan, tensorrt_rtx, verify
+from eca_build.digest import sha256
 from eca_build.errors import BuildError
 from eca_build.export import Served, export, export_program
 from eca_build.graphs import FUSED, AttentionGraph
@@ -162,8 +162,3 @@ class Maker:
         parts = [served(part)[0] for part in torch.from_numpy(self._sample).split(batch)]
         answers: NDArray[np.float32] = torch.cat(parts).numpy()
         return answers
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -278,6 +280,62 @@ def test_pickle_that_runs_code_is_refused_by_name(tmp_path: Path) -> None:
         load(save(tmp_path / "m.pth", evil=Evil()))
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"best": [np.float64(1), np.float16(1), np.int32(1), np.uint8(1), np.bool_(True), np.str_("top-1")]},
+        {"args": argparse.Namespace(lr=0.1, sizes=[3, 5], inner=argparse.Namespace(seed=0))},
+    ],
+)
+def test_what_training_scripts_keep_beside_the_weights(tmp_path: Path, beside: dict[str, object]) -> None:
+    torch.save({"model": state_of(ECA18), **beside}, tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth").spec == ECA18
+
+
+def test_numbers_of_the_other_generation_of_numpy(tmp_path: Path) -> None:
+    torch.save(authors(state_of(ECA18)), tmp_path / "m.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "m.pth").read_bytes()
+    names = (b"cnumpy.core.multiarray\nscalar", b"cnumpy._core.multiarray\nscalar")
+    assert any(name in content for name in names)
+    for name in names:
+        (tmp_path / "m.pth").write_bytes(re.sub(rb"cnumpy\._?core\.multiarray\nscalar", name, content))
+        assert load(tmp_path / "m.pth").spec == ECA18
+
+
+@pytest.mark.parametrize("wrap", ["state_dict_ema", "model_ema"])
+def test_averages_are_taken_where_they_are_alone(tmp_path: Path, wrap: str) -> None:
+    torch.save({wrap: state_of(ECA18), "epoch": 3}, tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth").spec == ECA18
+
+
+def test_lightning_s_prefix(tmp_path: Path) -> None:
+    torch.save({"state_dict": {f"model.{key}": value for key, value in state_of(ECA18).items()}}, tmp_path / "m.ckpt")
+    assert load(tmp_path / "m.ckpt").spec == ECA18
+
+
+def test_content_counts_not_the_name(tmp_path: Path) -> None:
+    state = state_of(ECA18)
+    save_file(state, tmp_path / "m.pth")
+    torch.save(state, tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.pth").spec == load(tmp_path / "m.safetensors").spec == ECA18
+
+
+def test_other_kinds_of_files(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "m.pt")
+    with pytest.raises(BuildError, match=r"m\.pt is a TorchScript program; save its state_dict"):
+        load(tmp_path / "m.pt")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(BuildError, match="is no regular file"):
+            load(path)
+    with (tmp_path / "large.pth").open("wb") as file:
+        file.truncate(300 << 30)  # all holes
+    with pytest.raises(BuildError, match="damaged or no checkpoint"):
+        load(tmp_path / "large.pth")
+
+
 def test_damaged_files(tmp_path: Path) -> None:
     whole = save(tmp_path / "whole.pth").read_bytes()
     for name, content, sentence in (
@@ -298,6 +356,19 @@ def test_damaged_files(tmp_path: Path) -> None:
     [
         ({"layer1.0.conv1.weight": torch.full((64, 64, 3, 3), float("nan"))}, r"layer1\.0\.conv1\.weight.*not finite"),
         ({"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, r"layer1\.0\.conv1\.weight has shape"),
+        ({"layer1.0.bn1.weight": torch.full((64,), 1e300, dtype=torch.float64)}, r"layer1\.0\.bn1\.weight.*not finite"),
+        (
+            {"layer1.0.bn1.weight": torch.ones(64, dtype=torch.float8_e4m3fn)},
+            r"bn1\.weight is no plain .*float8_e4m3fn",
+        ),
+        ({"layer1.0.bn1.weight": torch.ones(64, dtype=torch.complex64)}, "no plain tensor of floats .complex64"),
+        ({"layer1.0.bn1.weight": torch.ones(64).to_sparse()}, "no plain tensor of floats .float32, sparse_coo"),
+        (
+            {"layer1.0.bn1.weight": torch.ones(64, device="meta")},
+            "no plain tensor of floats .float32, strided, on meta",
+        ),
+        ({"conv1.weight": torch.zeros(())}, r"conv1\.weight has 0 axes"),
+        ({"fc.weight": torch.zeros(0, 512), "fc.bias": torch.zeros(0)}, "classifier of no classes"),
         ({"layer1.0.bn1.running_var": torch.full((64,), -1.0)}, "negative variances"),
         ({"layer9.surprise": torch.zeros(1)}, r"has also layer9\.surprise"),
         ({"layer1.0.attention.conv.weight": torch.zeros(1, 1, 4)}, "kernel sizes are odd"),
@@ -318,6 +389,9 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
         torch.save({k: v for k, v in state.items() if k != drop}, tmp_path / "m.pth")
         with pytest.raises(BuildError, match=sentence):
             load(tmp_path / "m.pth")
+    torch.save({k: v for k, v in state.items() if not k.startswith("layer1.0.")}, tmp_path / "m.pth")
+    with pytest.raises(BuildError, match="resnet18 but has 7 of its 8 blocks"):
+        load(tmp_path / "m.pth")
     torch.save(state, tmp_path / "m.pth")
     with pytest.raises(BuildError, match="holds resnet18, not resnet50"):
         load(tmp_path / "m.pth", arch="resnet50")

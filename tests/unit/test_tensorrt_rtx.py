@@ -10,7 +10,7 @@ import pytest
 import torch
 from eca_build import compile as build
 from eca_build import images, lowering, quantise, targets, tensorrt_rtx, verify
-from eca_build.engine import sha256
+from eca_build.digest import sha256
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
 from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph
