@@ -22,8 +22,8 @@ import torch
 from cifar10 import load
 from eca_build import verify
 from eca_build.checkpoint import load as load_checkpoint
-from eca_build.compile import default_recipe
 from eca_build.export import reference
+from eca_build.recipes import default_recipe
 from eca_build.targets import kind_of
 from eca_service.contract import Contract, read
 from numpy.typing import NDArray

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from cifar10 import load
 from eca_build import checkpoint, images, measure, targets
-from eca_build.compile import default_recipe
 from eca_build.engine import Maker
 from eca_build.export import reference
 from eca_build.measure import BATCHES, Runnable
+from eca_build.recipes import default_recipe
 from eca_build.targets import Wish
 from tqdm import tqdm
 

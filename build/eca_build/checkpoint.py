@@ -17,11 +17,11 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from eca_build.detect import detect
-from eca_build.digest import sha256
 from eca_build.errors import BuildError
 from eca_build.layouts import canonical
 from eca_build.networks import Network, NetworkSpec, create
 from eca_build.networks.attention import Kind
+from eca_build.provenance import sha256
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")  # averages where alone
 PREFIXES = ("module.", "_orig_mod.", "model.")

@@ -13,11 +13,11 @@ from eca_service.contract import ENGINE_FILES, Passport, Preprocessing
 from numpy.typing import NDArray
 
 from eca_build import inductor, lowering, quantise, tensorrt_plan, tensorrt_rtx, verify
-from eca_build.digest import sha256
 from eca_build.errors import BuildError
 from eca_build.export import Served, export, export_program
 from eca_build.graphs import FUSED, AttentionGraph
 from eca_build.networks import Network
+from eca_build.provenance import sha256
 from eca_build.quantise import Scheme
 from eca_build.targets import Variant
 

@@ -26,6 +26,7 @@ from torch import nn
 
 from eca_build.custom_nodes import as_operators
 from eca_build.errors import BuildError
+from eca_build.provenance import versions
 
 # What the compiler may use of a CPU without being told (-march=native), by the kernel's names.
 INSTRUCTIONS = ("avx", "fma", "f16c", "bmi", "amx", "sse4")
@@ -39,6 +40,15 @@ def require() -> None:
             f"--target inductor compiles C++, and there is no {compiler}; install one (Debian: apt-get install g++) "
             "or set CXX to yours"
         )
+
+
+def tools() -> dict[str, str]:
+    """All that decides a package beside the model and PyTorch, for the key of a build."""
+    if not torch.cuda.is_available():
+        return {"instructions": " ".join(instructions())}
+    major, minor = torch.cuda.get_device_capability()
+    gpu = f"{torch.cuda.get_device_name()} ({major}.{minor})"
+    return versions("triton") | {"gpu": gpu, "kernels": kernels_sha256()}
 
 
 def build(served: nn.Module, package: Path, crop: int, max_batch: int) -> Passport:

@@ -9,11 +9,11 @@ from torch import nn
 
 from eca_build import images
 from eca_build.checkpoint import save
-from eca_build.compile import default_recipe
 from eca_build.errors import BuildError
 from eca_build.networks import ARCHS, Network, NetworkSpec, create, with_formula
 from eca_build.networks.attention import Kind
 from eca_build.networks.resnet import BasicBlock, Bottleneck
+from eca_build.recipes import default_recipe
 
 SAMPLE = 16  # images that the batch norms are set by
 SIDE_PX = 64  # of those images; the statistics hardly depend on it, the time does

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +25,7 @@ from eca_service.contract import Passport
 
 from eca_build.errors import BuildError
 from eca_build.lowering import DOMAIN
+from eca_build.provenance import versions
 
 Frontend = Literal["onnx", "torch-tensorrt"]
 CONTAINER = "NVIDIA's pytorch container (nvcr.io/nvidia/pytorch) has both"
@@ -89,17 +89,8 @@ def frontends() -> tuple[Frontend, ...]:
 def tools() -> dict[str, str]:
     """All that decides a plan beside the model, for the key of a build. Raises BuildError as `require`."""
     gpu = require()
-    versions = {name: _version(name) for name in ("tensorrt", "torch-tensorrt", "triton")}
-    known = {name: version for name, version in versions.items() if version}
     here = {"gpu": f"{gpu.name} ({gpu.compute_capability})", "driver": gpu.driver, "kernels": kernels_sha256()}
-    return known | here
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+    return versions("tensorrt", "torch-tensorrt", "triton") | here
 
 
 def build(onnx_file: Path, plan: Path, max_batch: int) -> Passport:
@@ -145,7 +136,8 @@ def _build(command: Sequence[str], plan: Path, max_batch: int, nodes: int, front
 def timing_cache(gpu: Gpu) -> Path:
     """Where TensorRT's measurements are kept: of this GPU and driver, this TensorRT and these kernels alone."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eca-serve"
-    of = "\0".join([gpu.name, gpu.compute_capability, gpu.driver, _version("tensorrt") or "", kernels_sha256()])
+    tensorrt = versions("tensorrt").get("tensorrt", "")
+    of = "\0".join([gpu.name, gpu.compute_capability, gpu.driver, tensorrt, kernels_sha256()])
     return home / f"tensorrt-timing-{hashlib.sha256(of.encode()).hexdigest()[:16]}.cache"
 
 

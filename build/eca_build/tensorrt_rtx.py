@@ -20,6 +20,7 @@ from eca_service.contract import INPUT, Passport
 
 from eca_build.errors import BuildError
 from eca_build.lowering import DOMAIN
+from eca_build.provenance import versions
 
 CHIPS = ("SM80", "SM86", "SM89", "SM120")  # those that it can name; it has none for Hopper
 
@@ -30,6 +31,12 @@ def require() -> Path:
     if spec is None or not spec.submodule_search_locations or not importlib.util.find_spec("tensorrt_rtx_bindings"):
         raise BuildError("--target tensorrt-rtx needs NVIDIA's TensorRT-RTX; pip install 'eca-serve[tensorrt-rtx]'")
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def tools() -> dict[str, str]:
+    """All that decides an engine beside the model, for the key of a build."""
+    builder = versions("tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu13-bindings", "triton")
+    return builder | {"kernels": kernels_sha256()}
 
 
 def build(onnx_file: Path, engine: Path, max_batch: int) -> Passport:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from eca_service.contract import Contract
+from collections.abc import Sequence
+
+from eca_service.contract import GateSite
 
 TEMPLATE = """\
 name: "{name}"
@@ -32,16 +34,28 @@ ENGINES = {
 }
 
 
-def config(contract: Contract) -> str:
-    """The configuration with which Triton serves `contract`'s engine."""
-    engine, kind = ENGINES[contract.engine]
+def config(
+    *,
+    name: str,
+    engine: str,
+    max_batch: int,
+    crop: int,
+    classes: int,
+    features_shape: Sequence[int],
+    gates: Sequence[GateSite],
+) -> str:
+    """The configuration with which Triton serves an engine; the arguments are the contract's, the images' side `crop`.
+
+    It is known before anything is built. `gates` is empty where they are no output.
+    """
+    what, kind = ENGINES[engine]
     return TEMPLATE.format(
-        name=contract.name,
-        engine=engine,
+        name=name,
+        engine=what,
         kind=kind,
-        max_batch=contract.max_batch,
-        size=contract.preprocessing.crop,
-        classes=contract.classes,
-        features=", ".join(map(str, contract.features_shape)),
-        gates=GATES.format(channels=sum(site.channels for site in contract.gates)) if contract.gates else "",
+        max_batch=max_batch,
+        size=crop,
+        classes=classes,
+        features=", ".join(map(str, features_shape)),
+        gates=GATES.format(channels=sum(site.channels for site in gates)) if gates else "",
     )

@@ -25,6 +25,7 @@ INPUT = "image"
 PROBABILITIES = "probabilities"
 FEATURES = "features"
 GATES = "gates"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a model
 
 
 class ContractError(Exception):
@@ -158,7 +159,7 @@ class Contract(_Frozen):
     `runtime` is what an `onnx` engine is fastest in: any runtime of ONNX gives its golden answers. None is onnxruntime.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME)
     version: int = Field(ge=1)
     architecture: str
     attention: str

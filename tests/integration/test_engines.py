@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from eca_build import images, measure, verify
-from eca_build.compile import Options, compile_checkpoint, default_recipe
+from eca_build.compile import Options, compile_checkpoint
+from eca_build.recipes import default_recipe
 from eca_build.sessions import Kind
 from eca_build.targets import Wish
 from eca_service.contract import Contract, read

@@ -38,8 +38,8 @@ import numpy as np
 import simplejpeg
 import torch
 from eca_build.checkpoint import load as load_checkpoint
-from eca_build.compile import default_recipe
 from eca_build.export import reference
+from eca_build.recipes import default_recipe
 from eca_service import jpeg, resampling
 from eca_service.contract import Preprocessing
 from eca_service.imaging import decode

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from eca_build import cli, images, measure, targets
 from eca_build import compile as build
 from eca_build.choose import pick
+from eca_build.describe import golden_images
 from eca_build.engine import Maker
 from eca_build.errors import BuildError
 from eca_build.export import export
@@ -196,7 +197,7 @@ def test_golden_images_are_those_on_which_the_runtimes_agree() -> None:
     one = np.zeros((60, 2), np.float32)
     other = one.copy()
     other[::2] = 0.5
-    picked = build.golden_images((one, other), 0.1)
+    picked = golden_images((one, other), 0.1)
     assert picked.tolist() == [1, 19, 39, 59]
-    assert build.golden_images((one, one + 1), 0.1).tolist() == [0, 1, 2, 3]
-    assert build.golden_images((one[:2],), 0.1).tolist() == [0, 1]
+    assert golden_images((one, one + 1), 0.1).tolist() == [0, 1, 2, 3]
+    assert golden_images((one[:2],), 0.1).tolist() == [0, 1]

@@ -13,9 +13,9 @@ import onnx
 import pytest
 import torch
 from eca_build import checkpoint, images, lowering, quantise, verify
-from eca_build.compile import default_recipe
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
+from eca_build.recipes import default_recipe
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 

@@ -20,11 +20,9 @@ from eca_build.errors import BuildError
 from eca_build.export import export
 from eca_build.tensorrt_plan import Gpu
 from eca_plugin.sources import kernels_sha256
-from eca_service.contract import Passport
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from tests.unit.test_contract import CONTRACT
 from tests.unit.test_quick_plugins import ROOT, empty_libraries
 from tests.unit.test_tensorrt_rtx import SMALL, tiny
 
@@ -190,9 +188,10 @@ def test_key_of_a_build_says_what_a_plan_depends_on(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("engine", triton_config.ENGINES)
 def test_triton_s_own_parser_reads_the_configuration(engine: str) -> None:
-    passport = Passport(tensorrt="10.16.1.11", gpu="g", compute_capability="9.0")
-    contract = CONTRACT.model_copy(update={"engine": engine, "passport": passport})
-    config = text_format.Parse(triton_config.config(contract), model_config_pb2.ModelConfig())
+    text = triton_config.config(
+        name="m", engine=engine, max_batch=8, crop=32, classes=10, features_shape=(64, 8, 8), gates=()
+    )
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
     assert (config.name, config.max_batch_size) == ("m", 8)
     assert (config.platform, config.backend) == {
         "onnx": ("", "onnxruntime"),

@@ -10,13 +10,13 @@ import pytest
 import torch
 from eca_build import compile as build
 from eca_build import images, lowering, quantise, targets, tensorrt_rtx, verify
-from eca_build.digest import sha256
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
 from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph
 from eca_build.networks import Network, create, with_formula
 from eca_build.networks.attention import AttentionSites, Kind
 from eca_build.networks.resnet import Bottleneck, ResNet
+from eca_build.provenance import sha256
 from eca_build.targets import Precision, Wish
 from eca_service.contract import Preprocessing, read
 from safetensors.torch import save_file

@@ -1,0 +1,157 @@
+"""All that decides what a build gives, read and checked before anything is built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from eca_service.contract import NAME, Preprocessing
+from numpy.typing import NDArray
+
+from eca_build import checkpoint, images, inductor, measure, targets, tensorrt_plan, tensorrt_rtx
+from eca_build.checkpoint import Checkpoint
+from eca_build.errors import BuildError
+from eca_build.labels import read_labels
+from eca_build.provenance import code_sha256, versions
+from eca_build.recipes import default_recipe
+from eca_build.targets import Variant, Wish
+
+if TYPE_CHECKING:
+    from eca_build.compile import Options
+
+SYNTHETIC = "synthetic images with the spectrum of photographs"
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one build is made from.
+
+    `sample` are the images that are verified on, uint8 [N, crop, crop, 3], `source` says which; `classes` are theirs,
+    int64 [N] with -1 for unknown, None where the images are synthetic. `calibration` are the images that integers'
+    ranges come from, None where there are none. `key` is the `build_key`.
+    """
+
+    checkpoint: Checkpoint
+    name: str
+    recipe: Preprocessing
+    labels: tuple[str, ...]
+    wish: Wish
+    variants: Sequence[Variant]
+    sample: Pixels
+    source: str
+    classes: NDArray[np.int64] | None
+    calibration: Pixels | None
+    calibrated_on: str
+    tools: dict[str, str]
+    key: str
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are random, for latency only."""
+        return self.checkpoint.weights == "random"
+
+
+def gather(options: Options) -> Inputs:
+    """Reads what `options` name. Raises BuildError for all that can be wrong with it."""
+    name = options.name or default_name(options.checkpoint)
+    if not re.fullmatch(NAME, name):
+        raise BuildError(
+            f"a model cannot be called {name!r}; give it a --name of up to 100 letters, digits, '.', '_' and '-' that "
+            "begins with a letter or digit"
+        )
+    variants = targets.variants(options.wish)
+    loaded = checkpoint.load(options.checkpoint, options.arch, options.attention)
+    recipe = default_recipe(loaded.spec.arch)
+    if options.size:
+        recipe = recipe.model_copy(update={"resize": options.size[0], "crop": options.size[1]})
+    random = loaded.weights == "random"
+    labels = read_labels(options.labels, loaded.spec.classes, random)
+    sample, source, classes = images.synthetic(recipe.crop), SYNTHETIC, None
+    if options.images:
+        sample, source = images.load(options.images, recipe), f"{options.images.name}/"
+        classes = images.classes(options.images, labels)
+    calibration = sample if options.images or random else None
+    calibrated_on = source
+    if options.calibration:
+        calibration = images.load(options.calibration, recipe, option="--calibration")
+        calibrated_on = f"{options.calibration.name}/"
+    tools = tools_of(variants)
+    return Inputs(
+        checkpoint=loaded,
+        name=name,
+        recipe=recipe,
+        labels=labels,
+        wish=options.wish,
+        variants=variants,
+        sample=sample,
+        source=source,
+        classes=classes,
+        calibration=calibration,
+        calibrated_on=calibrated_on,
+        tools=tools,
+        key=build_key(loaded.sha256, recipe, labels, (sample, classes, calibration), tools, options),
+    )
+
+
+def default_name(path: Path) -> str:
+    """The file's name without its suffixes."""
+    name = path.name
+    for suffix in (".pth.tar", ".safetensors", ".pth", ".pt"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def build_key(
+    checkpoint_sha256: str,
+    recipe: Preprocessing,
+    labels: tuple[str, ...],
+    arrays: Sequence[NDArray[np.uint8] | NDArray[np.int64] | None],
+    tools: dict[str, str],
+    options: Options,
+) -> str:
+    """SHA-256 (hex) of all that decides the result: equal keys, equal builds. What is fastest, the machine decides.
+
+    `arrays` are the images and their classes.
+    """
+    parts = [
+        checkpoint_sha256,
+        recipe.fingerprint,
+        labels,
+        asdict(options.wish),
+        [None if array is None else digest(array) for array in arrays],
+        tools,
+        code_sha256(),
+        options.arch,
+        options.attention,
+        measure.machine() if options.wish.auto else None,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def digest(array: NDArray[np.uint8] | NDArray[np.int64]) -> str:
+    """SHA-256 (hex) of an array's values."""
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def tools_of(variants: Sequence[Variant]) -> dict[str, str]:
+    """What builds and runs `variants`, by name: versions, and of the machine what compiled engines depend on."""
+    tools = {"python": platform.python_version()} | versions("torch", "onnx", "onnxscript", "onnxruntime")
+    if any(variant.runtime == "openvino" for variant in variants):
+        tools |= versions("openvino")
+    targeted = {variant.target for variant in variants}
+    for target, more in (
+        ("tensorrt", tensorrt_plan.tools),
+        ("tensorrt-rtx", tensorrt_rtx.tools),
+        ("inductor", inductor.tools),
+    ):
+        if target in targeted:
+            tools |= more()
+    return tools

@@ -1,0 +1,122 @@
+"""A build is skipped where it would give what is there, and refused before it takes time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from eca_build import inductor, inputs, tensorrt_rtx
+from eca_build.compile import Built, Options, compile_checkpoint
+from eca_build.errors import BuildError
+from eca_build.inputs import gather
+from eca_build.labels import read_labels
+from eca_build.targets import TargetName, Variant, Wish
+
+DEMO = Path(__file__).parents[2] / "build" / "demo"
+WEIGHTS = DEMO / "resnet14-eca.safetensors"
+LABELS = DEMO / "labels.txt"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The demo network, published."""
+    options = Options(WEIGHTS, tmp_path_factory.mktemp("built") / "models", name="m", labels=LABELS)
+    return compile_checkpoint(options, lambda _: None)
+
+
+@pytest.fixture
+def options(built: Built, tmp_path: Path) -> Options:
+    """The same build again, in a repository of the test's own."""
+    shutil.copytree(built.folder.parents[1], tmp_path / "models")
+    return Options(WEIGHTS, tmp_path / "models", name="m", labels=LABELS)
+
+
+def test_the_same_again_is_not_built(options: Options) -> None:
+    steps: list[str] = []
+    again = compile_checkpoint(options, steps.append)
+    assert (again.changed, again.contract.version, steps) == (False, 1, ["read the checkpoint"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "model.onnx").unlink(),
+        lambda folder: (folder / "model.onnx").write_bytes(b"another"),
+        lambda folder: (folder / "golden.npy").write_bytes(b"another"),
+    ],
+    ids=["engine gone", "engine overwritten", "golden images overwritten"],
+)
+def test_what_was_damaged_is_built_again(options: Options, damage: Callable[[Path], object]) -> None:
+    damage(options.repository / "m" / "1")
+    again = compile_checkpoint(options, lambda _: None)
+    assert (again.changed, again.contract.version) == (True, 2)
+    assert not compile_checkpoint(options, lambda _: None).changed
+
+
+@pytest.mark.parametrize(
+    ("change", "file"),
+    [
+        ({"wish": Wish(max_batch=4)}, "config.pbtxt"),
+        ({"wish": Wish(expose_gates=True)}, "config.pbtxt"),
+        ({"size": (40, 40)}, "config.pbtxt"),
+        ({"labels": None}, "labels.txt"),
+    ],
+)
+def test_other_tensors_are_refused_before_anything_is_built(
+    options: Options, change: dict[str, object], file: str
+) -> None:
+    steps: list[str] = []
+    with pytest.raises(BuildError, match=f"the new version's {file} differs .* another --name"):
+        compile_checkpoint(replace(options, **change), steps.append)  # type: ignore[arg-type]
+    assert steps == ["read the checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "my net (1)", "../m", ".m", "m\n", "m" * 101])
+def test_a_name_that_cannot_be_is_refused_first(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BuildError, match=r"cannot be called .*; give it a --name of"):
+        compile_checkpoint(Options(tmp_path / "absent.pth", tmp_path / "models", name=name), lambda _: None)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_file_s_name_that_cannot_be_a_model_s(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"called 'my net \(1\)'; give it a --name"):
+        gather(Options(tmp_path / "my net (1).safetensors", tmp_path))
+
+
+def test_images_sorted_by_label_later_are_another_build(tmp_path: Path) -> None:
+    (tmp_path / "unsorted").mkdir()
+    shutil.copy(DEMO / "images" / "cat-1.jpg", tmp_path / "unsorted" / "1.jpg")
+    (tmp_path / "sorted" / "cat").mkdir(parents=True)
+    shutil.copy(DEMO / "images" / "cat-1.jpg", tmp_path / "sorted" / "cat" / "1.jpg")
+    asked = Options(WEIGHTS, tmp_path, labels=LABELS)
+    unsorted, by_label = (gather(replace(asked, images=tmp_path / name)) for name in ("unsorted", "sorted"))
+    assert (unsorted.sample == by_label.sample).all()
+    assert unsorted.key != by_label.key
+
+
+def test_an_upgrade_that_changes_the_build_builds_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Options(WEIGHTS, Path("models"), labels=LABELS)
+    before = gather(asked).key
+    assert gather(asked).key == before
+    monkeypatch.setattr(inputs, "code_sha256", lambda: "another")
+    assert gather(asked).key != before
+
+
+def test_what_compiled_engines_depend_on_is_in_the_key() -> None:
+    def tools_of(target: TargetName) -> dict[str, str]:
+        return inputs.tools_of([Variant(target, None, "fp32", "plain", 8)])
+
+    plain = tools_of("onnx")
+    assert set(plain) == {"python", "torch", "onnx", "onnxscript", "onnxruntime"}
+    assert tools_of("inductor") == plain | inductor.tools()
+    assert inductor.tools().keys() & {"instructions", "gpu"}
+    assert tools_of("tensorrt-rtx") == plain | tensorrt_rtx.tools()
+    assert "kernels" in tensorrt_rtx.tools()
+
+
+def test_labels_of_editors_that_mark_a_file(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    assert read_labels(tmp_path / "labels.txt", 2) == ("cat", "dog")
