@@ -1,0 +1,63 @@
+"""Verification sees what answers always the same, however small the probabilities are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from eca_build.errors import BuildError
+from eca_build.targets import EXACT, RANDOM, Gate
+from eca_build.verify import compare
+from numpy.typing import NDArray
+
+GATES = pytest.mark.parametrize("gate", [EXACT["fp16"], EXACT["bf16"], RANDOM])
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float32]:
+    powers = np.exp(logits)
+    answers: NDArray[np.float32] = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+    return answers
+
+
+def logits(images: int) -> NDArray[np.float64]:
+    """Those of a network that is sure of nothing: no class of a thousand has two thousandths."""
+    generator = np.random.default_rng(0)
+    return generator.normal(0, 0.1, (1, 1000)) + generator.normal(0, 0.05, (images, 1000))
+
+
+@GATES
+@pytest.mark.parametrize("images", [24, 1])
+def test_an_engine_that_rounds_passes(gate: Gate, images: int) -> None:
+    true = logits(images)
+    rounded = true * (1 + np.random.default_rng(1).normal(0, 0.01, true.shape))
+    figures = compare(softmax(true), softmax(rounded), gate.largest, gate.agreement, "test")
+    assert figures.largest_difference > 0
+
+
+@GATES
+def test_an_engine_that_answers_always_the_same_does_not(gate: Gate) -> None:
+    expected = softmax(logits(24))
+    assert expected.max() < 0.002
+    for got in (
+        np.broadcast_to(expected.mean(0), expected.shape),
+        np.broadcast_to(expected[3], expected.shape),
+        np.roll(expected, 1, 0),  # or gives another image's answer
+        np.full_like(expected, 0.001),
+    ):
+        with pytest.raises(BuildError, match=r"does not follow the network: they correlate by -?0\.[01]"):
+            compare(expected, got, gate.largest, gate.agreement, "test")
+
+
+def test_images_all_alike_are_compared_by_class() -> None:
+    expected = np.repeat(softmax(logits(1)), 5, 0)
+    assert compare(expected, expected, 2e-2, 0, "test").top1_agreement == 1
+    with pytest.raises(BuildError, match="does not follow"):
+        compare(expected, np.full_like(expected, 0.001), 2e-2, 0, "test")
+    same = np.full((5, 1000), 0.001, np.float32)
+    assert compare(same, same, 2e-2, 0, "test").top1_agreement == 1
+
+
+def test_a_network_whose_own_answers_are_not_finite_is_refused() -> None:
+    """Every comparison with NaN is false."""
+    expected = np.full((4, 10), np.nan, np.float32)
+    with pytest.raises(BuildError, match="the network itself answers values that are not finite"):
+        compare(expected, np.full((4, 10), 0.1, np.float32), 2e-2, 0, "test")
