@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -24,6 +23,7 @@ from eca_plugin.sources import kernels_sha256
 from eca_service.contract import Passport
 from torch import nn
 
+from eca_build import processes
 from eca_build.custom_nodes import as_operators
 from eca_build.errors import BuildError
 from eca_build.provenance import versions
@@ -70,16 +70,11 @@ def build(served: nn.Module, package: Path, crop: int, max_batch: int) -> Passpo
         with tempfile.TemporaryDirectory(prefix="eca-inductor-") as folder:
             source = Path(folder, "program.pt2")
             torch.export.save(program, source)
-            done = subprocess.run(
-                [sys.executable, "-m", "eca_build.inductor", str(source), str(package), str(max_batch)],
-                env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder},
-                capture_output=True,
-                text=True,
-                check=False,
+            processes.run(
+                [*processes.module("eca_build.inductor"), str(source), str(package), str(max_batch)],
+                "AOTInductor could not build the package",
+                environment={"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder},
             )
-    if done.returncode or not package.exists():
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise BuildError(f"AOTInductor could not build the package: {last.strip()}")
     if not cuda:
         return Passport(torch=torch.__version__, device="cpu", instructions=instructions())
     return Passport(

@@ -89,7 +89,7 @@ def measure(
         asked = {"batches": batches, "streams": streams, "rounds": rounds}
         plan.write_text(json.dumps(asked | {"engines": [asdict(engine) for engine in engines]}))
         np.save(source, images[np.arange(max(batches)) % len(images)])
-        command = [sys.executable, "-m", "eca_build.measure", str(plan), str(source), str(target)]
+        command = [*processes.module("eca_build.measure"), str(plan), str(source), str(target)]
         processes.run(command, "the engines could not be measured")
         return speeds(np.load(target), batches)
 

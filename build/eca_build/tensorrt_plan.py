@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,15 @@ import onnx
 from eca_plugin.sources import kernels_sha256
 from eca_service.contract import Passport
 
+from eca_build import processes
 from eca_build.errors import BuildError
 from eca_build.lowering import DOMAIN
 from eca_build.provenance import versions
 
 Frontend = Literal["onnx", "torch-tensorrt"]
 CONTAINER = "NVIDIA's pytorch container (nvcr.io/nvidia/pytorch) has both"
-WORKER = (sys.executable, "-m", "eca_build.tensorrt_worker")
-TORCH_WORKER = (sys.executable, "-m", "eca_build.torch_tensorrt_worker")
+WORKER = processes.module("eca_build.tensorrt_worker")
+TORCH_WORKER = processes.module("eca_build.torch_tensorrt_worker")
 PLUGINS = re.compile(r"^plan (\S+) (\S+) (\d+)$", re.MULTILINE)  # what a worker says: TensorRT, CUDA, custom nodes
 # What the libraries say of what users can mend, and the sentence instead.
 REASONS = (
@@ -116,10 +116,14 @@ def build_program(program: Path, plan: Path, max_batch: int, sites: int) -> Pass
 def _build(command: Sequence[str], plan: Path, max_batch: int, nodes: int, frontend: Frontend) -> Passport:
     gpu = require()
     given = [str(plan), str(max_batch), str(gpu.chip), str(timing_cache(gpu))]
-    done = subprocess.run([*command, *given], capture_output=True, text=True, check=False)
-    made = PLUGINS.search(done.stdout)
-    if done.returncode or not made:
-        raise BuildError(f"TensorRT could not build the plan: {sentence(done.stderr, done.returncode, gpu, max_batch)}")
+    printed = processes.run(
+        [*command, *given],
+        "TensorRT could not build the plan",
+        lambda stderr, status: sentence(stderr, status, gpu, max_batch),
+    )
+    made = PLUGINS.search(printed)
+    if not made:
+        raise BuildError("TensorRT could not build the plan: it does not say what it made")
     if int(made[3]) != nodes:
         raise BuildError(f"TensorRT made {made[3]} plugins of the model's {nodes} custom nodes")
     return Passport(
@@ -147,8 +151,8 @@ def sentence(stderr: str, status: int, gpu: Gpu, max_batch: int) -> str:
         found = re.search(pattern, stderr)
         if found:
             return text.format(*found.groups(), batch=max_batch, driver=gpu.driver)
-    lines = [line for line in stderr.splitlines() if "[E]" in line] or stderr.strip().splitlines()
-    return (lines or [f"exit status {status}"])[-1].strip()
+    errors = [line.strip() for line in stderr.splitlines() if "[E]" in line]
+    return errors[-1] if errors else processes.last_line(stderr, status)
 
 
 def name_plugins(model: onnx.ModelProto) -> int:

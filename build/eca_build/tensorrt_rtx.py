@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ import onnx
 from eca_plugin.sources import kernels_sha256
 from eca_service.contract import INPUT, Passport
 
+from eca_build import processes
 from eca_build.errors import BuildError
 from eca_build.lowering import DOMAIN
 from eca_build.provenance import versions
@@ -52,23 +52,22 @@ def build(onnx_file: Path, engine: Path, max_batch: int) -> Passport:
             for name in (library.name, library.name.split(".so.")[0] + ".so"):
                 Path(folder, name).symlink_to(library)
         searched = os.pathsep.join(filter(None, [folder, os.environ.get("LD_LIBRARY_PATH", "")]))
-        done = subprocess.run(
-            [sys.executable, "-m", "eca_build.tensorrt_rtx", str(onnx_file), str(engine), str(max_batch)],
-            env=os.environ | {"LD_LIBRARY_PATH": searched},
-            capture_output=True,
-            text=True,
-            check=False,
+        printed = processes.run(
+            [*processes.module("eca_build.tensorrt_rtx"), str(onnx_file), str(engine), str(max_batch)],
+            "TensorRT-RTX could not build the engine",
+            _first_error,
+            {"LD_LIBRARY_PATH": searched},
         )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "[E]" in line] or done.stderr.strip().splitlines()
-        raise BuildError(
-            f"TensorRT-RTX could not build the engine: {(lines or [f'exit status {done.returncode}'])[0].strip()}"
-        )
-    version, plugins = done.stdout.split()
+    version, plugins = printed.split()
     nodes = sum(node.domain == DOMAIN for node in onnx.load(onnx_file).graph.node)
     if int(plugins) != nodes:
         raise BuildError(f"TensorRT-RTX made {plugins} plugins of the model's {nodes} custom nodes")
     return Passport(tensorrt=version, kernels_sha256=kernels_sha256() if nodes else None)
+
+
+def _first_error(stderr: str, status: int) -> str:
+    errors = (line.strip() for line in stderr.splitlines() if "[E]" in line)
+    return next(errors, processes.last_line(stderr, status))
 
 
 def _build(source: str, target: str, max_batch: int) -> None:

@@ -23,7 +23,7 @@ from eca_build.sessions import Kind, open_session
 
 def runner(kind: Kind, precision: str = "fp32") -> list[str]:
     """The command of a process that answers for engines of `kind`, without its last three arguments."""
-    return [sys.executable, "-m", "eca_build.verify", kind, precision]
+    return [*processes.module("eca_build.verify"), kind, precision]
 
 
 RUNNER = runner("onnxruntime")

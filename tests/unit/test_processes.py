@@ -50,6 +50,28 @@ def test_one_that_works_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "told").read_text() == "done"
 
 
+def test_one_whose_child_works_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch's compiler waits for the C++ compiler."""
+    monkeypatch.setattr(processes, "STILL_S", 1.0)
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WORKS!r}, sys.argv[1]])"
+    processes.run([sys.executable, "-c", starts, str(tmp_path / "told")], "never said")
+    assert (tmp_path / "told").read_text() == "done"
+
+
+def test_files_of_the_folder_that_the_user_is_in_do_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("random", "numbers", "runpy", "numpy"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()\nraise SystemExit('the user\\'s own')\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("verify", "measure"):
+        with pytest.raises(BuildError, match="required positional argument"):
+            processes.run(processes.module(f"eca_build.{name}"), "it failed")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_it_printed() -> None:
+    assert processes.run([sys.executable, "-c", "print('made')"], "never said") == "made\n"
+
+
 def test_what_it_says_last_is_told() -> None:
     with pytest.raises(BuildError, match=r"^it failed: no such thing$"):
         processes.run([sys.executable, "-c", "import sys; sys.exit('one\\nno such thing')"], "it failed")
