@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -60,6 +61,8 @@ class _Commands(click.Group):
 @click.version_option(package_name="eca-serve")
 def main() -> None:
     """Turns trained checkpoints into verified, published model versions."""
+    # `docker stop`: as Ctrl-C, so that what it started ends and nothing it wrote stays
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     atexit.register(gc.freeze)  # else all of torch is looked through for garbage at the end, for a second
 
 

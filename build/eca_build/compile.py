@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from eca_service.contract import CONTRACT_FILE, Contract, ContractError, Verification, damage, read
+from eca_service.contract import (
+    CONTRACT_FILE,
+    ENGINE_FILES,
+    GOLDEN_FILE,
+    Contract,
+    ContractError,
+    Verification,
+    read,
+)
 from numpy.typing import NDArray
 
 from eca_build import targets, verify
@@ -19,6 +27,7 @@ from eca_build.engine import Engine, Maker
 from eca_build.export import reference
 from eca_build.inputs import Inputs, gather
 from eca_build.networks.attention import Kind
+from eca_build.provenance import sha256
 from eca_build.publish import CONFIG_FILE, LABELS_FILE, check, publish, staging, versions
 from eca_build.targets import Variant, Wish
 from eca_build.triton_config import config
@@ -101,9 +110,10 @@ def unchanged(folder: Path, key: str) -> Contract | None:
     """
     try:
         contract = read(folder)
-    except ContractError:
+        found = contract.build_key, sha256(folder / ENGINE_FILES[contract.engine]), sha256(folder / GOLDEN_FILE)
+    except (ContractError, OSError):
         return None
-    return contract if contract.build_key == key and damage(contract, folder) is None else None
+    return contract if found == (key, contract.engine_sha256, contract.golden.sha256) else None
 
 
 def compared(inputs: Inputs, expected: NDArray[np.float32], variant: Variant, engine: Engine) -> Verification:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -193,15 +192,6 @@ class Contract(_Frozen):
     golden: Golden
     head: Head | None = None
 
-    @property
-    def again(self) -> str:
-        """The command that builds the engine again."""
-        runtime = f" --runtime {self.runtime}" if self.runtime else ""
-        return (
-            f"eca-build compile CHECKPOINT --name {self.name} --target {self.engine} --precision {self.precision} "
-            f"--attention {self.attention} --attention-graph {self.attention_graph}{runtime}"
-        )
-
     def public(self) -> dict[str, object]:
         """What callers are shown: everything but the head's weights."""
         return self.model_dump(mode="json", exclude={"head"})
@@ -229,33 +219,3 @@ def read(folder: Path, head: bool = False) -> Contract:
     if contract.preprocessing_fingerprint != contract.preprocessing.fingerprint:
         raise ContractError(f"{path}: the preprocessing recipe was changed after the build; build the model again")
     return contract
-
-
-def damage(contract: Contract, folder: Path) -> str | None:
-    """Which file in a version's folder is not what the build wrote, and what to do, in a sentence; None where all are.
-
-    A file is read when it has changed since it was last asked about: a gigabyte takes a second.
-    """
-    for name, written in (
-        (ENGINE_FILES[contract.engine], contract.engine_sha256),
-        (GOLDEN_FILE, contract.golden.sha256),
-    ):
-        try:
-            now = (folder / name).stat()
-            if _sha256(folder / name, now.st_ino, now.st_size, now.st_mtime_ns) == written:
-                continue
-            wrong = "is not the file that the build wrote"
-        except OSError as error:
-            wrong = f"cannot be read ({error.strerror})"
-        return f"{folder / name} {wrong}; build it again: `{contract.again}`"
-    return None
-
-
-@functools.lru_cache(1024)
-def _sha256(path: Path, *stamp: int) -> str:
-    """SHA-256 (hex) of a file, remembered for as long as its `stamp` is the same."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()

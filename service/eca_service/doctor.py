@@ -10,10 +10,10 @@ from importlib.util import find_spec
 
 from eca_service import metrics
 from eca_service.client import Client, ClientError
-from eca_service.contract import damage
 from eca_service.diagnosis import Finding, Window, diagnose
 from eca_service.errors import ServiceError
 from eca_service.gateway import require_files
+from eca_service.integrity import damage
 from eca_service.preflight import obstacle_of
 from eca_service.registry import Model, Registry, pinned, read_pin, versions
 from eca_service.resolver import Resolver

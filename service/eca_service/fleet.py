@@ -12,8 +12,9 @@ import grpc
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
-from eca_service.contract import Contract, damage
+from eca_service.contract import Contract
 from eca_service.errors import ServiceError
+from eca_service.integrity import damage
 from eca_service.resolver import Resolver
 from eca_service.sharing import CONTROL_S, Sharing
 from eca_service.triton.failures import passes, translated

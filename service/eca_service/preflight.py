@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eca_service.contract import Contract
+from eca_service.integrity import again
 
 LOOK_TIMEOUT_S = 20
 QUERY = "name,compute_cap,driver_version"
@@ -102,7 +103,7 @@ def obstacle(contract: Contract, machine: Machine | None) -> str | None:
         return "Triton has no backend for TensorRT-RTX engines; build it with --target onnx or --target tensorrt"
     differ = _inductor_difference if contract.engine == "inductor" else _difference
     difference = differ(contract, machine) if machine else None
-    return f"{difference}; build it again here: `{contract.again}`" if difference else None
+    return f"{difference}; build it again here: `{again(contract)}`" if difference else None
 
 
 def _difference(contract: Contract, machine: Machine) -> str | None:

@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from eca_build import measure
-from eca_build.compile import Options, build_key
+from eca_build.compile import Options
+from eca_build.inputs import build_key
 from eca_build.targets import Wish
 from eca_service.contract import Preprocessing
 
 IMAGES, OTHERS = np.zeros((2, 4, 4, 3), np.uint8), np.ones((2, 4, 4, 3), np.uint8)
+CLASSES = np.array([0, 1])
 OPTIONS = Options(Path("m.pth"), Path("models"))
 GIVEN: dict[str, Any] = {
     "checkpoint_sha256": "a",
     "recipe": Preprocessing(),
     "labels": ("cat", "dog"),
-    "pixels": (IMAGES, IMAGES),
+    "arrays": (IMAGES, CLASSES, IMAGES),
     "tools": {"torch": "2.11"},
     "options": OPTIONS,
 }
@@ -27,9 +29,11 @@ CHANGES: list[dict[str, Any]] = [
     {"checkpoint_sha256": "b"},
     {"recipe": Preprocessing(resize=32, crop=32)},
     {"labels": ("dog", "cat")},
-    {"pixels": (OTHERS, IMAGES)},
-    {"pixels": (IMAGES, OTHERS)},
-    {"pixels": (IMAGES, None)},
+    {"arrays": (OTHERS, CLASSES, IMAGES)},
+    {"arrays": (IMAGES, CLASSES, OTHERS)},
+    {"arrays": (IMAGES, CLASSES, None)},
+    {"arrays": (IMAGES, 1 - CLASSES, IMAGES)},
+    {"arrays": (IMAGES, None, IMAGES)},
     {"tools": {"torch": "2.12"}},
     {"options": replace(OPTIONS, arch="resnet18")},
     {"options": replace(OPTIONS, attention="se-var1")},

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -120,3 +125,28 @@ def test_what_compiled_engines_depend_on_is_in_the_key() -> None:
 def test_labels_of_editors_that_mark_a_file(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
     assert read_labels(tmp_path / "labels.txt", 2) == ("cat", "dog")
+
+
+def test_one_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+    """As `docker stop` tells it, while the engine is verified in a process of its own."""
+    (tmp_path / "temporary").mkdir()
+    command = [sys.executable, "-c", "from eca_build.cli import main; main()", "compile", str(WEIGHTS)]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen([*command, "--repository", str(tmp_path / "models")], env=environment) as process:
+        end = time.monotonic() + 60
+        while not (begun := list(tmp_path.glob("temporary/eca-verify-*"))) and time.monotonic() < end:
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert begun
+    assert list((tmp_path / "models").iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(("eca-", ".models"))]
+    mine = str(tmp_path).encode()
+    assert not [one for one in Path("/proc").glob("[0-9]*/cmdline") if mine in cmdline(one)]
+
+
+def cmdline(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""  # it has just ended

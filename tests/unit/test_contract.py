@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from eca_service.contract import (
     Head,
     Preprocessing,
     Verification,
-    damage,
     read,
 )
 
@@ -92,28 +90,3 @@ def test_missing_and_not_json(tmp_path: Path) -> None:
 def test_fingerprint_follows_the_recipe() -> None:
     assert Preprocessing().fingerprint == Preprocessing().fingerprint
     assert Preprocessing().fingerprint != Preprocessing(resize=232).fingerprint
-
-
-def test_a_file_that_is_not_the_build_s_is_named(tmp_path: Path) -> None:
-    engine, golden = tmp_path / "model.onnx", tmp_path / "golden.npy"
-    engine.write_bytes(bytes(3 << 20))
-    golden.write_bytes(b"images")
-    contract = CONTRACT.model_copy(
-        update={
-            "engine_sha256": hashlib.sha256(engine.read_bytes()).hexdigest(),
-            "golden": CONTRACT.golden.model_copy(update={"sha256": hashlib.sha256(b"images").hexdigest()}),
-        }
-    )
-    assert damage(contract, tmp_path) is None
-    golden.write_bytes(b"others")
-    assert f"{golden} is not the file that the build wrote" in (damage(contract, tmp_path) or "")
-    golden.write_bytes(b"images")
-    with engine.open("r+b") as file:  # as long as before
-        file.seek(2 << 20)
-        file.write(b"\1")
-    command = "eca-build compile CHECKPOINT --name m --target onnx --precision fp32 --attention eca"
-    assert f"{engine} is not the file that the build wrote; build it again: `{command}" in (
-        damage(contract, tmp_path) or ""
-    )
-    engine.unlink()
-    assert f"{engine} cannot be read (No such file or directory)" in (damage(contract, tmp_path) or "")

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from eca_build.cli import compile_
 from eca_service import metrics
 from eca_service.cli import main
-from eca_service.contract import Contract, Passport
+from eca_service.contract import Calibration, Contract, GateSite, Passport
 from eca_service.preflight import Gpu, Machine, look, obstacle, obstacle_of
 from eca_service.registry import Registry
 
@@ -58,7 +59,30 @@ def test_a_difference_is_named_with_the_command(contract: Contract, machine: Mac
     with pytest.raises(ValueError, match=sentence):
         raise ValueError(reason)
     again = f"--name m --target tensorrt --precision {contract.precision} --attention eca --attention-graph fused"
-    assert f"`eca-build compile CHECKPOINT {again}`" in reason
+    assert f"`eca-build compile CHECKPOINT {again} --max-batch 8 --resize 32 --crop 32 --labels LABELS`" in reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"max_batch": 4, "labels": ("class 0", "class 1")}, "--max-batch 4 --resize 32 --crop 32"),
+        ({"weights": "random"}, "--max-batch 8 --resize 32 --crop 32"),
+        (
+            {
+                "precision": "int8",
+                "calibration": Calibration(source="photos/", images=60, sha256="0"),
+                "gates": (GateSite(block="layer1.0", channels=16),),
+            },
+            "--max-batch 8 --resize 32 --crop 32 --expose-gates --labels LABELS --calibration IMAGES",
+        ),
+    ],
+)
+def test_the_command_gives_the_same_tensors_and_labels(changes: dict[str, object], options: str) -> None:
+    """Else the next version is refused, for callers rely on them."""
+    contract = plan(**changes)
+    assert (obstacle(contract, Machine()) or "").endswith(f"--attention-graph fused {options}`")
+    known = {option for parameter in compile_.params for option in parameter.opts}
+    assert {word for word in options.split() if word.startswith("--")} <= known
 
 
 PACKAGE = Passport(torch="2.13.0+cpu", device="cpu", instructions=("avx2", "fma"))

@@ -1,0 +1,35 @@
+"""A version's files are those that the build wrote, or are named."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from eca_service.integrity import damage
+
+from tests.unit.test_contract import CONTRACT
+
+
+def test_a_file_that_is_not_the_build_s_is_named(tmp_path: Path) -> None:
+    engine, golden = tmp_path / "model.onnx", tmp_path / "golden.npy"
+    engine.write_bytes(bytes(3 << 20))
+    golden.write_bytes(b"images")
+    contract = CONTRACT.model_copy(
+        update={
+            "engine_sha256": hashlib.sha256(engine.read_bytes()).hexdigest(),
+            "golden": CONTRACT.golden.model_copy(update={"sha256": hashlib.sha256(b"images").hexdigest()}),
+        }
+    )
+    assert damage(contract, tmp_path) is None
+    golden.write_bytes(b"others")
+    assert f"{golden} is not the file that the build wrote" in (damage(contract, tmp_path) or "")
+    golden.write_bytes(b"images")
+    with engine.open("r+b") as file:  # as long as before
+        file.seek(2 << 20)
+        file.write(b"\1")
+    command = "eca-build compile CHECKPOINT --name m --target onnx --precision fp32 --attention eca"
+    assert f"{engine} is not the file that the build wrote; build it again: `{command}" in (
+        damage(contract, tmp_path) or ""
+    )
+    engine.unlink()
+    assert f"{engine} cannot be read (No such file or directory)" in (damage(contract, tmp_path) or "")
