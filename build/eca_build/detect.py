@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from eca_build.checkpoint import Checkpoint
 
 State = dict[str, Tensor]
+WIDTH_STEP = 0.05  # a MobileNetV2's width is found as a multiple of it
 # The weight that tells an attention module by its name, how many axes it has, and which of them holds a site's size.
 # SE-Var1 has no weights, so its networks look like plain ones.
 MARKS: dict[str, tuple[Kind, int, int]] = {
@@ -84,8 +85,8 @@ def _mobilenet(state: State, path: Path) -> tuple[str, float, int]:
         if key not in state:
             raise BuildError(f"{path} looks like a MobileNetV2 but lacks {key}; it is another network")
         found[base] = len(state[key])
-    for hundredths in sorted(range(5, 401, 5), key=lambda h: abs(h - 100)):
-        width = hundredths / 100
+    for steps in sorted(range(1, round(4 / WIDTH_STEP) + 1), key=lambda steps: abs(steps * WIDTH_STEP - 1)):
+        width = round(steps * WIDTH_STEP, 2)
         if all(round_channels(base * width) == channels for base, channels in found.items()):
             for arch, base_head in (("mobilenetv2", 1280), ("mobilenetv2_cifar", 640)):
                 if round_channels(base_head * max(1.0, width)) == head:

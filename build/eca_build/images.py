@@ -45,7 +45,7 @@ def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise BuildError(f"{path} cannot be read as an image ({error}); remove it or mend it") from None
     scale = recipe.resize / min(image.size)
     size = (max(recipe.crop, round(image.width * scale)), max(recipe.crop, round(image.height * scale)))
@@ -54,13 +54,21 @@ def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:
     return np.asarray(image.crop((left, top, left + recipe.crop, top + recipe.crop)))
 
 
-def synthetic(size: int, count: int = 64, seed: int = 0) -> NDArray[np.uint8]:
+def enough(size: int) -> int:
+    """How many synthetic images of `size` x `size` pixels are verified on: fewer of large ones, for memory and time."""
+    return max(4, min(64, 64 * 512**2 // size**2))
+
+
+def synthetic(size: int, count: int, seed: int = 0) -> NDArray[np.uint8]:
     """Noise whose amplitude falls as 1 / frequency, as a photograph's does: uint8 [count, size, size, 3]."""
     generator = np.random.Generator(np.random.PCG64(seed))
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
-    frequency[0, 0] = frequency[0, 1]
-    white = np.fft.rfft2(generator.standard_normal((count, 3, size, size)))
-    pink = np.fft.irfft2(white / frequency, s=(size, size))
-    pink += 0.7 * pink.mean(1, keepdims=True)
-    pink /= np.abs(pink).max((1, 2, 3), keepdims=True)
-    return np.ascontiguousarray(((pink * 0.5 + 0.5) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1))
+    frequency[0, 0] = 1 / size
+    images = np.empty((count, size, size, 3), np.uint8)
+    for image in images:
+        white = np.fft.rfft2(generator.standard_normal((3, size, size)))
+        pink = np.fft.irfft2(white / frequency, s=(size, size))
+        pink += 0.7 * pink.mean(0)
+        pink /= np.abs(pink).max()
+        image[:] = ((pink * 0.5 + 0.5) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    return images

@@ -9,8 +9,9 @@ from torch import nn
 
 from eca_build import images
 from eca_build.checkpoint import save
+from eca_build.detect import WIDTH_STEP
 from eca_build.errors import BuildError
-from eca_build.networks import ARCHS, Network, NetworkSpec, create, with_formula
+from eca_build.networks import ARCHS, RESNETS, Network, NetworkSpec, create, with_formula
 from eca_build.networks.attention import Kind
 from eca_build.networks.resnet import BasicBlock, Bottleneck
 from eca_build.recipes import default_recipe
@@ -28,8 +29,12 @@ def write(path: Path, arch: str, attention: Kind, classes: int, width: float = 1
     """
     if arch not in ARCHS:
         raise BuildError(f"there is no architecture {arch}; `eca-build archs` lists those that are")
-    if width != 1 and not arch.startswith("mobilenetv2") and not (arch.endswith("_cifar") and width == int(width)):
-        raise BuildError(f"{arch} has no width of {width:g}; MobileNetV2 takes any, the CIFAR ResNets whole ones")
+    step = WIDTH_STEP if arch.startswith("mobilenetv2") else 1.0
+    if width != 1 and (arch in RESNETS or abs(width / step - round(width / step)) > 1e-6):
+        raise BuildError(
+            f"{arch} has no width of {width:g}; MobileNetV2 takes multiples of {WIDTH_STEP}, the CIFAR ResNets whole "
+            "numbers"
+        )
     if path.suffix != ".safetensors":
         raise BuildError(f"{path} must end in .safetensors: the file says there that its weights are random")
     spec = with_formula(arch, attention, classes, width)

@@ -74,7 +74,7 @@ def gather(options: Options) -> Inputs:
         recipe = recipe.model_copy(update={"resize": options.size[0], "crop": options.size[1]})
     random = loaded.weights == "random"
     labels = read_labels(options.labels, loaded.spec.classes, random)
-    sample, source, classes = images.synthetic(recipe.crop), SYNTHETIC, None
+    sample, source, classes = images.synthetic(recipe.crop, images.enough(recipe.crop)), SYNTHETIC, None
     if options.images:
         sample, source = images.load(options.images, recipe), f"{options.images.name}/"
         classes = images.classes(options.images, labels)

@@ -13,6 +13,7 @@ from eca_build.compile import Options, compile_checkpoint
 from eca_build.errors import BuildError
 from eca_build.export import Served, reference
 from eca_build.initial import write
+from eca_build.networks import site_channels
 from eca_build.networks.attention import Kind
 from eca_service.contract import Preprocessing, read
 
@@ -47,6 +48,13 @@ def test_deep_networks_are_not_sharper_than_what_is_verified(tmp_path: Path, att
     assert expected.max() < 0.9
 
 
+@pytest.mark.parametrize("width", [0.05, 0.35, 0.7, 1.15, 1.4, 2.0])
+def test_widths_are_found_again(tmp_path: Path, width: float) -> None:
+    spec = write(tmp_path / "m.safetensors", "mobilenetv2_cifar", "none", 3, width)
+    found = load(tmp_path / "m.safetensors").spec
+    assert site_channels(found.arch, found.width) == site_channels(spec.arch, width)
+
+
 def test_contract_and_labels_say_random(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     write(path, "resnet14_cifar", "eca-ns", 3)
@@ -68,6 +76,7 @@ def test_contract_and_labels_say_random(tmp_path: Path) -> None:
         (("nonet", "none", 3), "no architecture nonet"),
         (("resnet18", "none", 3, 2.0), "resnet18 has no width of 2"),
         (("resnet20_cifar", "none", 3, 1.5), "resnet20_cifar has no width"),
+        (("mobilenetv2_cifar", "none", 3, 0.33), r"no width of 0\.33; MobileNetV2 takes multiples of 0\.05"),
     ],
 )
 def test_what_cannot_be_written(tmp_path: Path, arguments: tuple[str, str, int], sentence: str) -> None:

@@ -1,0 +1,36 @@
+"""The images that engines are verified on: the user's, and synthetic ones of any size."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eca_build.errors import BuildError
+from eca_build.images import enough, load, synthetic
+from eca_service.contract import Preprocessing
+from PIL import Image
+
+
+def test_large_images_are_fewer() -> None:
+    assert [enough(size) for size in (1, 32, 224, 512, 1024, 2048, 4096)] == [64, 64, 64, 64, 16, 4, 4]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 32])
+def test_synthetic_images_of_any_size(size: int) -> None:
+    images = synthetic(size, 5)
+    assert images.shape == (5, size, size, 3)
+    assert len(np.unique(images, axis=0)) == 5
+    assert np.array_equal(images[:2], synthetic(size, 2)), "they do not depend on how many there are"
+
+
+def test_a_chunk_without_a_name_is_a_sentence(tmp_path: Path) -> None:
+    """Pillow's exception for it is a SyntaxError."""
+    buffer = io.BytesIO()
+    Image.fromarray(synthetic(300, 1)[0]).save(buffer, "PNG", compress_level=0)
+    whole = buffer.getvalue()
+    second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
+    (tmp_path / "a.png").write_bytes(whole[:second] + b"ID\0T" + whole[second + 4 :])
+    with pytest.raises(BuildError, match=r"a\.png cannot be read as an image \(broken PNG file"):
+        load(tmp_path, Preprocessing(resize=32, crop=32))
