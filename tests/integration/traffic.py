@@ -33,6 +33,7 @@ class Load:
         self._threads = [threading.Thread(target=self._drive, args=(service, image, p)) for p in self.CALLERS]
         self._threads.append(threading.Thread(target=self._keep, args=(service, image)))
         for thread in self._threads:
+            thread.daemon = True  # where a test fails they would call for ever
             thread.start()
 
     def _drive(self, service: Service, image: bytes, protocol: str) -> None:
