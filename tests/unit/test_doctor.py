@@ -8,11 +8,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from eca_service import logs
 from eca_service.cli import main
 
 from tests.unit.test_contract import CONTRACT
 
 CONFIG = 'name: "m" max_batch_size: 8 backend: "onnxruntime"'
+
+
+@pytest.fixture(autouse=True)
+def log_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command would silence that of all tests that follow in this process."""
+    monkeypatch.setattr(logs, "start", lambda *_: None)
 
 
 def publish(repository: Path, **changes: object) -> Path:

@@ -163,8 +163,9 @@ def _read(url: str, call: Call[T], response: httpx.Response, body: bytes) -> T:
             told = {}
         if call.route == "ready" and "reasons" in told:
             return call.read(told)
-        code, detail = told.get("code"), str(told.get("detail", "no reason given"))
-        if code not in CODES:
+        code, detail = str(told.get("code")), str(told.get("detail", "no reason given"))
+        ours = code in CODES or (code == str(response.status_code) and "request_id" in told)  # or no such route
+        if not ours:
             code = OF_PROXY[response.status_code]
             detail = f"what stands before the service at {url} answers {response.status_code}"
     after = response.headers.get("retry-after", "")
