@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <system_error>
 
 namespace eca {
 namespace {
@@ -29,46 +30,51 @@ bool cores_are_free(double most) {
 
 }  // namespace
 
-Queue::Queue(Engine engine, TRITONBACKEND_ModelInstance* instance) : engine_(std::move(engine)), instance_(instance) {
-  for (auto& alone : engine_.alone) threads_.emplace_back([this, runner = alone.get()] { serve(*runner); });
-  for (auto& thread : threads_) pthread_setname_np(thread.native_handle(), "engine");
+Queue::Queue(Engine engine, TRITONBACKEND_ModelInstance* instance)
+    : engine_(std::move(engine)), instance_(instance), threads_(engine_.alone.size()) {
+  for (size_t place = threads_.size(); place--;) free_.push_back(place);
 }
 
 Queue::~Queue() {
-  {
-    std::lock_guard guard(lock_);
-    ended_ = true;
-  }
-  some_.notify_all();
-  for (auto& thread : threads_) thread.join();
+  for (auto& thread : threads_)
+    if (thread.joinable()) thread.join();
 }
 
 void Queue::add(std::shared_ptr<Request> request) {
-  const int64_t images = request->shape()[0];
-  int64_t wanted;
-  {
-    std::lock_guard guard(lock_);
-    parts_.push_back({std::move(request), 0, images});
-    waiting_ += images;
-    wanted = std::min<int64_t>(images, threads_.size());
+  const int64_t images = request->shape()[0], threads = threads_.size();
+  std::lock_guard guard(lock_);
+  parts_.push_back({std::move(request), 0, images});
+  waiting_ += images;
+  while (!free_.empty() && threads - static_cast<int64_t>(free_.size()) < busy_ + waiting_) {
+    const size_t place = free_.back();
+    free_.pop_back();
+    if (threads_[place].joinable()) threads_[place].join();  // it has ended
+    try {
+      threads_[place] = std::thread([this, place] { serve(place); });
+    } catch (const std::system_error&) {
+      free_.push_back(place);
+      if (free_.size() < threads_.size()) return;  // those that run take it up
+      parts_.pop_back();
+      waiting_ -= images;
+      throw;
+    }
   }
-  while (wanted--) some_.notify_one();
 }
 
-void Queue::serve(Runner& alone) {
+void Queue::serve(size_t place) {
+  pthread_setname_np(pthread_self(), "engine");
+  Runner& alone = *engine_.alone[place];
   const int64_t threads = engine_.alone.size();
   std::vector<uint8_t> gathered;
   std::unique_lock guard(lock_);
-  while (true) {
-    some_.wait(guard, [this] { return waiting_ || ended_; });
-    if (!waiting_) return;
+  while (waiting_) {
     auto few = [&] { return !busy_ && waiting_ < threads; };
     bool together = few();
     if (together) {
       guard.unlock();
       together = cores_are_free(threads / 2.0);
       guard.lock();
-      if (!waiting_) continue;
+      if (!waiting_) break;
       together = together && few();
     }
     const int64_t share = std::clamp<int64_t>(waiting_ / (threads - busy_), 1, engine_.at_once);
@@ -79,6 +85,7 @@ void Queue::serve(Runner& alone) {
     guard.lock();
     --busy_;
   }
+  free_.push_back(place);
 }
 
 // The first images, at most so many, that want the same.
