@@ -74,10 +74,11 @@ def gather(options: Options) -> Inputs:
         recipe = recipe.model_copy(update={"resize": options.size[0], "crop": options.size[1]})
     random = loaded.weights == "random"
     labels = read_labels(options.labels, loaded.spec.classes, random)
-    sample, source, classes = images.synthetic(recipe.crop, images.enough(recipe.crop)), SYNTHETIC, None
     if options.images:
         sample, source = images.load(options.images, recipe), f"{options.images.name}/"
         classes = images.classes(options.images, labels)
+    else:
+        sample, source, classes = images.synthetic(recipe.crop, images.enough(recipe.crop)), SYNTHETIC, None
     calibration = sample if options.images or random else None
     calibrated_on = source
     if options.calibration:

@@ -99,6 +99,8 @@ class Connection(HttpToolsProtocol):
         self._fields_bytes += len(self.url)
         if self._fields_bytes > self.max_head_bytes:
             raise ValueError("the head is too large")
+        if self.parser.should_upgrade() and not all(_has_end(*field) for field in self.headers):
+            raise ValueError("nobody can tell where the body ends")  # llhttp looks only where it is to read one
         self._head_timer.cancel()
         self._in_head = False
         self._heads += 1
@@ -156,6 +158,11 @@ class Connection(HttpToolsProtocol):
             entry.close()
         self._head_timer.cancel()
         self._closing = self.loop.call_later(LINGER_S if status != 408 else 0, self.transport.close)
+
+
+def _has_end(name: bytes, value: bytes) -> bool:
+    """Not so of a body whose last encoding is not chunked (RFC 9112, 6.3)."""
+    return name != b"transfer-encoding" or value.rpartition(b",")[2].strip().lower() == b"chunked"
 
 
 def limited(max_head_bytes: int, head_timeout_s: float) -> type[Connection]:

@@ -246,6 +246,15 @@ def test_who_offers_another_protocol_is_answered_in_this_one(strict: Service, re
         assert len(asked(connection, 400 * bare)) == 400
 
 
+@pytest.mark.parametrize("field", [b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked, gzip"])
+def test_a_body_without_end_is_refused_also_there(strict: Service, field: bytes) -> None:
+    head = b"\r\n".join((b"POST /v1/classify HTTP/1.1", b"Host: x", field, *H2C, b"", b""))
+    with connect(strict) as connection:
+        answers = asked(connection, head + b"x" * 100)
+    assert answers[0][:3] == b"400"
+    assert "Traceback" not in strict.log.read_text()
+
+
 def test_requests_that_do_not_await_each_other(strict: Service, service: Service, repository: Path) -> None:
     """A body and the beginning of the next head in one piece; a second body that is late, but in time."""
     image = golden_png(repository, MODEL)
