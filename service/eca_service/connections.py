@@ -154,8 +154,8 @@ class Connection(HttpToolsProtocol):
                 f"x-request-id: {entry.request_id}\r\nserver-timing: {entry.server_timing()}\r\n"
                 f"content-length: {len(text)}\r\n\r\n"
             )
+            entry.close()  # first: whoever has its id finds it in the log
             self.transport.write(STATUS_LINE[status] + (head + text).encode())
-            entry.close()
         self._head_timer.cancel()
         self._closing = self.loop.call_later(LINGER_S if status != 408 else 0, self.transport.close)
 
