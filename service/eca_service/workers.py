@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from eca_service.addresses import family
 from eca_service.peers import Peers
 from eca_service.rates import make_table
 from eca_service.settings import Settings
+from eca_service.stopping import Stopping
 
 logger = logging.getLogger(__name__)
 HEALTHY_AFTER_S = 60.0
@@ -53,8 +53,11 @@ def supervise(settings: Settings) -> int:
 
     A second signal ends them at once. A worker that dies is started again; where one cannot even start, all end.
     """
-    asked = threading.Semaphore(0)
-    before = {number: signal.signal(number, lambda *_: asked.release()) for number in (signal.SIGTERM, signal.SIGINT)}
+    with Stopping() as stopping:
+        return _supervise(settings, stopping)
+
+
+def _supervise(settings: Settings, stopping: Stopping) -> int:
     leftovers.remove("workers")
     folder = Path(tempfile.mkdtemp(prefix=f"eca-workers-{os.getpid()}-"))
     address = (settings.host, settings.http_port)
@@ -70,10 +73,10 @@ def supervise(settings: Settings) -> int:
                     return 1  # it said why itself
                 if worker.process is None and time.monotonic() >= worker.start_at:
                     _start(worker, shared, listener, folder)
-            if asked.acquire(timeout=0.1):
+            if stopping.asked(within_s=0.1):
                 break
         listener.close()
-        return _end(workers, asked, (settings.drain_delay_ms + settings.grace_ms) / 1000 + 15)
+        return _end(workers, stopping, (settings.drain_delay_ms + settings.grace_ms) / 1000 + 15)
     finally:
         listener.close()
         for worker in workers:
@@ -81,8 +84,6 @@ def supervise(settings: Settings) -> int:
                 worker.process.kill()
                 worker.process.wait()
         shutil.rmtree(folder, ignore_errors=True)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def share(settings: Settings) -> Settings:
@@ -138,14 +139,14 @@ def _ended(worker: _Worker, peers: Peers, folder: Path) -> bool:
     return True
 
 
-def _end(workers: list[_Worker], asked: threading.Semaphore, patience_s: float) -> int:
+def _end(workers: list[_Worker], stopping: Stopping, patience_s: float) -> int:
     """Passes the signal on and waits for all; 0 where every worker ended by itself."""
     processes = [worker.process for worker in workers if worker.process]
     for process in processes:
         process.terminate()
     end = time.monotonic() + patience_s
     while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        if asked.acquire(timeout=0.05):
+        if stopping.asked(within_s=0.05):
             for process in processes:
                 process.terminate()
     # a worker that SIGTERM itself ended had not begun to answer yet

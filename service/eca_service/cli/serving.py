@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 
 import click
 
 from eca_service.cli.options import log, with_settings
 from eca_service.settings import Settings, SettingsError, load
+from eca_service.stopping import Stopping
 from eca_service.tracing import http_endpoint
 from eca_service.triton.server import require_free
 from eca_service.triton.supervisor import TritonServer
@@ -55,13 +54,11 @@ def triton(**given: str | None) -> None:
     server = _triton(settings)
     server.start()
     click.echo(f"Triton: {server.address} (gRPC), log in {settings.triton_log}")
-    done = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: done.set())
-    try:
-        done.wait()
-    finally:
-        server.stop()
+    with Stopping() as stopping:
+        try:
+            stopping.wait()
+        finally:
+            server.stop()
 
 
 def _triton(settings: Settings) -> TritonServer:

@@ -19,7 +19,7 @@ from eca_service.client.calls import DEFAULT_URL, Call, Image
 from eca_service.client.failures import ClientError, Retry
 from eca_service.client.files import BATCH, CONCURRENCY, FileResult, as_names, batches, joined
 from eca_service.client.over_http import Http
-from eca_service.client.threads import Threads
+from eca_service.client.threads import Threads, result_of
 
 if TYPE_CHECKING:
     from eca_service.client.over_grpc import Grpc
@@ -135,9 +135,9 @@ class Client:
             for group in batches(paths, 1 if len(models) > 1 else batch):
                 running.append(threads.submit(group))
                 if len(running) >= 2 * concurrency:
-                    yield from running.popleft().result()
+                    yield from result_of(running.popleft())
             while running:
-                yield from running.popleft().result()
+                yield from result_of(running.popleft())
         finally:
             for future in running:
                 future.cancel()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from threading import Thread
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 A = TypeVar("A")
+LONGEST_WAIT_S = 0.2
 
 
 class Threads(Generic[A, T]):
@@ -46,3 +47,10 @@ class Threads(Generic[A, T]):
                     future.set_result(self._work(given))
                 except BaseException as error:  # whoever awaits the result has it
                     future.set_exception(error)
+
+
+def result_of(future: Future[T]) -> T:
+    """Its result, once there is one. A wait without an end would not notice a Ctrl-C that comes just as it begins."""
+    while not future.done():
+        wait([future], LONGEST_WAIT_S)
+    return future.result()
