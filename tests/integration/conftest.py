@@ -22,8 +22,9 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from eca_service.triton.server import free_port
 from PIL import Image
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DEMO = sorted((ROOT / "build" / "demo").glob("*.safetensors"))

@@ -21,6 +21,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from tests.load.processor import tree
+from tests.ports import free_port
 
 KNOWN = 200  # values that the engine knows; at others it fails
 CONFIG = """backend: "onnxruntime"
@@ -78,7 +79,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         (folder / name / "1" / "model.onnx").write_bytes(engine)
         (folder / name / "config.pbtxt").write_text(CONFIG)
     (folder / "contracted" / "1" / "contract.json").write_text(json.dumps(CONTRACT))
-    server = TritonServer(folder, 0, folder.parent / f"{backend}{threads}.log", threads=threads)
+    server = TritonServer(folder, free_port(), folder.parent / f"{backend}{threads}.log", threads=threads)
     with pytest.MonkeyPatch.context() as patch:
         if backend == "python":
             patch.setenv("CXX", "")

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from eca_service.client import AsyncClient, Classification, Client, ClientError, FileResult, Retry
 from eca_service.contract import read
-from eca_service.triton.server import free_port
 from PIL import Image
 
 from tests.integration.conftest import DEMO, MODEL, ROOT, Service, golden_png, start
+from tests.ports import free_port
 
 IMAGES = sorted((ROOT / "build" / "demo" / "images").iterdir())
 DOG = ROOT / "build" / "demo" / "images" / "dog-2.jpg"

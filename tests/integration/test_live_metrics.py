@@ -14,6 +14,7 @@ from eca_service.triton import server
 from tests.deploy.observed import labels_asked_for, metrics_asked_for
 from tests.integration.callers import call
 from tests.integration.conftest import FRESH, MODEL, ROOT, Service
+from tests.ports import free_port
 
 DOG = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
 # from Triton's documentation: they are shown where there is a GPU
@@ -65,7 +66,7 @@ def test_the_service_shows_what_is_asked_for(service: Service) -> None:
 
 def test_triton_shows_what_is_asked_for(repository: Path, tmp_path: Path) -> None:
     """The embedded binary, with its metrics opened for once."""
-    grpc_port, port = server.free_port(), server.free_port()
+    grpc_port, port = free_port(), free_port()
     server.assemble_backends(tmp_path / "backends")
     binary = server.installation() / "bin" / "tritonserver"
     command = server.command(binary, tmp_path / "backends", repository, grpc_port, f"eca_triton_m{port}_")

@@ -17,11 +17,11 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from eca_service.triton.server import free_port
 from PIL import Image
 from safetensors.torch import load_file
 
 from tests.integration.conftest import FRESH, ROOT
+from tests.ports import free_port
 
 WALK = (ROOT / "service" / "docs" / "own-checkpoint.md").read_text()
 DEMO = ROOT / "build" / "demo"

@@ -23,6 +23,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from tests.integration.conftest import MODEL
 from tests.integration.test_reload import publish
+from tests.ports import free_port
 
 KEEP_S, PAUSE_S = 0.1, 0.4
 
@@ -59,7 +60,7 @@ def models(repository: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(models: Path, tmp_path: Path) -> Iterator[TritonServer]:
-    server = TritonServer(models, 0, tmp_path / "triton.log")
+    server = TritonServer(models, free_port(), tmp_path / "triton.log")
     server.start()
     try:
         yield server

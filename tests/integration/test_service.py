@@ -23,7 +23,6 @@ import pytest
 import tritonclient.grpc as grpc
 from eca_service import leftovers
 from eca_service.contract import read
-from eca_service.triton.server import free_port
 from PIL import Image
 
 from tests.integration.conftest import (
@@ -40,6 +39,7 @@ from tests.integration.conftest import (
     triton_of,
 )
 from tests.load.photographs import PHOTOS
+from tests.ports import free_port
 
 NETWORK = ROOT / "build" / "demo" / f"{MODEL}.safetensors"
 

@@ -22,7 +22,8 @@ import pytest
 import trustme
 from eca_service.client import AsyncClient, Client, ClientError, Retry
 from eca_service.errors import CODES
-from eca_service.triton.server import free_port
+
+from tests.ports import free_port
 
 both = pytest.mark.parametrize("kind", [Client, AsyncClient])
 Call = Callable[[Any], Any]
