@@ -30,6 +30,7 @@ class Load:
         self.kept: Counter[str] = Counter()
         self._ends = False
         self._enough = threading.Event()
+        self._turns: Counter[threading.Thread] = Counter()
         self._threads = [threading.Thread(target=self._drive, args=(service, image, p)) for p in self.CALLERS]
         self._threads.append(threading.Thread(target=self._keep, args=(service, image)))
         for thread in self._threads:
@@ -44,7 +45,7 @@ class Load:
                 code = "refused"
             except httpx.HTTPError as error:
                 code = f"lost: {error!r}"
-            self.codes[code] += 1
+            self._count(code)
             if code in TURNED_AWAY:
                 return
 
@@ -58,10 +59,21 @@ class Load:
                     code = "ok"
                 except grpc.RpcError as error:
                     code = str(dict(error.trailing_metadata() or ()).get("eca-code", error.code().name.lower()))
-                self.codes[code] += 1
                 self.kept[code] += 1
+                self._count(code)
                 if code in TURNED_AWAY and self._ends:
                     return
+
+    def _count(self, code: str) -> None:
+        self.codes[code] += 1
+        self._turns[threading.current_thread()] += 1
+
+    def round(self) -> None:
+        """Returns once each caller that goes on was answered twice more: what it asked last, it asked since."""
+        before, end = self._turns.copy(), time.monotonic() + 60
+        while any(one.is_alive() and self._turns[one] < before[one] + 2 for one in self._threads):
+            assert time.monotonic() < end, self.codes
+            time.sleep(0.02)
 
     def until(self, count: int) -> None:
         """Returns once `count` more requests were answered."""

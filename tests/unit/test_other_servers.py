@@ -276,5 +276,5 @@ def test_ctrl_c_ends_a_command_though_the_server_is_silent(tmp_path: Path, schem
                 started = time.monotonic()
                 process.send_signal(signal.SIGINT)
                 _, told = process.communicate(timeout=90)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10, "not at the calls' own end, 30 s after they began"
     assert (process.returncode, b"Aborted!" in told, b"Traceback" in told) == (1, True, False)
