@@ -186,7 +186,9 @@ def test_kept_alive_and_then_not(strict: Service) -> None:
             connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = b""
             while not answer.endswith(b'{"live":true}'):
-                answer += connection.recv(1 << 16)
+                data = connection.recv(1 << 16)
+                assert data, "it is kept"
+                answer += data
         started = time.monotonic()
         assert everything(connection) == b""
         assert time.monotonic() - started < 5

@@ -433,15 +433,16 @@ async def test_what_was_sent_ahead_may_end_first() -> None:
 
 async def test_batches_are_as_large_as_is_worthwhile() -> None:
     """An engine that takes hardly longer for many gets more and more; `test_costs` has the others."""
-    sizes, free = list[int](), asyncio.Lock()
+    sizes, free, clock = list[int](), asyncio.Lock(), Clock()
 
     async def run(images: Sequence[Pixels], *_: object) -> Tensors:
         sizes.append(len(images))
         async with free:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0)
+            clock.now += 0.02
         return {PROBABILITIES: np.zeros((len(images), 1), np.float32)}
 
-    queue = Batcher("test", run, 16, slots=1)
+    queue = Batcher("test", run, 16, slots=1, now=clock)
     await asyncio.gather(*(submit(queue, 0) for _ in range(100)))
     assert sum(sizes) == 100
     assert sizes[:2] == [1, 1], "nothing is known yet"
