@@ -59,7 +59,6 @@ def test_load_goes_to_all_one_cut_off_loses_nothing_and_a_new_one_is_found(small
 
 
 def test_nothing_stays_of_one_that_is_killed(repository: Path) -> None:
-    links = os.listdir("/sys/class/net")
     scenario = start(repository)
     end = time.monotonic() + 30
     while len(started := below(scenario.pid)) < 10:
@@ -71,4 +70,5 @@ def test_nothing_stays_of_one_that_is_killed(repository: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in started):
         assert time.monotonic() < end + 10
         time.sleep(0.1)
-    assert os.listdir("/sys/class/net") == links
+    own = ("switch", "triton", "gateway")  # others, such as a Docker engine, make links of theirs meanwhile
+    assert not [link for link in os.listdir("/sys/class/net") if link.startswith(own)]
