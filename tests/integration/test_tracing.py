@@ -294,7 +294,7 @@ async def test_a_collector_that_is_not_there_holds_nobody_up(protocol: str, monk
         assert trace is not None
         trace.end("GET /", "http", 200, {})
     await tracing.close()
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 20, "what is left is given up; left alone, its sender tries for 30 s"
 
 
 def test_without_an_endpoint_nothing_of_opentelemetry_s_sdk_is_loaded() -> None:
