@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+from eca_service import metrics
 
 from tests.integration.callers import PROTOCOLS, call
 from tests.integration.conftest import FRESH, MODEL, Service, golden_png, slow_image, start
@@ -103,6 +105,7 @@ def test_ending_under_load_loses_nothing_on_any_protocol(repository: Path, tmp_p
 def test_ending_under_load_loses_nothing_on_kept_connections(repository: Path, tmp_path: Path) -> None:
     running = start(repository, tmp_path)
     image, url = golden_png(repository, MODEL), f"{running.url}/v1/models/{MODEL}/classify"
+    answered = threading.Semaphore(0)
 
     def calls() -> Counter[str]:
         codes = Counter[str]()
@@ -111,6 +114,7 @@ def test_ending_under_load_loses_nothing_on_kept_connections(repository: Path, t
                 try:
                     answer = client.post(url, content=image)
                     codes["ok" if answer.status_code == 200 else answer.json()["code"]] += 1
+                    answered.release()
                 except httpx.ConnectError:
                     codes["refused"] += 1
         return codes
@@ -119,13 +123,13 @@ def test_ending_under_load_loses_nothing_on_kept_connections(repository: Path, t
         running.await_ready()
         with ThreadPoolExecutor(8) as pool:
             callers = [pool.submit(calls) for _ in range(8)]
-            time.sleep(1)
+            enough = all(answered.acquire(timeout=60) for _ in range(200))
             running.process.send_signal(signal.SIGTERM)
         codes = sum((one.result() for one in callers), Counter[str]())
     finally:
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(30) == 0, running.log.read_text()
-    assert codes["ok"] > 8
+    assert enough, codes
     assert set(codes) <= {"ok", "draining", "refused"}, codes
 
 
@@ -149,26 +153,36 @@ def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, t
         assert running.process.wait(40) == 0
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_over_the_limit_is_refused_at_once(
-    repository: Path, tmp_path_factory: pytest.TempPathFactory, protocol: str
-) -> None:
+@pytest.fixture(scope="module")
+def small(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that takes two images at once."""
     running = start(repository, tmp_path_factory.mktemp("small"), max_inflight_images=2, max_body_bytes=1 << 20)
     try:
         running.await_ready()
-        good = golden_png(repository, MODEL)
-        with ThreadPoolExecutor(12) as pool:
-            replies = list(pool.map(lambda _: call(protocol, running, MODEL, [good]), range(120)))
-        codes = {reply.code for reply in replies}
-        assert codes == {"ok", "overloaded"}
-        too_large = call(protocol, running, MODEL, [bytes(2 << 20)]).code
-        assert too_large in {"body_too_large", "resource_exhausted"}, "gRPC refuses it before the service sees it"
-        text = FRESH.get(running.url + "/metrics").text
-        assert 'eca_rejected_total{reason="overloaded"}' in text
-        assert "eca_inflight 0.0" in text, "every permit was given back"
+        yield running
     finally:
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(30) == 0
+
+
+def rejected(service: Service) -> float:
+    """Requests refused so far because the service was full."""
+    found = metrics.parse(FRESH.get(service.url + "/metrics").text)
+    wanted = ("eca_rejected_total", {"reason": "overloaded"})
+    return sum(sample.value for sample in found if (sample.name, sample.labels) == wanted)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_over_the_limit_is_refused_at_once(small: Service, repository: Path, protocol: str) -> None:
+    good, before = golden_png(repository, MODEL), rejected(small)
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda _: call(protocol, small, MODEL, [good]), range(120)))
+    codes = Counter(reply.code for reply in replies)
+    assert codes.keys() == {"ok", "overloaded"}
+    too_large = call(protocol, small, MODEL, [bytes(2 << 20)]).code
+    assert too_large in {"body_too_large", "resource_exhausted"}, "gRPC refuses it before the service sees it"
+    assert rejected(small) - before == codes["overloaded"]
+    assert "eca_inflight 0.0" in FRESH.get(small.url + "/metrics").text, "every permit was given back"
 
 
 WATCHER = """
