@@ -77,6 +77,7 @@ def test_libtiff_says_nothing_by_itself(capfd: pytest.CaptureFixture[str]) -> No
 
 def test_the_page_has_words_for_every_warning() -> None:
     known = {name for path in SOURCE.glob("*.py") for name in re.findall(r'notes\.append\("(\w+)"\)', path.read_text())}
-    (notes,) = re.findall(r"^const NOTES = \{(.*?)^\};", (SOURCE / "page" / "page.js").read_text(), re.M | re.S)
+    words = (SOURCE / "page" / "words.js").read_text()
+    (notes,) = re.findall(r"^export const NOTES = \{(.*?)^\};", words, re.M | re.S)
     assert len(known) >= 6
     assert set(re.findall(r"^  (\w+):", notes, re.M)) == known

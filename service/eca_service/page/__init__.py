@@ -1,4 +1,4 @@
-"""The page at `/`: one document, one script, one style sheet, served as they are; it asks this service alone."""
+"""The page at `/`: a document, a style sheet, a script in modules, served as they are; it asks this service alone."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
+KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+FILES = {"/": ("index.html", "text/html; charset=utf-8")}
+FILES |= {f"/page/{file.name}": (file.name, KINDS[file.suffix]) for file in FOLDER.iterdir() if file.suffix in KINDS}
 PATHS = frozenset(FILES)  # they ask for no key: whoever has one types it into the page
 
 router = APIRouter(include_in_schema=False)

@@ -1,0 +1,42 @@
+// The picture: read, drawn by the service where the browser cannot, and painted.
+
+import { ask, Problem } from "./service.js";
+import { state } from "./state.js";
+
+const CANVAS_PX = 900;
+
+// The file's content, held here: its file may be moved or deleted before the last question about it is asked.
+export async function read(file) {
+  try {
+    return new File([await file.arrayBuffer()], file.name, { type: file.type });
+  } catch {
+    throw new Problem({
+      code: "unreadable",
+      title: "The file cannot be read",
+      detail: `The file ${file.name} was moved, deleted or changed, may not be read, or is too large for this browser.`,
+      advice: "Choose it again.",
+    });
+  }
+}
+
+// A format that this browser cannot show, such as TIFF: the service draws it.
+export async function drawnByService(found, signal) {
+  const row = found.results.find((one) => !one.error);
+  const path = `v1/models/${encodeURIComponent(row.model)}/explain?opacity=0&side=1024`;
+  const answer = await ask(path, { body: state.file, accept: "image/png", signal });
+  return createImageBitmap(await answer.blob());
+}
+
+export function paint(canvas, picture) {
+  const scale = CANVAS_PX / Math.max(picture.width, picture.height);
+  canvas.width = Math.round(picture.width * scale);
+  canvas.height = Math.round(picture.height * scale);
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingEnabled = scale < 4; // a tiny picture is shown as it is, not blurred
+  pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  return pen;
+}
+
+export function isCropped({ upright: { width, height, crop } }) {
+  return crop.left > 0.5 || crop.top > 0.5 || crop.right < width - 0.5 || crop.bottom < height - 0.5;
+}
