@@ -200,6 +200,19 @@ async def test_the_page_has_its_own_policy_and_switch(tmp_path: Path) -> None:
         assert {(await client.get(path)).status_code for path in page.PATHS} == {404}
 
 
+async def test_the_page_is_sent_again_only_where_it_changed(tmp_path: Path) -> None:
+    kinds = {"": "text/html", ".css": "text/css", ".js": "text/javascript"}
+    async with client_of(application(tmp_path)) as client:
+        for path in page.PATHS:
+            first = await client.get(path)
+            assert first.headers["cache-control"] == "no-cache", "it is asked for each time"
+            assert first.headers["content-type"] == f"{kinds[Path(path).suffix]}; charset=utf-8"
+            held = {"if-none-match": f'"other", {first.headers["etag"]}'}
+            again = await client.get(path, headers=held)
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+            assert (await client.get(path, headers={"if-none-match": '"other"'})).content == first.content
+
+
 async def test_other_origins_are_let_in_by_name_only(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(make("team")[1])
     app = application(tmp_path, cors_origins="https://a.example, https://b.example", api_keys_file=tmp_path / "keys")
