@@ -220,6 +220,15 @@ def test_a_format_that_the_browser_cannot_show(chromium: Browser, service: Servi
     assert len(pixels(chromium).resize((8, 8)).getcolors() or []) > 8, "the service draws it"
 
 
+def test_what_a_picture_is_its_bytes_say(chromium: Browser, service: Service) -> None:
+    """By its name a browser calls it application/json, and the service would read it so."""
+    opened(chromium, service)
+    chromium.give(DOG, "dog.json", "choose")
+    answered(chromium, "dog")
+    chromium.give(b'{"a": 1}', "a.json", "choose")
+    chromium.until(lambda: chromium.text("#notice-title") == "The image's format is not supported")
+
+
 def test_the_keyboard_suffices(chromium: Browser, service: Service) -> None:
     """From the top of the page: the button, then the label list, then a bar."""
     opened(chromium, service)

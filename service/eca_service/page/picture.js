@@ -8,7 +8,8 @@ const CANVAS_PX = 900;
 // The file's content, held here: its file may be moved or deleted before the last question about it is asked.
 export async function read(file) {
   try {
-    return new File([await file.arrayBuffer()], file.name, { type: file.type });
+    const type = file.type.startsWith("image/") ? file.type : ""; // x.json with a picture in it is no JSON
+    return new File([await file.arrayBuffer()], file.name, { type });
   } catch {
     throw new Problem({
       code: "unreadable",
