@@ -25,6 +25,14 @@ DOG = (ROOT / "build" / "demo" / "images" / "dog-2.jpg").read_bytes()
 SHIP = (ROOT / "build" / "demo" / "images" / "ship-1.jpg").read_bytes()
 FAMILY = [weights.stem for weights in DEMO if weights.stem.startswith(MODEL.partition("-")[0])]
 EXPECTED = "the server responded with a status of"  # how the browser notes an answer such as 415
+# The page's next `times` answers to what has `part` in its address are cut off.
+CUT = """
+let [part, times] = arguments;
+const whole = window.fetch;
+const cut = { start: (body) => { body.enqueue(new TextEncoder().encode("{")); body.error(new TypeError("cut off")); } };
+window.fetch = async (path, given) =>
+  path.includes(part) && times-- > 0 ? new Response(new ReadableStream(cut)) : whole(path, given);
+"""
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +235,15 @@ def test_what_a_picture_is_its_bytes_say(chromium: Browser, service: Service) ->
     answered(chromium, "dog")
     chromium.give(b'{"a": 1}', "a.json", "choose")
     chromium.until(lambda: chromium.text("#notice-title") == "The image's format is not supported")
+
+
+def test_an_answer_that_is_cut_off_is_asked_for_again(chromium: Browser, service: Service) -> None:
+    opened(chromium, service)
+    chromium.run(CUT, "v1/compare", 1)
+    chromium.give(DOG, "dog.jpg")
+    chromium.until(lambda: chromium.text("#notice-title") == "The service cannot be reached")
+    answered(chromium, "dog")
+    assert chromium.text("#notice") == ""
 
 
 def test_the_keyboard_suffices(chromium: Browser, service: Service) -> None:

@@ -32,7 +32,7 @@ export async function explain(card, signal) {
     const gates = card.contract.gates?.length && !card.gates ? "&gates=true" : "";
     const path = `v1/models/${encodeURIComponent(card.row.model)}/explain?class=${index}${gates}`;
     try {
-      const found = await (await ask(path, { body: state.file, signal })).json();
+      const found = await ask(path, { body: state.file, signal });
       card.maps.set(index, found);
       if (found.gates) strips(card, found.gates);
     } finally {

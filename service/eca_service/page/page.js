@@ -29,7 +29,7 @@ async function look(file) {
     const held = await reading;
     signal.throwIfAborted();
     state.file = held;
-    const found = await (await ask("v1/compare?top_k=5", { body: held, signal })).json();
+    const found = await ask("v1/compare?top_k=5", { body: held, signal });
     if (found.results.some((row) => !state.contracts.has(row.model))) await learnModels(signal);
     state.picture = (await picture) ?? (await drawnByService(found, signal));
     signal.throwIfAborted();
@@ -46,7 +46,7 @@ async function look(file) {
 }
 
 async function learnModels(signal) {
-  const { models, default: first } = await (await ask("v1/models", { signal })).json();
+  const { models, default: first } = await ask("v1/models", { signal });
   state.first = first;
   state.contracts = new Map(models.map((contract) => [contract.name, contract]));
 }

@@ -24,8 +24,8 @@ export async function read(file) {
 export async function drawnByService(found, signal) {
   const row = found.results.find((one) => !one.error);
   const path = `v1/models/${encodeURIComponent(row.model)}/explain?opacity=0&side=1024`;
-  const answer = await ask(path, { body: state.file, accept: "image/png", signal });
-  return createImageBitmap(await answer.blob());
+  const blob = (response) => response.blob();
+  return createImageBitmap(await ask(path, { body: state.file, accept: "image/png", as: blob, signal }));
 }
 
 export function paint(canvas, picture) {

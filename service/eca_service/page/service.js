@@ -14,7 +14,9 @@ export class Problem extends Error {
   }
 }
 
-export async function ask(path, { body, accept = "application/json", signal } = {}) {
+const json = (response) => response.json();
+
+export async function ask(path, { body, accept = "application/json", as = json, signal } = {}) {
   for (let attempt = 1; ; attempt++) {
     let problem;
     let pause_s = 2 ** (attempt - 1);
@@ -24,7 +26,7 @@ export async function ask(path, { body, accept = "application/json", signal } = 
       if (key) headers.Authorization = `Bearer ${key}`;
       if (body) headers["Content-Type"] = body.type || "application/octet-stream";
       const response = await fetch(path, { method: body ? "POST" : "GET", body, headers, signal, cache: "no-store" });
-      if (response.ok) return response;
+      if (response.ok) return await as(response); // here, as it may be cut off in its midst
       problem = await problemOf(response);
       if (problem.code === "unauthorized") {
         await askForKey(problem, signal);
