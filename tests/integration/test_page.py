@@ -246,6 +246,26 @@ def test_an_answer_that_is_cut_off_is_asked_for_again(chromium: Browser, service
     assert chromium.text("#notice") == ""
 
 
+def test_the_answer_stays_where_its_map_cannot_be_had(chromium: Browser, service: Service) -> None:
+    opened(chromium, service)
+    chromium.run(CUT, "explain", 99)
+    chromium.give(DOG, "dog.jpg")
+    chromium.until(lambda: chromium.text("#notice-title") == "The service cannot be reached")
+    chromium.run("document.getElementById('notice-stop').click()")
+    chromium.until(lambda: chromium.text("#notice") == "")
+    assert "dog" in chromium.text("#verdict")
+    assert chromium.text(".card[data-model] .says").startswith("dog")
+
+
+def test_what_the_page_cannot_understand_is_told(chromium: Browser, service: Service) -> None:
+    opened(chromium, service)
+    chromium.run("const whole = fetch; window.fetch = (path) => whole('livez')")
+    chromium.give(DOG, "dog.jpg")
+    chromium.until(lambda: chromium.text("#notice-title") == "This page failed")
+    assert chromium.text("#answer") == ""
+    assert any("TypeError" in line for line in chromium.complaints())
+
+
 def test_the_keyboard_suffices(chromium: Browser, service: Service) -> None:
     """From the top of the page: the button, then the label list, then a bar."""
     opened(chromium, service)

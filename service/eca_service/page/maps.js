@@ -4,7 +4,7 @@ import { at } from "./dom.js";
 import { strips } from "./gates.js";
 import { hideNotice, tell } from "./notice.js";
 import { isCropped, paint } from "./picture.js";
-import { ask, Problem } from "./service.js";
+import { ask } from "./service.js";
 import { state } from "./state.js";
 import { percent } from "./words.js";
 
@@ -15,17 +15,19 @@ export async function choose(index) {
     button.setAttribute("aria-pressed", Number(button.dataset.index) === index);
   }
   if (state.running.signal.aborted) state.running = new AbortController();
-  const { signal } = state.running;
-  try {
-    await Promise.all(state.cards.map((card) => explain(card, signal)));
-  } catch (error) {
-    if (error instanceof Problem) tell(error);
-    else if (signal.aborted) hideNotice();
-    else throw error;
-  }
+  await explainAll(state.running);
 }
 
-export async function explain(card, signal) {
+// A map that cannot be had is told; the answers stay, and the other maps come.
+export async function explainAll(running) {
+  const all = await Promise.allSettled(state.cards.map((card) => explain(card, running.signal)));
+  const failed = all.find(({ status }) => status === "rejected");
+  if (!failed || state.running !== running) return; // or another picture took its place
+  if (running.signal.aborted) hideNotice();
+  else tell(failed.reason);
+}
+
+async function explain(card, signal) {
   const index = state.wanted;
   if (!card.maps.has(index)) {
     card.node.dataset.busy = "";

@@ -2,6 +2,8 @@
 
 import { at } from "./dom.js";
 
+const OWN_FAULT = { title: "This page failed", advice: "Try again, or load the page anew.", again: true };
+
 export function show({ kind, title, text, again = false, stop = false }) {
   const notice = at("notice");
   notice.hidden = false;
@@ -19,7 +21,10 @@ export function hideNotice() {
   at("notice-text").textContent = "";
 }
 
-export function tell(problem) {
+// What is no Problem is a fault of the page: its console has the rest.
+export function tell(error) {
+  if (error.detail === undefined) console.error(error);
+  const problem = error.detail === undefined ? { ...OWN_FAULT, detail: String(error) } : error;
   const sentence = problem.detail.charAt(0).toUpperCase() + problem.detail.slice(1).replace(/\.?$/, ".");
   show({ kind: "wrong", title: problem.title, text: `${sentence} ${problem.advice}`.trim(), again: problem.again });
 }

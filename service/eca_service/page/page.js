@@ -2,10 +2,10 @@
 
 import { present, waitingCard } from "./answers.js";
 import { at } from "./dom.js";
-import { choose, draw, explain } from "./maps.js";
+import { choose, draw, explainAll } from "./maps.js";
 import { hideNotice, show, tell } from "./notice.js";
 import { drawnByService, read } from "./picture.js";
-import { ask, Problem } from "./service.js";
+import { ask } from "./service.js";
 import { state } from "./state.js";
 import { introduce, status } from "./status.js";
 
@@ -35,14 +35,14 @@ async function look(file) {
     signal.throwIfAborted();
     hideNotice();
     present(found);
-    await Promise.all(state.cards.map((card) => explain(card, signal)));
   } catch (error) {
     if (signal.aborted && state.running !== running) return; // another picture took its place
     at("answer").hidden = true;
-    if (error instanceof Problem) tell(error);
-    else if (signal.aborted) show({ kind: "wait", title: "Stopped", text: "Your picture was not answered.", again: true });
-    else throw error;
+    if (signal.aborted) show({ kind: "wait", title: "Stopped", text: "Your picture was not answered.", again: true });
+    else tell(error);
+    return;
   }
+  await explainAll(running);
 }
 
 async function learnModels(signal) {
