@@ -1,7 +1,7 @@
 // Asks the service, again where waiting helps, and with a key where it wants one.
 
 import { at } from "./dom.js";
-import { askForKey } from "./key.js";
+import { askForKey, heldKey } from "./key.js";
 import { show } from "./notice.js";
 
 const TRIES = 8;
@@ -22,8 +22,7 @@ export async function ask(path, { body, accept = "application/json", as = json, 
     let pause_s = 2 ** (attempt - 1);
     try {
       const headers = { Accept: accept };
-      const key = sessionStorage.getItem("eca-key");
-      if (key) headers.Authorization = `Bearer ${key}`;
+      if (heldKey()) headers.Authorization = `Bearer ${heldKey()}`;
       if (body) headers["Content-Type"] = body.type || "application/octet-stream";
       const response = await fetch(path, { method: body ? "POST" : "GET", body, headers, signal, cache: "no-store" });
       if (response.ok) return await as(response); // here, as it may be cut off in its midst
