@@ -327,6 +327,13 @@ def test_busy_is_told_and_tried_again(chromium: Browser, repository: Path, tmp_p
             chromium.until(lambda: chromium.text("#notice-title") == "Stopped")
         chromium.run("document.getElementById('notice-again').click()")
         answered(chromium, "ship")
+        running.process.send_signal(signal.SIGSTOP)
+        chromium.run("document.dispatchEvent(new Event('visibilitychange'))")
+        try:
+            chromium.until(lambda: chromium.text("#service") == "no answer")
+        finally:
+            running.process.send_signal(signal.SIGCONT)
+        chromium.until(lambda: chromium.text("#service") == "ready")
     finally:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(30)

@@ -24,7 +24,7 @@ export async function status() {
     if (shown.textContent !== text) shown.textContent = text;
   };
   try {
-    const { ready, reasons } = await (await fetch("readyz", { cache: "no-store" })).json();
+    const { ready, reasons } = await (await fetch("readyz", { cache: "no-store", signal: AbortSignal.timeout(STATUS_EVERY_MS) })).json();
     const [first] = Object.entries(reasons);
     if (ready) say("ready", "ready");
     else say("not-ready", first ? `not ready: ${first[0]}: ${first[1]}` : "not ready yet");
