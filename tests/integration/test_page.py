@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import pytest
 from eca_service.keys import make
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps, ImageStat
 from selenium.webdriver.common.keys import Keys
 
 from tests.integration.chromium import Browser, browser, missing
 from tests.integration.conftest import DEMO, FRESH, MODEL, ROOT, Service, start
+from tests.unit.image_files import turned_by_exif
 
 DOG = (ROOT / "build" / "demo" / "images" / "dog-2.jpg").read_bytes()
 SHIP = (ROOT / "build" / "demo" / "images" / "ship-1.jpg").read_bytes()
@@ -264,6 +265,49 @@ def test_what_the_page_cannot_understand_is_told(chromium: Browser, service: Ser
     chromium.until(lambda: chromium.text("#notice-title") == "This page failed")
     assert chromium.text("#answer") == ""
     assert any("TypeError" in line for line in chromium.complaints())
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_the_picture_lies_as_its_map_does(chromium: Browser, service: Service, orientation: int) -> None:
+    """Also where the browser does not turn it: Chromium no WebP."""
+    scene = Image.new("RGB", (120, 120), "gray")
+    scene.paste("red", (0, 0, 60, 60))
+    scene.paste("blue", (60, 60, 120, 120))
+    scene.paste("green", (60, 0, 120, 60))
+    turned = turned_by_exif(scene, orientation, "WEBP")
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(turned))).convert("RGB")
+    opened(chromium, service)
+    chromium.run("document.getElementById('strength').value = 0")
+    chromium.give(turned, "turned.webp", "choose")
+    answered(chromium)
+    shown = ImageChops.difference(pixels(chromium).resize(upright.size), upright)
+    assert ImageStat.Stat(shown).mean < [9, 9, 9], "as it is where it is not turned but for its edges' blur"
+
+
+def test_a_picture_is_shown_with_its_own_answer(chromium: Browser, service: Service) -> None:
+    """One that is drawn late does not take the place of the next; one that is a line is seen."""
+    opened(chromium, service)
+    late = """
+      const made = createImageBitmap;
+      window.createImageBitmap = async (file) => {
+        if (file.name === "late.jpg") await new Promise((resolve) => (window.go = resolve));
+        return made(file).finally(() => (window.last = file.name));
+      };
+      document.getElementById('strength').value = 0;
+    """
+    chromium.run(late)
+    chromium.give(DOG, "late.jpg")
+    answer = "return performance.getEntriesByName(new URL('v1/compare?top_k=5', location).href).length"
+    chromium.until(lambda: chromium.run(answer))
+    out = io.BytesIO()
+    Image.new("RGB", (3000, 1), "red").save(out, "PNG")
+    chromium.give(out.getvalue(), "line.png", "choose")
+    answered(chromium)
+    assert pixels(chromium).size == (900, 1)
+    chromium.run("window.go()")
+    chromium.until(lambda: chromium.run("return window.last") == "late.jpg")
+    chromium.run("document.getElementById('strength').dispatchEvent(new Event('input'))")
+    assert pixels(chromium).size == (900, 1)
 
 
 def test_the_keyboard_suffices(chromium: Browser, service: Service) -> None:

@@ -4,7 +4,7 @@ import { present, waitingCard } from "./answers.js";
 import { at } from "./dom.js";
 import { choose, draw, explainAll } from "./maps.js";
 import { hideNotice, show, tell } from "./notice.js";
-import { drawnByService, read } from "./picture.js";
+import { drawnByService, read, turnedByAll } from "./picture.js";
 import { ask } from "./service.js";
 import { state } from "./state.js";
 import { introduce, status } from "./status.js";
@@ -31,8 +31,9 @@ async function look(file) {
     state.file = held;
     const found = await ask("v1/compare?top_k=5", { body: held, signal });
     if (found.results.some((row) => !state.contracts.has(row.model))) await learnModels(signal);
-    state.picture = (await picture) ?? (await drawnByService(found, signal));
+    const drawn = (turnedByAll(held, found) && (await picture)) || (await drawnByService(held, found, signal));
     signal.throwIfAborted();
+    state.picture = drawn;
     hideNotice();
     present(found);
   } catch (error) {

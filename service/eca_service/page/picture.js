@@ -1,7 +1,6 @@
 // The picture: read, drawn by the service where the browser cannot, and painted.
 
 import { ask, Problem } from "./service.js";
-import { state } from "./state.js";
 
 const CANVAS_PX = 900;
 
@@ -20,18 +19,21 @@ export async function read(file) {
   }
 }
 
-// A format that this browser cannot show, such as TIFF: the service draws it.
-export async function drawnByService(found, signal) {
+// Every browser turns a JPEG as its EXIF note says; others not all, Chromium no WebP.
+export const turnedByAll = (file, { image }) => image.orientation === 1 || file.type === "image/jpeg";
+
+// What this browser cannot show, such as TIFF, or might not turn upright: the service draws it.
+export async function drawnByService(file, found, signal) {
   const row = found.results.find((one) => !one.error);
   const path = `v1/models/${encodeURIComponent(row.model)}/explain?opacity=0&side=1024`;
   const blob = (response) => response.blob();
-  return createImageBitmap(await ask(path, { body: state.file, accept: "image/png", as: blob, signal }));
+  return createImageBitmap(await ask(path, { body: file, accept: "image/png", as: blob, signal }));
 }
 
 export function paint(canvas, picture) {
   const scale = CANVAS_PX / Math.max(picture.width, picture.height);
-  canvas.width = Math.round(picture.width * scale);
-  canvas.height = Math.round(picture.height * scale);
+  canvas.width = Math.max(1, Math.round(picture.width * scale));
+  canvas.height = Math.max(1, Math.round(picture.height * scale));
   const pen = canvas.getContext("2d");
   pen.imageSmoothingEnabled = scale < 4; // a tiny picture is shown as it is, not blurred
   pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
