@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.integration.chromium import Browser, browser, missing
 from tests.integration.conftest import DEMO, FRESH, MODEL, ROOT, Service, start
+from tests.integration.test_reload import publish, served, until
 from tests.unit.image_files import turned_by_exif
 
 DOG = (ROOT / "build" / "demo" / "images" / "dog-2.jpg").read_bytes()
@@ -348,6 +350,33 @@ def test_a_screen_reader_is_told(chromium: Browser, service: Service) -> None:
     assert names("combobox") == ["Show what speaks for"]
     script = "const e = document.getElementById(arguments[0]); return e.getAttribute('role') ?? e.ariaLive"
     assert [chromium.run(script, name) for name in ("service", "verdict")] == ["status", "polite"]
+
+
+def test_a_new_version_of_a_model_is_shown_as_it_is(chromium: Browser, repository: Path, tmp_path: Path) -> None:
+    """What the page knew of the old one counts no more; whatever its labels are, they are words and fit."""
+    own = shutil.copytree(repository, tmp_path / "repository")
+    running = start(own, tmp_path)
+
+    def other_labels(contract: dict[str, Any], staged: Path) -> None:
+        contract["labels"] = [f"<b>{label}</b>" for label in contract["labels"]]
+        contract["parameters"] = 12_340_000
+
+    try:
+        running.await_ready()
+        opened(chromium, running)
+        chromium.give(DOG, "dog.jpg")
+        answered(chromium, "dog")
+        publish(own, 2, other_labels)
+        until(lambda: served(running) == 2, running)
+        chromium.run("document.querySelectorAll('.bars button')[1].click()")
+        chromium.until(lambda: chromium.text("#notice-title") == "The model has changed")
+        chromium.run("document.getElementById('notice-again').click()")
+        assert answered(chromium, "<b>dog</b>") == [MODEL]
+        assert "version 2 · 12.3 M weights" in chromium.text(".card .which")
+        assert chromium.run("return document.querySelector('#wanted').selectedOptions[0].text") == "<b>dog</b>"
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)
 
 
 def test_busy_is_told_and_tried_again(chromium: Browser, repository: Path, tmp_path: Path) -> None:

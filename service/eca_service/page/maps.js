@@ -4,7 +4,7 @@ import { at } from "./dom.js";
 import { strips } from "./gates.js";
 import { hideNotice, tell } from "./notice.js";
 import { isCropped, paint } from "./picture.js";
-import { ask } from "./service.js";
+import { ask, Problem } from "./service.js";
 import { state } from "./state.js";
 import { percent } from "./words.js";
 
@@ -35,6 +35,7 @@ async function explain(card, signal) {
     const path = `v1/models/${encodeURIComponent(card.row.model)}/explain?class=${index}${gates}`;
     try {
       const found = await ask(path, { body: state.file, signal });
+      if (found.version !== card.row.version) throw changed(card.row, found.version);
       card.maps.set(index, found);
       if (found.gates) strips(card, found.gates);
     } finally {
@@ -50,6 +51,15 @@ async function explain(card, signal) {
   draw(card);
   if (state.cards.every((one) => one.map === one.maps.get(index))) hideNotice();
 }
+
+const changed = (row, version) =>
+  new Problem({
+    code: "changed",
+    title: "The model has changed",
+    detail: `The answer is of ${row.model}'s version ${row.version}, and version ${version} is served now.`,
+    advice: "Try again to have its answer.",
+    again: true,
+  });
 
 // In words where the map's largest value lies; empty where nothing speaks for the class.
 function strongest(map) {

@@ -30,7 +30,7 @@ async function look(file) {
     signal.throwIfAborted();
     state.file = held;
     const found = await ask("v1/compare?top_k=5", { body: held, signal });
-    if (found.results.some((row) => !state.contracts.has(row.model))) await learnModels(signal);
+    if (found.results.some((row) => state.contracts.get(row.model)?.version !== row.version)) await learnModels(signal);
     const drawn = (turnedByAll(held, found) && (await picture)) || (await drawnByService(held, found, signal));
     signal.throwIfAborted();
     state.picture = drawn;
