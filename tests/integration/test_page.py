@@ -358,7 +358,7 @@ def test_a_new_version_of_a_model_is_shown_as_it_is(chromium: Browser, repositor
     running = start(own, tmp_path)
 
     def other_labels(contract: dict[str, Any], staged: Path) -> None:
-        contract["labels"] = [f"<b>{label}</b>" for label in contract["labels"]]
+        contract["labels"] = [f"<b>{label}</b>{100 * '_'}" for label in contract["labels"]]
         contract["parameters"] = 12_340_000
 
     try:
@@ -373,7 +373,12 @@ def test_a_new_version_of_a_model_is_shown_as_it_is(chromium: Browser, repositor
         chromium.run("document.getElementById('notice-again').click()")
         assert answered(chromium, "<b>dog</b>") == [MODEL]
         assert "version 2 · 12.3 M weights" in chromium.text(".card .which")
-        assert chromium.run("return document.querySelector('#wanted').selectedOptions[0].text") == "<b>dog</b>"
+        assert chromium.run("return document.querySelector('#wanted').selectedOptions[0].text").startswith("<b>dog</b>")
+        for width in (1280, 390):
+            opened(chromium, running, width)
+            chromium.give(DOG, f"{100 * 'dog'}.jpg")
+            answered(chromium, "<b>dog</b>")
+            assert chromium.run("return document.documentElement.scrollWidth") <= width, "nothing lies beside the page"
     finally:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(30)
