@@ -187,6 +187,8 @@ def test_a_text_file_is_an_error_in_words(chromium: Browser, service: Service) -
     chromium.give(SHIP, "ship.jpg")
     answered(chromium, "ship")
     assert chromium.text("#notice") == "", "the next picture takes the error away"
+    chromium.give(b"", "empty.jpg")
+    chromium.until(lambda: chromium.text("#notice-title") == "The file is empty")
     chromium.give(b"", "", "drop")
     chromium.until(lambda: chromium.text("#notice-title") == "That is no file")
 

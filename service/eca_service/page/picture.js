@@ -6,6 +6,10 @@ const CANVAS_PX = 900;
 
 // The file's content, held here: its file may be moved or deleted before the last question about it is asked.
 export async function read(file) {
+  if (file.size === 0) {
+    const detail = `${file.name} has no bytes; it may not have been saved or copied to its end.`;
+    throw new Problem({ code: "empty", title: "The file is empty", detail, advice: "Choose another." });
+  }
   try {
     const type = file.type.startsWith("image/") ? file.type : ""; // x.json with a picture in it is no JSON
     return new File([await file.arrayBuffer()], file.name, { type });
