@@ -84,6 +84,12 @@ def answered(browser: Browser, label: str = "") -> list[str]:
     return found
 
 
+def named(browser: Browser, *roles: str) -> list[str]:
+    """The names that a screen reader has for what is of these roles; empty where it has none."""
+    nodes = browser.command("Accessibility.getFullAXTree")["nodes"]
+    return [node["name"]["value"] for node in nodes if node.get("role", {}).get("value") in roles and "name" in node]
+
+
 def pixels(browser: Browser, card: int = 0) -> Image.Image:
     """What a card's canvas shows."""
     script = "return document.querySelectorAll('.card figure canvas')[arguments[0]].toDataURL()"
@@ -260,6 +266,7 @@ def test_the_answer_stays_where_its_map_cannot_be_had(chromium: Browser, service
     chromium.until(lambda: chromium.text("#notice") == "")
     assert "dog" in chromium.text("#verdict")
     assert chromium.text(".card[data-model] .says").startswith("dog")
+    assert "" not in named(chromium, "image"), "a screen reader is told what it is, also without a map"
 
 
 def test_what_the_page_cannot_understand_is_told(chromium: Browser, service: Service) -> None:
@@ -340,16 +347,11 @@ def test_a_screen_reader_is_told(chromium: Browser, service: Service) -> None:
     opened(chromium, service)
     chromium.give(DOG, "dog.jpg")
     answered(chromium)
-    nodes = chromium.command("Accessibility.getFullAXTree")["nodes"]
-
-    def names(role: str) -> list[str]:
-        return [node["name"]["value"] for node in nodes if node.get("role", {}).get("value") == role and "name" in node]
-
-    assert [name for name in names("button") + names("image") + names("slider") + names("link") if not name] == []
-    assert any("dog" in name for name in names("heading"))
-    assert any(re.match(r"dog .*%", name) for name in names("button"))
-    assert any("map. What speaks for" in name for name in names("image"))
-    assert names("combobox") == ["Show what speaks for"]
+    assert [name for name in named(chromium, "button", "image", "slider", "link") if not name] == []
+    assert any("dog" in name for name in named(chromium, "heading"))
+    assert any(re.match(r"dog .*%", name) for name in named(chromium, "button"))
+    assert any("map. What speaks for" in name for name in named(chromium, "image"))
+    assert named(chromium, "combobox") == ["Show what speaks for"]
     script = "const e = document.getElementById(arguments[0]); return e.getAttribute('role') ?? e.ariaLive"
     assert [chromium.run(script, name) for name in ("service", "verdict")] == ["status", "polite"]
 
