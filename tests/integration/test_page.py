@@ -471,10 +471,12 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(chromium: Browser, rep
 def test_nothing_leaves_the_host_and_the_policy_is_strict(chromium: Browser, service: Service) -> None:
     chromium.requests()
     opened(chromium, service)
+    chromium.until(lambda: chromium.text("#known"))
     chromium.give(DOG, "dog.jpg")
     answered(chromium)
     asked = [url for url in chromium.requests() if not url.startswith(("data:", "blob:"))]
     assert len(asked) > 5
+    assert asked.count(service.url + "/v1/models") == 1, "of thousands of classes it is megabytes"
     assert [url for url in asked if not url.startswith(service.url + "/")] == []
     policy = FRESH.get(service.url + "/").headers["content-security-policy"]
     assert "default-src 'none'" in policy

@@ -7,7 +7,7 @@ import { hideNotice, show, tell } from "./notice.js";
 import { drawnByService, read, turnedByAll } from "./picture.js";
 import { ask } from "./service.js";
 import { state } from "./state.js";
-import { introduce, status } from "./status.js";
+import { introduce, learn, status } from "./status.js";
 
 async function look(file) {
   state.running?.abort();
@@ -30,7 +30,7 @@ async function look(file) {
     signal.throwIfAborted();
     state.file = held;
     const found = await ask("v1/compare?top_k=5", { body: held, signal });
-    if (found.results.some((row) => state.contracts.get(row.model)?.version !== row.version)) await learnModels(signal);
+    if (found.results.some((row) => state.contracts.get(row.model)?.version !== row.version)) learn(await ask("v1/models", { signal }));
     const drawn = (turnedByAll(held, found) && (await picture)) || (await drawnByService(held, found, signal));
     signal.throwIfAborted();
     state.picture = drawn;
@@ -44,12 +44,6 @@ async function look(file) {
     return;
   }
   await explainAll(running);
-}
-
-async function learnModels(signal) {
-  const { models, default: first } = await ask("v1/models", { signal });
-  state.first = first;
-  state.contracts = new Map(models.map((contract) => [contract.name, contract]));
 }
 
 function take(files) {

@@ -1,15 +1,21 @@
 // What the service says of itself: whether it is ready, and what it can tell apart.
 
 import { at } from "./dom.js";
+import { state } from "./state.js";
 import { listed } from "./words.js";
 
 const STATUS_EVERY_MS = 10000;
 
+export function learn({ models, default: first }) {
+  state.first = first;
+  state.contracts = new Map(models.map((contract) => [contract.name, contract]));
+  return state.contracts.get(first);
+}
+
 // What the service can tell apart, before anybody asks; a service that wants a key for it is not pressed.
 export async function introduce() {
   const response = await fetch("v1/models", { cache: "no-store" });
-  const { models = [], default: first } = response.ok ? await response.json() : {};
-  const model = models.find((one) => one.name === first);
+  const model = response.ok && learn(await response.json());
   if (!model) return;
   const { labels, classes } = model;
   const some = labels.slice(0, 12).map((label) => label.split(",")[0]);
