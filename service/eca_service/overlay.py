@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from eca_service.geometry import Box
 
 FOR, AGAINST = (255, 90, 0), (0, 90, 255)  # what speaks for the class is warm, what speaks against it cool
+BAND = 64  # rows that are coloured at a time, for the memory's sake
 ORIENTATION = 0x0112
 # From an upright image back to the file's own pixels, by the orientation that turned it upright.
 BACK = {
@@ -46,8 +47,11 @@ def overlay_png(
     )
     left, top, right, bottom = (int(edge) for edge in edges.round())
     right, bottom = max(right, left + 1), max(bottom, top + 1)
-    colours = Image.fromarray(_colours(values, (right - left, bottom - top), opacity))
-    image.paste(colours, (left, top), colours)
+    smooth = _share(values).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    for y in range(0, smooth.height, BAND):
+        band = np.asarray(smooth.crop((0, y, smooth.width, min(y + BAND, smooth.height))))
+        colours = Image.fromarray(_colours(band, opacity))
+        image.paste(colours, (left, top + y), colours)
     if (left, top, right, bottom) != (0, 0, *image.size):
         ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), outline="white")
     exif = Image.Exif()
@@ -61,12 +65,15 @@ def overlay_png(
     return out.getvalue()
 
 
-def _colours(values: NDArray[np.float64], size: tuple[int, int], opacity: float) -> NDArray[np.uint8]:
-    """The map as uint8 [height, width, 4], smoothly enlarged to `size` (width, height)."""
+def _share(values: NDArray[np.float64]) -> Image.Image:
+    """The map as shares of its largest value, float32 in [-1, 1]."""
     largest = float(np.abs(values).max()) or 1.0
-    small = Image.fromarray((values / largest).astype(np.float32))
-    smooth = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).clip(-1, 1)
-    colours = np.empty((*smooth.shape, 4), np.uint8)
-    colours[..., :3] = np.where(smooth[..., None] > 0, FOR, AGAINST)
-    colours[..., 3] = (255 * opacity * np.abs(smooth)).round()
+    return Image.fromarray((values / largest).astype(np.float32))
+
+
+def _colours(shares: NDArray[np.float32], opacity: float) -> NDArray[np.uint8]:
+    """The colours of `shares` [h, w], uint8 [h, w, 4]; beyond [-1, 1] they are as at its ends."""
+    colours = np.empty((*shares.shape, 4), np.uint8)
+    colours[..., :3] = np.where(shares[..., None] > 0, FOR, AGAINST)
+    colours[..., 3] = (255 * opacity * np.abs(shares.clip(-1, 1))).round()
     return colours

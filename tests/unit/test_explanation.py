@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,24 @@ from eca_service.overlay import overlay_png
 from PIL import Image, ImageOps
 
 from tests.unit.test_contract import CONTRACT, write
+
+# How many bytes the largest overlay makes a process of its own larger, at most.
+MEASURE = """
+import numpy as np
+from eca_service.geometry import Box
+from eca_service.overlay import overlay_png
+
+def peak_kb():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+values = np.random.default_rng(0).standard_normal((7, 7))
+overlay_png(np.zeros((64, 64, 3), np.uint8), values, Box(0, 0, 1, 1), 0.6)
+picture = np.full((4096, 4096, 3), 128, np.uint8)
+before = peak_kb()
+overlay_png(picture, values, Box(0, 0, 1, 1), 0.6)
+print((peak_kb() - before) * 1024)
+"""
 
 
 def test_the_map_adds_up_to_the_logit() -> None:
@@ -68,6 +88,13 @@ def test_nothing_is_claimed_outside_of_the_crop() -> None:
     everything = overlay_png(picture, np.zeros((2, 2)), Box(0, 0, 1, 1), 1.0)
     with Image.open(io.BytesIO(everything)) as opened:
         assert (np.asarray(opened) == 128).all(), "a map of nothing changes nothing, and needs no frame"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_largest_overlay_takes_few_bytes_a_pixel() -> None:
+    """A copy of the picture and the map, and the PNG's; each decoding thread may draw one."""
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 12 * 4096 * 4096
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
