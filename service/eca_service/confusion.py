@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -41,11 +42,13 @@ def _panel(evaluation: Evaluation) -> Image.Image:
     names = [label.partition(",")[0] for label in evaluation.labels] if named else []
     gutter = max((round(font.getlength(name)) for name in names), default=0) + 10
     size = cell * classes
-    panel = Image.new("RGB", (gutter + size, TITLE_PX + size + gutter), "white")
-    pen = ImageDraw.Draw(panel)
-    pen.text((0, 0), evaluation.model, INK, ImageFont.load_default(24))
     told = f"top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%} of {evaluation.images} images; across: answered"
-    pen.text((0, 36), told, SOFT, ImageFont.load_default(15))
+    title = (0, evaluation.model, INK, ImageFont.load_default(24)), (36, told, SOFT, ImageFont.load_default(15))
+    width = max(gutter + size, *(ceil(font.getlength(text)) for _, text, _, font in title))
+    panel = Image.new("RGB", (width, TITLE_PX + size + gutter), "white")
+    pen = ImageDraw.Draw(panel)
+    for top, text, colour, its_font in title:
+        pen.text((0, top), text, colour, its_font)
     shares = evaluation.confusion / np.maximum(1, evaluation.confusion.sum(1, keepdims=True))
     colours = np.array(EMPTY) + shares[..., None] ** 0.6 * (np.array(FULL) - np.array(EMPTY))
     matrix = Image.fromarray(colours.round().astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
