@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -319,6 +320,20 @@ def test_a_picture_is_shown_with_its_own_answer(chromium: Browser, service: Serv
     chromium.until(lambda: chromium.run("return window.last") == "late.jpg")
     chromium.run("document.getElementById('strength').dispatchEvent(new Event('input'))")
     assert pixels(chromium).size == (900, 1)
+
+
+def test_it_is_printed_in_ink_on_paper(chromium: Browser, service: Service) -> None:
+    """Browsers print no backgrounds unless told to: dark words, and the bars, for a reader of dark pages too."""
+    chromium.open(service.url + "/", scheme="dark")
+    chromium.give(DOG, "dog.jpg")
+    answered(chromium)
+    pdf = base64.b64decode(chromium.command("Page.printToPDF", printBackground=False)["data"])
+    parts = [part for part in re.findall(rb"stream\r?\n(.*?)endstream", pdf, re.S) if part.startswith(b"x")]
+    used = set(re.findall(rb"([\d.]+) ([\d.]+) ([\d.]+) rg", b"".join(map(zlib.decompress, parts))))
+    colours = {tuple(round(255 * float(part)) for part in colour) for colour in used}
+    assert (0x1C, 0x20, 0x24) in colours, "words in ink"
+    assert (0xE9, 0xE7, 0xE2) not in colours, "none in what is read on a dark screen"
+    assert {(0x8F, 0xB8, 0xB6), (0x5F, 0x7F, 0xAE)} <= colours, "bars of scores and of times"
 
 
 def test_the_keyboard_suffices(chromium: Browser, service: Service) -> None:
