@@ -21,7 +21,7 @@ from PIL import Image, ImageChops, ImageOps, ImageStat
 from selenium.webdriver.common.keys import Keys
 
 from tests.integration.chromium import Browser, browser, missing
-from tests.integration.conftest import DEMO, FRESH, MODEL, ROOT, Service, start
+from tests.integration.conftest import DEMO, FRESH, MODEL, OTHER, ROOT, Service, start
 from tests.integration.test_reload import publish, served, until
 from tests.unit.image_files import turned_by_exif
 
@@ -398,6 +398,31 @@ def test_a_new_version_of_a_model_is_shown_as_it_is(chromium: Browser, repositor
             chromium.give(DOG, f"{100 * 'dog'}.jpg")
             answered(chromium, "<b>dog</b>")
             assert chromium.run("return document.documentElement.scrollWidth") <= width, "nothing lies beside the page"
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)
+
+
+def test_one_that_fails_stands_beside_the_others(chromium: Browser, repository: Path, tmp_path: Path) -> None:
+    """Its long sentence does not pull their parts asunder, nor does it squeeze the mark of the service's state."""
+    own = shutil.copytree(repository, tmp_path / "repository")
+    with (own / OTHER / "1" / "model.onnx").open("r+b") as engine:
+        engine.truncate(1000)
+    running = start(own, tmp_path)
+    try:
+        running.await_ready(f"/v2/models/{MODEL}/ready")
+        chromium.open(running.url + "/")
+        chromium.give(DOG, "dog.jpg")
+        assert answered(chromium, "dog") == [MODEL]
+        chromium.until(lambda: OTHER in chromium.text("#service"))
+        assert chromium.text(".card .failed").startswith("model_not_ready: ")
+        distance = """
+          const box = (selector) => document.querySelector(".card" + selector).getBoundingClientRect();
+          return box(arguments[1]).top - box(arguments[0]).bottom;
+        """
+        assert chromium.run(distance, ":has(.failed) h3", ":has(.failed) .which") < 20
+        assert chromium.run(distance, "[data-model] .says", "[data-model] .bars") < 40
+        assert chromium.run("return getComputedStyle(document.getElementById('service'), '::before').width") == "9px"
     finally:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(30)

@@ -4,7 +4,7 @@ import { at, element } from "./dom.js";
 import { choose, draw } from "./maps.js";
 import { isCropped, paint } from "./picture.js";
 import { state } from "./state.js";
-import { millions, NAMES, NOTES, percent, sureness, verdict } from "./words.js";
+import { millions, named, NOTES, percent, sureness, verdict } from "./words.js";
 
 const STAGES = { decode: "decoding", queue: "waiting", infer: "network", rest: "the rest" };
 
@@ -39,11 +39,9 @@ export function waitingCard(coming) {
 
 function failedCard(row) {
   const card = element("article", "", "card");
-  card.append(
-    element("h3", NAMES[row.attention] ?? row.attention),
-    element("p", row.model, "which"),
-    element("p", `${row.error.code}: ${row.error.detail}`, "hint"),
-  );
+  const header = element("header");
+  header.append(element("h3", named(row.attention)), element("p", row.model, "which"));
+  card.append(header, element("p", `${row.error.code}: ${row.error.detail}`, "failed hint"));
   return card;
 }
 
@@ -53,7 +51,7 @@ function answeredCard(row) {
   const contract = state.contracts.get(row.model);
   const card = { row, node, contract, canvas: part("canvas"), caption: part("figcaption"), maps: new Map(), map: null };
   node.dataset.model = row.model;
-  part("h3").textContent = NAMES[row.attention] ?? row.attention.toUpperCase();
+  part("h3").textContent = named(row.attention);
   part(".which").textContent = `${row.model}, version ${row.version} · ${millions(contract.parameters)} M weights`;
   const best = row.predictions[0];
   part(".says").append(element("strong", best.label), ` ${sureness(best.score)}, ${percent(best.score)}`);

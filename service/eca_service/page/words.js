@@ -1,6 +1,6 @@
 // Numbers and codes in people's words.
 
-export const NAMES = { none: "Plain", se: "SE", eca: "ECA", cbam: "CBAM" };
+const NAMES = { none: "Plain", se: "SE", eca: "ECA", cbam: "CBAM" };
 export const NOTES = {
   exif_rotated: "Turned upright, as its EXIF note says.",
   first_frame: "It is animated: the first frame was used.",
@@ -10,12 +10,13 @@ export const NOTES = {
   colour_profile_ignored: "Its colour profile was ignored.",
 };
 
+export const named = (attention) => NAMES[attention] ?? attention.toUpperCase();
+
 export function verdict(rows) {
-  const named = (row) => NAMES[row.attention] ?? row.attention.toUpperCase();
   const by = new Map();
   for (const row of rows) {
     const { label } = row.predictions[0];
-    by.set(label, [...(by.get(label) ?? []), named(row)]);
+    by.set(label, [...(by.get(label) ?? []), named(row.attention)]);
   }
   const [label] = by.keys();
   if (rows.length === 1) return `${label}: ${sureness(rows[0].predictions[0].score)}`;
