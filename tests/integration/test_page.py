@@ -336,6 +336,20 @@ def test_it_is_printed_in_ink_on_paper(chromium: Browser, service: Service) -> N
     assert {(0x8F, 0xB8, 0xB6), (0x5F, 0x7F, 0xAE)} <= colours, "bars of scores and of times"
 
 
+def test_of_several_pictures_the_first_is_answered_and_that_is_told(chromium: Browser, service: Service) -> None:
+    opened(chromium, service)
+    drop = """
+      const carried = new DataTransfer();
+      for (const [name, encoded] of Object.entries(arguments[0])) {
+        carried.items.add(new File([Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0))], name));
+      }
+      document.querySelector("main").dispatchEvent(new DragEvent("drop", { dataTransfer: carried, bubbles: true }));
+    """
+    chromium.run(drop, {name: base64.b64encode(content).decode() for name, content in (("1", DOG), ("2", SHIP))})
+    answered(chromium, "dog")
+    assert chromium.text("#give-title") == "Another picture? This is 1, the first of 2; it takes one at a time."
+
+
 def test_the_keyboard_suffices(chromium: Browser, service: Service) -> None:
     """From the top of the page: the button, then the label list, then a bar."""
     opened(chromium, service)

@@ -9,13 +9,14 @@ import { ask } from "./service.js";
 import { state } from "./state.js";
 import { introduce, learn, status } from "./status.js";
 
-async function look(file) {
+async function look(file, given = 1) {
   state.running?.abort();
   const running = (state.running = new AbortController());
   const { signal } = running;
   Object.assign(state, { file, picture: null, cards: [], wanted: null });
   document.body.dataset.given = "";
-  at("give-title").textContent = file.name ? `Another picture? This is ${file.name}.` : "Another picture?";
+  const only = given > 1 ? `, the first of ${given}; it takes one at a time` : "";
+  at("give-title").textContent = file.name ? `Another picture? This is ${file.name}${only}.` : "Another picture?";
   hideNotice();
   at("answer").hidden = false;
   at("verdict").textContent = "Looking …";
@@ -30,7 +31,8 @@ async function look(file) {
     signal.throwIfAborted();
     state.file = held;
     const found = await ask("v1/compare?top_k=5", { body: held, signal });
-    if (found.results.some((row) => state.contracts.get(row.model)?.version !== row.version)) learn(await ask("v1/models", { signal }));
+    const known = ({ model, version }) => state.contracts.get(model)?.version === version;
+    if (!found.results.every(known)) learn(await ask("v1/models", { signal }));
     const drawn = (turnedByAll(held, found) && (await picture)) || (await drawnByService(held, found, signal));
     signal.throwIfAborted();
     state.picture = drawn;
@@ -48,7 +50,7 @@ async function look(file) {
 
 function take(files) {
   const [file] = files;
-  if (file) look(file);
+  if (file) look(file, files.length);
   else show({ kind: "wrong", title: "That is no file", text: "Drop a picture from your computer, or choose one." });
 }
 
