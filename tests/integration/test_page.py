@@ -522,6 +522,16 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(chromium: Browser, rep
         running.process.wait(30)
 
 
+def test_docs_say_what_they_lack_where_nothing_else_is_reached(chromium: Browser, service: Service) -> None:
+    chromium.command("Network.enable")
+    chromium.command("Network.setBlockedURLs", urls=["*cdn.jsdelivr.net*"])
+    try:
+        chromium.open(service.url + "/docs")
+        assert "/openapi.json has the same" in chromium.text("body")
+    finally:
+        chromium.command("Network.setBlockedURLs", urls=[])
+
+
 def test_nothing_leaves_the_host_and_the_policy_is_strict(chromium: Browser, service: Service) -> None:
     chromium.requests()
     opened(chromium, service)
