@@ -18,9 +18,8 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
+from eca_plugin import NAMESPACE
 from torch import Tensor
-
-from eca_build.lowering import DOMAIN
 
 _form: Literal["definition", "operator", "node"] = "definition"
 
@@ -88,9 +87,9 @@ def _node(
     name: str, inputs: tuple[Tensor, ...], residual: Tensor | None, relu: bool, shape: list[int | torch.SymInt]
 ) -> Tensor:
     node: Tensor = torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{name}",
+        f"{NAMESPACE}::{name}",
         inputs if residual is None else (*inputs, residual),
-        {"relu": int(relu), "aot": 1, "plugin_namespace": DOMAIN},
+        {"relu": int(relu), "aot": 1, "plugin_namespace": NAMESPACE},
         dtype=inputs[0].dtype,
         shape=shape,
         version=1,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from eca_plugin import NAMESPACE
 from onnx.inliner import inline_local_functions
-
-DOMAIN = "eca"  # of the custom nodes; here, for what reads files needs no torch
 
 # What each node computes before the residual and the ReLU, in ONNX's text format.
 BODIES = {
@@ -65,7 +64,7 @@ def custom_nodes_as_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     variants: dict[str, tuple[str, bool, bool]] = {}
     for node in whole.graph.node:
-        if node.domain == DOMAIN:
+        if node.domain == NAMESPACE:
             inputs, _ = BODIES[node.op_type]
             residual = len(node.input) > inputs.count(",") + 1
             relu = any(attribute.name == "relu" and attribute.i for attribute in node.attribute)
@@ -79,9 +78,9 @@ def custom_nodes_as_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def restore_custom_nodes(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
     """Undoes `custom_nodes_as_functions` in place, whatever else was done to its copy of `original` since."""
-    custom = {node.name: node for node in original.graph.node if node.domain == DOMAIN}
+    custom = {node.name: node for node in original.graph.node if node.domain == NAMESPACE}
     for node in model.graph.node:
-        if node.domain == DOMAIN:
+        if node.domain == NAMESPACE:
             node.op_type = custom[node.name].op_type
             node.attribute.extend(custom[node.name].attribute)
     del model.functions[:]
@@ -90,7 +89,7 @@ def restore_custom_nodes(model: onnx.ModelProto, original: onnx.ModelProto) -> N
 def lower_file(path: Path, widen: bool = False) -> None:
     """`lower` for the ONNX file at `path`, in place, then `widened` if asked; what needs neither stays as it is."""
     model = onnx.load(path)
-    if any(node.domain == DOMAIN for node in model.graph.node):
+    if any(node.domain == NAMESPACE for node in model.graph.node):
         model = lower(model)
     elif not widen:
         return
@@ -125,5 +124,5 @@ def _function(name: str, operator: str, residual: bool, relu: bool, opset: int) 
     body += "summed = Add(scaled, r)" if residual else "summed = Identity(scaled)"
     body += "\ny = Relu(summed)" if relu else "\ny = Identity(summed)"
     return onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]> {name} ({inputs}) => (y) {{ {body} }}'
+        f'<domain: "{NAMESPACE}", opset_import: ["" : {opset}]> {name} ({inputs}) => (y) {{ {body} }}'
     )

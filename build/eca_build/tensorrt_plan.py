@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
+from eca_plugin import NAMESPACE
 from eca_plugin.sources import kernels_sha256
 from eca_service.contract import Passport
 
 from eca_build import processes
 from eca_build.errors import BuildError
-from eca_build.lowering import DOMAIN
 from eca_build.provenance import versions
 
 Frontend = Literal["onnx", "torch-tensorrt"]
@@ -159,7 +159,7 @@ def name_plugins(model: onnx.ModelProto) -> int:
     """Gives custom nodes with a residual the name of the plugin that has one, in place; the number of custom nodes."""
     from eca_plugin.descriptor import OPERATORS, WITH_RESIDUAL
 
-    nodes = [node for node in model.graph.node if node.domain == DOMAIN]
+    nodes = [node for node in model.graph.node if node.domain == NAMESPACE]
     for node in nodes:
         if len(node.input) > len(OPERATORS[node.op_type].inputs):
             node.op_type += WITH_RESIDUAL

@@ -14,12 +14,12 @@ import tempfile
 from pathlib import Path
 
 import onnx
+from eca_plugin import NAMESPACE
 from eca_plugin.sources import kernels_sha256
 from eca_service.contract import INPUT, Passport
 
 from eca_build import processes
 from eca_build.errors import BuildError
-from eca_build.lowering import DOMAIN
 from eca_build.provenance import versions
 
 CHIPS = ("SM80", "SM86", "SM89", "SM120")  # those that it can name; it has none for Hopper
@@ -59,7 +59,7 @@ def build(onnx_file: Path, engine: Path, max_batch: int) -> Passport:
             {"LD_LIBRARY_PATH": searched},
         )
     version, plugins = printed.split()
-    nodes = sum(node.domain == DOMAIN for node in onnx.load(onnx_file).graph.node)
+    nodes = sum(node.domain == NAMESPACE for node in onnx.load(onnx_file).graph.node)
     if int(plugins) != nodes:
         raise BuildError(f"TensorRT-RTX made {plugins} plugins of the model's {nodes} custom nodes")
     return Passport(tensorrt=version, kernels_sha256=kernels_sha256() if nodes else None)

@@ -13,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eca_plugin.descriptor import NAMESPACE, OPERATORS, TORCH_NAMES, WITH_RESIDUAL
+from eca_plugin import NAMESPACE
+from eca_plugin.descriptor import OPERATORS, TORCH_NAMES, WITH_RESIDUAL
 from eca_service.contract import FEATURES, GATES, PROBABILITIES
 
 from eca_build import tensorrt_worker

@@ -15,6 +15,7 @@ from eca_build.networks import Network, create, with_formula
 from eca_build.networks.attention import AttentionSites, Kind
 from eca_build.networks.resnet import Bottleneck, ResNet
 from eca_build.sessions import open_session
+from eca_plugin import NAMESPACE
 from eca_service.contract import Preprocessing
 
 from tests.unit.test_export import network, stirred
@@ -55,7 +56,7 @@ def test_lowered_file_agrees(tmp_path: Path, arch: str, attention: Kind, graph: 
     net = calm(arch, attention)
     path = tmp_path / "model.onnx"
     assert export(net, SMALL, path, graph) == sites
-    nodes = [node for node in onnx.load(path).graph.node if node.domain == lowering.DOMAIN]
+    nodes = [node for node in onnx.load(path).graph.node if node.domain == NAMESPACE]
     assert [node.op_type for node in nodes] == [OPERATOR[graph]] * sites if graph in OPERATOR else not nodes
     lowering.lower_file(path)
     lowered = onnx.load(path)

@@ -19,6 +19,33 @@ from tests.gpu import sites
 from tests.gpu.report import BEGIN, END, Report
 
 ROOT = Path(__file__).parents[2]
+# What a machine with no more than PyTorch and Triton lacks of all that this repository uses.
+LACKING = (
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pydantic",
+    "safetensors",
+    "click",
+    "tqdm",
+    "PIL",
+    "httpx",
+    "tritonclient",
+)
+
+
+def test_pytorch_and_triton_are_enough(tmp_path: Path) -> None:
+    for name in LACKING:
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError({name!r})")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.measure", "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 def test_dry_run_goes_through_every_section(tmp_path: Path) -> None:

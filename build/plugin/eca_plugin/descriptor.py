@@ -9,7 +9,6 @@ from eca_plugin import cluster_eca, fused_eca, gated_conv1x1, scale_add_relu
 from eca_plugin.ahead_of_time import Type
 from eca_plugin.plan import Plan
 
-NAMESPACE = "eca"
 VERSION = "1"
 RESIDUAL = "residual"
 # What a plugin with a residual is called: TensorRT's plugins have a fixed number of inputs.

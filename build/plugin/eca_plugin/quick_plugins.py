@@ -12,8 +12,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from eca_plugin import NAMESPACE
 from eca_plugin.ahead_of_time import Type, compile_plan, compiles
-from eca_plugin.descriptor import NAMESPACE, OPERATORS, VALUE_BYTES, WITH_RESIDUAL, Operator
+from eca_plugin.descriptor import OPERATORS, VALUE_BYTES, WITH_RESIDUAL, Operator
 from eca_plugin.plan import Plan
 
 

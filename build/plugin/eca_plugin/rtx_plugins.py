@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from eca_plugin import driver
+from eca_plugin import NAMESPACE, driver
 from eca_plugin.ahead_of_time import Type, compile_plan
-from eca_plugin.descriptor import NAMESPACE, OPERATORS, VALUE_BYTES, VERSION, Operator
+from eca_plugin.descriptor import OPERATORS, VALUE_BYTES, VERSION, Operator
 
 
 def register(trt: ModuleType) -> list[Any]:
