@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from eca_build import custom_nodes
 from eca_plugin.ahead_of_time import Compiled
 from eca_plugin.descriptor import TORCH_NAMES
+from eca_plugin.plan import Plan
 from eca_plugin.timing import Spread
 from eca_plugin.tuner import Call, Kernels, calls, time_plans
 from eca_plugin.tuning import Site
@@ -28,27 +29,30 @@ def exact(call: Call) -> Tensor:
     return result
 
 
-def differences(
-    sites: Sequence[Site], batch: int, chip: int | None, kernels: Kernels, device: str
-) -> Iterator[tuple[Site, str, float]]:
-    """Site, what ran, and its largest difference from float64, infinite where it wrote no number.
+def launches(site: Site, chip: int | None, kernels: Kernels) -> Iterator[tuple[Plan, Compiled | None, str]]:
+    """What is to be tried at a site, and its name.
 
     Every kernel is launched through the driver, as TensorRT would, and the first of each site through PyTorch's
     operator too, whose compiler takes its time; without a GPU all go the latter way.
     """
-    for site in sites:
-        call = Call(site, batch, device, seed=1)
-        expected = exact(call)
-        for number, plan in enumerate(site.plans(chip)):
-            compiled = kernels.get((site, plan.label))
-            ways: list[Compiled | None] = [compiled] if compiled else []
-            if chip is None or (compiled and number == 0):
-                ways.append(None)
-            for way in ways:
-                call.out.fill_(torch.nan)
-                call.launch(plan, way)
-                found = (call.out.double() - expected).abs().nan_to_num(torch.inf).max()
-                yield site, f"{plan.label}{'' if way else ', by PyTorch'}", float(found)
+    for number, plan in enumerate(site.plans(chip)):
+        compiled = kernels.get((site, plan.label))
+        if compiled:
+            yield plan, compiled, name(site, plan)
+        if chip is None or (compiled and number == 0):
+            yield plan, None, f"{name(site, plan)}, by PyTorch"
+
+
+def name(site: Site, plan: Plan) -> str:
+    """A kernel of a site, on one line."""
+    return f"{site.key}: {plan.label}"
+
+
+def difference(call: Call, expected: Tensor, plan: Plan, compiled: Compiled | None) -> float:
+    """The largest difference from `expected`, float64, of what is launched; infinite where it wrote no number."""
+    call.out.fill_(torch.nan)
+    call.launch(plan, compiled)
+    return float((call.out.double() - expected).abs().nan_to_num(torch.inf).max())
 
 
 def bandwidths(

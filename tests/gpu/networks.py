@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from eca_plugin.timing import Spread, Timed, spread
 from torch import Tensor
 
 from tests.gpu import sites
+from tests.gpu.report import Report
 
 Mode = Literal["eager", "compiled", "aot"]
 Forward = Callable[[Tensor], Tensor]
+SECONDS, TURNS = 1.0, 5
 
 
 @dataclass(frozen=True)
@@ -72,32 +75,45 @@ def measure(
     variants: Sequence[Variant],
     batch: int,
     table: tuning.Table | None,
-    seconds: float,
     folder: Path,
+    report: Report,
+    end: float,
     dry: bool = False,
-) -> Iterator[tuple[Variant, Spread | str]]:
-    """Each variant with seconds a batch, as CUDA graphs replayed in turns for `seconds` each, or why there are none."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+) -> Iterator[tuple[Variant, Spread]]:
+    """Each variant with seconds a batch, as CUDA graphs replayed in turns for SECONDS each.
+
+    Those that fail, and those for which there is no time until `end`, of time.monotonic(), are noted in the report.
+    """
+    device = "cpu" if dry else "cuda"
     side = sites.pixels(arch)
     dtype = torch.float32 if dry else torch.float16
     image = torch.rand(batch, 3, side, side, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     timed: dict[Variant, Timed] = {}
+    longest = 0.0
     # What is compiled is opaque to an interpreter: a dry run compiles plain graphs alone.
     with torch.inference_mode(), tuning.use(table):
         for variant in variants:
             fused = variant.graph in sites.FUSED
-            if dry and fused and variant.mode != "eager":
+            what = f"{arch}, {variant.name}, batch {batch}"
+            if what in report.failed or (dry and fused and variant.mode != "eager"):
+                continue
+            began = time.monotonic()
+            if began + longest + SECONDS * (len(timed) + 1) > end:
+                report.note(f"{what}: no time left")
                 continue
             try:
-                with custom_nodes.as_operators() if fused else nullcontext():
+                with report.trying(what), custom_nodes.as_operators() if fused else nullcontext():
                     run = forward(arch, variant, image, folder, dry)
                     timed[variant] = Timed([lambda run=run: run(image)])  # type: ignore[misc]
             except Exception as error:  # one compiler's failure is a row of the report, the others are measured
-                yield variant, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                report.note(f"{what}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}")
+                if not dry:
+                    torch.cuda.synchronize()  # fails too where nothing runs in this process any more
+            longest = max(longest, time.monotonic() - began)
         samples: dict[Variant, list[float]] = {variant: [] for variant in timed}
-        for _ in range(1 if dry else 5):  # in turns: the clock drifts
+        for _ in range(1 if dry else TURNS):  # the clock drifts
             for variant, one in timed.items():
                 with custom_nodes.as_operators() if variant.graph in sites.FUSED else nullcontext():
-                    samples[variant] += one.samples(0 if dry else seconds / 5)
+                    samples[variant] += one.samples(0 if dry else SECONDS / TURNS)
     for variant, taken in samples.items():
         yield variant, spread(taken)

@@ -1,9 +1,11 @@
-"""What was measured: rows by section, written as JSON after each, and as tables for MEASURED.md."""
+"""What was measured: rows by section, written after each, as JSON and as tables for MEASURED.md."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 Row = dict[str, str | float | int]
@@ -11,13 +13,24 @@ BEGIN, END = "<!-- measure.py begins -->", "<!-- measure.py ends -->"
 
 
 class Report:
-    """Rows by section, kept in `file`; each section has one set of columns."""
+    """Rows by section, each with one set of columns, kept in `folder` as measured.json and measured.md.
 
-    def __init__(self, file: Path, environment: Row) -> None:
-        self.file = file
+    With a `page` the tables go between its marks too. `failed` is what was tried and did not end well.
+    """
+
+    def __init__(self, folder: Path, environment: Row, page: Path | None = None) -> None:
+        """Raises ValueError or OSError where the page cannot take the tables."""
+        self.file = folder / "measured.json"
+        self.page = page
         self.environment = environment
         self.sections: dict[str, list[Row]] = {}
         self.notes: list[str] = []
+        self.failed: list[str] = []
+        self.save()
+
+    def rows(self, section: str) -> list[Row]:
+        """Those of a section so far."""
+        return self.sections.get(section, [])
 
     def add(self, section: str, row: Row) -> None:
         """Keeps a row, on disk too: a run that is cut off leaves what it had."""
@@ -29,12 +42,28 @@ class Report:
         self.notes.append(text)
         self.save()
 
+    @contextmanager
+    def trying(self, what: str) -> Iterator[None]:
+        """Around what may end the process, or never end: it is among `failed`, on disk too, until it has ended well."""
+        self.failed.append(what)
+        self._write()
+        yield
+        self.failed.remove(what)
+
     def save(self) -> None:
-        """Writes the file anew, never half of it."""
-        part = self.file.with_suffix(".part")
-        content = {"environment": self.environment, "sections": self.sections, "notes": self.notes}
-        part.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(part, self.file)
+        """Writes all files anew."""
+        self._write()
+        _replace(self.file.with_suffix(".md"), self.markdown())
+        if self.page:
+            self.write_into(self.page)
+
+    def _write(self) -> None:
+        names = ("environment", "sections", "notes", "failed")
+        _replace(self.file, json.dumps({name: getattr(self, name) for name in names}, indent=1) + "\n")
+
+    def reload(self) -> None:
+        """Takes over what another process has written."""
+        self.__dict__.update(json.loads(self.file.read_text()))
 
     def markdown(self) -> str:
         """All of it, as MEASURED.md has it."""
@@ -55,7 +84,14 @@ class Report:
             raise ValueError(f"{page} lacks the lines {BEGIN} and {END}, between which the tables go")
         before, rest = text.split(BEGIN, 1)
         after = rest.split(END, 1)[1]
-        page.write_text(f"{before}{BEGIN}\n{self.markdown()}\n{END}{after}")
+        _replace(page, f"{before}{BEGIN}\n{self.markdown()}\n{END}{after}")
+
+
+def _replace(file: Path, text: str) -> None:
+    """Writes a file anew, never half of it."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text)
+    os.replace(part, file)
 
 
 def _text(value: str | float) -> str:

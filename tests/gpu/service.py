@@ -18,11 +18,13 @@ KINDS = ("none", "se", "eca")
 NEEDS = ("pytriton", "httpx", "pytest", "fastapi", "uvicorn", "onnx")
 CALLERS = 64
 SECONDS = 4.0
-BUILD_S = 300
 
 
-def measure(folder: Path, dry: bool, left_s: float, note: Callable[[str], None]) -> Iterator[Row]:
-    """Builds the three networks, starts the service, calls it; what is missing for that goes to `note`."""
+def measure(folder: Path, dry: bool, end: float, note: Callable[[str], None]) -> Iterator[Row]:
+    """Builds the three networks, starts the service, calls it; what is missing for that goes to `note`.
+
+    Raises TimeoutExpired where a build is not over at `end`, of time.monotonic().
+    """
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
         note(f"the service: not installed here: {', '.join(missing)}")
@@ -33,13 +35,13 @@ def measure(folder: Path, dry: bool, left_s: float, note: Callable[[str], None])
     if target not in TARGETS:
         note(f"the service: eca-build has no --target {target}")
         return
-    if left_s < 60 and not dry:
+    if end - time.monotonic() < 60 and not dry:
         note("the service: no time left")
         return
     from tests.integration.conftest import start
 
     repository = folder / "repository"
-    models = [_build(folder, repository, kind, target, dry) for kind in KINDS]
+    models = [_build(folder, repository, kind, target, dry, end) for kind in KINDS]
     running = start(repository, folder)
     try:
         running.await_ready(timeout_s=120)
@@ -50,7 +52,7 @@ def measure(folder: Path, dry: bool, left_s: float, note: Callable[[str], None])
         running.process.wait(60)
 
 
-def _build(folder: Path, repository: Path, kind: str, target: str, dry: bool) -> str:
+def _build(folder: Path, repository: Path, kind: str, target: str, dry: bool, end: float) -> str:
     """Publishes a network with random weights; its name."""
     import torch
     from eca_build.networks import create, with_formula
@@ -70,7 +72,7 @@ def _build(folder: Path, repository: Path, kind: str, target: str, dry: bool) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=BUILD_S,
+        timeout=max(0, end - time.monotonic()),
     )
     if done.returncode:
         raise RuntimeError(f"eca-build {' '.join(command)}: {done.stderr.strip()[-300:]}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,13 @@ import pytest
 pytest.importorskip("triton", reason="needs the extra `plugin`")
 
 from eca_plugin import tuning
+from eca_plugin.plan import Plan
 from eca_plugin.timing import spread
 
-from tests.gpu import sites
-from tests.gpu.report import BEGIN, END, Report
+from tests.gpu import kernels, measure, sections, sites
+from tests.gpu.measure import isolated
+from tests.gpu.report import BEGIN, END, Report, Row
+from tests.gpu.sections import Run
 
 ROOT = Path(__file__).parents[2]
 # What a machine with no more than PyTorch and Triton lacks of all that this repository uses.
@@ -65,6 +71,8 @@ def test_dry_run_goes_through_every_section(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "measured.json").read_text())
     assert "dry run" in found["environment"]["chip"]
+    assert found["notes"] == ["bandwidth of the kernels: an interpreter has none"]
+    assert found["failed"] == []
     assert [row["right"] for row in found["sections"]["correctness"]] == ["yes"] * 3
     variants = [row["variant"] for row in found["sections"]["networks"]]
     assert {f"ECA {graph}, eager" for graph in ("plain", "hoisted", *sites.FUSED)} < set(variants)
@@ -92,15 +100,77 @@ def test_a_machine_without_a_gpu_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_figures_are_on_disk_before_the_next_comes(tmp_path: Path) -> None:
-    report = Report(tmp_path / "measured.json", {"chip": "c"})
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    report = Report(tmp_path, {"chip": "c"}, page)
     report.add("networks", {"network": "n", "ms": 1.23456})
     assert json.loads(report.file.read_text())["sections"] == {"networks": [{"network": "n", "ms": 1.23456}]}
     report.add("networks", {"network": "m", "tax %": 2.0})
-    assert "| m |  | 2 |" in report.markdown()
-    page = tmp_path / "page.md"
+    assert "| m |  | 2 |" in page.read_text()
+    assert "| m |  | 2 |" in (tmp_path / "measured.md").read_text()
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the lines"):
-        report.write_into(page)
+        Report(tmp_path, {}, page)
+
+
+def dies_of_one(run: Run) -> Iterator[Row]:
+    """A section one of whose kernels ends the process, as one that writes beside its memory ends all of its GPU's."""
+    told = [row["kernel"] for row in run.report.rows("s")]
+    for kernel in ("a", "b", "c"):
+        if kernel not in told and kernel not in run.report.failed:
+            with run.report.trying(kernel):
+                if kernel == "b":
+                    os._exit(9)
+            yield {"kernel": kernel}
+
+
+def stands_still(run: Run) -> Iterator[Row]:
+    """A section whose second kernel never ends."""
+    yield {"kernel": "a"}
+    with run.report.trying("b"):
+        time.sleep(600)
+
+
+def run_of(folder: Path, seconds: float) -> Run:
+    """A run whose section has so many seconds."""
+    return Run(folder, Report(folder, {}), "", None, 0, 1.0, time.monotonic() + seconds)
+
+
+def test_a_kernel_that_ends_its_process_takes_no_other_along(tmp_path: Path) -> None:
+    run = run_of(tmp_path, 120)
+    isolated("s", dies_of_one, run)
+    assert run.report.rows("s") == [{"kernel": "a"}, {"kernel": "c"}]
+    assert run.report.failed == ["b"]
+    assert run.report.notes == ["s: its process ended with status 9"]
+
+
+def test_a_kernel_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "GRACE_S", 30)  # until the process has begun, on a busy machine
+    run = run_of(tmp_path, 0)
+    isolated("s", stands_still, run)
+    assert run.report.rows("s") == [{"kernel": "a"}]
+    assert run.report.notes[-1] == "s: not over in its time, with b"
+    assert not multiprocessing.active_children()
+
+
+def test_what_is_wrong_is_noted_and_no_longer_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the fastest kernel of a table might be one that computes nothing."""
+    run = run_of(tmp_path, 120)
+    label = SITE.plans()[1].label
+
+    def difference(_call: object, _expected: object, plan: Plan, _kernel: object) -> float:
+        if plan.label == SITE.plans()[2].label:
+            raise RuntimeError("the driver refuses")
+        return 1.0 if plan.label == label else 0.0
+
+    monkeypatch.setattr(kernels, "difference", difference)
+    monkeypatch.setattr(kernels, "exact", lambda _call: None)
+    found = {what: one for one, what in sections._differences(run, [SITE], {})}
+    bad = {what for what in found if found[what]}
+    assert len(bad) == 2
+    assert len(found) == len(SITE.plans())
+    assert set(run.report.failed) == bad
+    assert sorted(note[:5] for note in run.report.notes) == ["FAILE", "WRONG"]
 
 
 @pytest.mark.parametrize(("arch", "count"), [("resnet50", 16), ("mobilenetv2", 17)])
