@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -10,12 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("triton", reason="needs the extra `plugin`")
 
-from eca_plugin import tuning
+import torch
+from eca_plugin import timing, tuning
 from eca_plugin.plan import Plan
 from eca_plugin.timing import spread
 
@@ -205,3 +208,34 @@ def test_spread_is_of_the_samples() -> None:
     found = spread([float(number) for number in range(1, 12)])
     assert (found.p10, found.p50, found.p90) == (2, 6, 10)
     assert spread([3.0]).p90 == 3
+
+
+def test_what_an_idle_gpu_waits_for_is_no_time_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in for PyTorch's CUDA: a graph of eight launches that an idle GPU begins ten microseconds late."""
+    launch_s, late_s = 5e-6, 10e-6
+    ends = [0.0]  # of what was given to the GPU
+
+    class Graph:
+        def replay(self) -> None:
+            ends.append(max(ends[-1], late_s) + 8 * launch_s)
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = 0.0
+
+        def record(self) -> None:
+            self.at = ends[-1]
+
+        def synchronize(self) -> None:
+            ends[:] = [0.0]  # idle again
+
+        def elapsed_time(self, last: Event) -> float:
+            return 1000 * (last.at - self.at)
+
+    within = contextlib.nullcontext
+    cuda = SimpleNamespace(
+        is_available=lambda: True, synchronize=lambda: None, Stream=object, stream=lambda _stream: within(),
+        CUDAGraph=Graph, graph=lambda _graph, stream: within(), Event=Event,
+    )  # fmt: skip
+    monkeypatch.setattr(torch, "cuda", cuda)
+    assert timing.Timed([lambda: None] * 8).sample() == pytest.approx(launch_s, rel=0.01)

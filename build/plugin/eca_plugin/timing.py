@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 
 Launch = Callable[[], object]
 WARM_UP = 3
+LEAST_S = 2e-3  # of a sample: an idle GPU waits for the first replay, some ten microseconds that are not the launches'
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Timed:
 
     def __init__(self, launches: Sequence[Launch]) -> None:
         self.launches = launches
+        self.replays = 1
         self.graph: torch.cuda.CUDAGraph | None = None
         if not torch.cuda.is_available():
             return
@@ -53,9 +56,10 @@ class Timed:
             for launch in launches:
                 launch()
         self.sample()
+        self.replays = max(1, math.ceil(LEAST_S / (self.sample() * len(launches))))
 
     def sample(self) -> float:
-        """Seconds of one launch, the mean of one replay of all."""
+        """Seconds of one launch, the mean of so many replays of all that they take LEAST_S."""
         if self.graph is None:
             start = time.perf_counter()
             for launch in self.launches:
@@ -63,10 +67,11 @@ class Timed:
             return (time.perf_counter() - start) / len(self.launches)
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         first.record()
-        self.graph.replay()
+        for _ in range(self.replays):
+            self.graph.replay()
         last.record()
         last.synchronize()
-        return float(first.elapsed_time(last)) / 1000 / len(self.launches)
+        return float(first.elapsed_time(last)) / 1000 / self.replays / len(self.launches)
 
     def samples(self, seconds: float) -> list[float]:
         """As many samples as fit into `seconds`, at least one."""
