@@ -67,7 +67,8 @@ def forward(arch: str, variant: Variant, image: Tensor, folder: Path, dry: bool)
         return cast(Forward, program.module())
     package = folder / f"{arch}-{variant.attention}-{variant.graph}.pt2"
     torch._inductor.aoti_compile_and_package(program, package_path=str(package))
-    return cast(Forward, torch._inductor.aoti_load_package(str(package)))
+    # else it asks an event whether its last run has ended, which nobody may while a CUDA graph is captured
+    return cast(Forward, torch._inductor.aoti_load_package(str(package), run_single_threaded=True))
 
 
 def measure(

@@ -22,7 +22,7 @@ from eca_plugin import timing, tuning
 from eca_plugin.plan import Plan
 from eca_plugin.timing import spread
 
-from tests.gpu import kernels, measure, sections, sites
+from tests.gpu import kernels, measure, networks, sections, sites
 from tests.gpu.measure import isolated
 from tests.gpu.report import BEGIN, END, Report, Row
 from tests.gpu.sections import Run
@@ -239,3 +239,13 @@ def test_what_an_idle_gpu_waits_for_is_no_time_of_a_kernel(monkeypatch: pytest.M
     )  # fmt: skip
     monkeypatch.setattr(torch, "cuda", cuda)
     assert timing.Timed([lambda: None] * 8).sample() == pytest.approx(launch_s, rel=0.01)
+
+
+def test_packages_are_opened_for_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without that option a package asks events whether they are over, and the capture of its CUDA graph fails."""
+    opened = []
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda program, package_path: None)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path, **options: opened.append(options))
+    with torch.inference_mode():
+        networks.forward("tiny", networks.Variant("none", mode="aot"), torch.rand(1, 3, 16, 16), tmp_path, dry=False)
+    assert opened == [{"run_single_threaded": True}]
