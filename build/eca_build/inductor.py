@@ -9,6 +9,7 @@ package, on a CPU plain operators that the compiler fuses by itself.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -28,6 +29,7 @@ from eca_build.custom_nodes import as_operators
 from eca_build.errors import BuildError
 from eca_build.provenance import versions
 
+FAILURE = "AOTInductor could not build the package"
 # What the compiler may use of a CPU without being told (-march=native), by the kernel's names.
 INSTRUCTIONS = ("avx", "fma", "f16c", "bmi", "amx", "sse4")
 
@@ -43,10 +45,17 @@ def require() -> None:
 
 
 def tools() -> dict[str, str]:
-    """All that decides a package beside the model and PyTorch, for the key of a build."""
+    """All that decides a package beside the model and PyTorch, for the key of a build.
+
+    Raises BuildError where there is a GPU that cannot be used.
+    """
     if not torch.cuda.is_available():
         return {"instructions": " ".join(instructions())}
-    major, minor = torch.cuda.get_device_capability()
+    try:
+        major, minor = torch.cuda.get_device_capability()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise BuildError(f"--target inductor builds for this machine's GPU, which cannot be used: {reason}") from error
     gpu = f"{torch.cuda.get_device_name()} ({major}.{minor})"
     return versions("triton") | {"gpu": gpu, "kernels": kernels_sha256()}
 
@@ -54,13 +63,17 @@ def tools() -> dict[str, str]:
 def build(served: nn.Module, package: Path, crop: int, max_batch: int) -> Passport:
     """Writes the package for batches of 1 to `max_batch` of uint8 [N, crop, crop, 3]; what it was built with and for.
 
-    `served` is an `export.Served`. Raises BuildError with the compiler's last line where it cannot be built.
+    `served` is an `export.Served`. Raises BuildError where it cannot be built: with the compiler's last line, or with
+    what the GPU lacks.
     """
     cuda = torch.cuda.is_available()
     example = torch.zeros(min(2, max_batch), crop, crop, 3, dtype=torch.uint8)
     if cuda:
-        served = served.to("cuda").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        example = example.cuda()
+        try:
+            served = served.to("cuda").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            example = example.cuda()
+        except RuntimeError as error:
+            raise BuildError(f"{FAILURE}: {_reason(str(error).splitlines()[0], 1, max_batch)}") from error
     batch = {0: torch.export.Dim("N", min=1, max=max_batch)} if max_batch > 1 else {}
     fusing = as_operators() if cuda else nullcontext()  # a CPU's compiler fuses plain operators by itself
     with fusing, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
@@ -72,7 +85,8 @@ def build(served: nn.Module, package: Path, crop: int, max_batch: int) -> Passpo
             torch.export.save(program, source)
             processes.run(
                 [*processes.module("eca_build.inductor"), str(source), str(package), str(max_batch)],
-                "AOTInductor could not build the package",
+                FAILURE,
+                (lambda stderr, status: _reason(stderr, status, max_batch)) if cuda else processes.last_line,
                 environment={"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder},
             )
     if not cuda:
@@ -85,6 +99,12 @@ def build(served: nn.Module, package: Path, crop: int, max_batch: int) -> Passpo
         compute_capability=".".join(map(str, torch.cuda.get_device_capability())),
         kernels_sha256=kernels_sha256() if fused else None,
     )
+
+
+def _reason(said: str, status: int, max_batch: int) -> str:
+    """What went wrong on a GPU, from what a process wrote."""
+    pattern, sentence = processes.NO_MEMORY
+    return sentence.format(batch=max_batch) if re.search(pattern, said) else processes.last_line(said, status)
 
 
 def instructions() -> tuple[str, ...]:

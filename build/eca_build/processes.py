@@ -13,6 +13,11 @@ from eca_build.errors import BuildError
 
 STILL_S = 60.0  # none of our processes waits this long for anything
 LEAST = 0.05  # of a core: threads that wait for each other still look whether they may go on, which takes up to 0.01
+# What libraries say of a GPU's memory, and the sentence instead.
+NO_MEMORY = (
+    r"out of memory|OutOfMemory",
+    "the GPU has too little free memory for batches of {batch}; lower --max-batch, or end what else uses the GPU",
+)
 # As `python -m` but for the folder that the user is in, whose files would come before Python's own; 3.10 has no -P.
 # Linux ends it with us (PR_SET_PDEATHSIG), killed or told to end at the very moment in which it is started.
 AS_MODULE = """\

@@ -34,10 +34,7 @@ TORCH_WORKER = processes.module("eca_build.torch_tensorrt_worker")
 PLUGINS = re.compile(r"^plan (\S+) (\S+) (\d+)$", re.MULTILINE)  # what a worker says: TensorRT, CUDA, custom nodes
 # What the libraries say of what users can mend, and the sentence instead.
 REASONS = (
-    (
-        r"out of memory|OutOfMemory",
-        "the GPU has too little free memory for batches of {batch}; lower --max-batch, or end what else uses the GPU",
-    ),
+    processes.NO_MEMORY,
     (
         r"No importer registered for op: (\w+)",
         "TensorRT has no layer for the model's operator {0}; use --attention-graph plain, or --target onnx",

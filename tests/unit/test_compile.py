@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from eca_build import inductor, inputs, tensorrt_rtx
 from eca_build.compile import Built, Options, compile_checkpoint
 from eca_build.errors import BuildError
+from eca_build.export import Served
 from eca_build.inputs import gather
 from eca_build.labels import read_labels
 from eca_build.targets import TargetName, Variant, Wish
@@ -120,6 +122,53 @@ def test_what_compiled_engines_depend_on_is_in_the_key() -> None:
     assert inductor.tools().keys() & {"instructions", "gpu"}
     assert tools_of("tensorrt-rtx") == plain | tensorrt_rtx.tools()
     assert "kernels" in tensorrt_rtx.tools()
+
+
+FULL = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB"
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "sentence"),
+    [
+        (
+            "get_device_capability",
+            "CUDA error: device busy\nmore",
+            "GPU, which cannot be used: CUDA error: device busy$",
+        ),
+        ("memory", FULL, "too little free memory for batches of 4; lower --max-batch, or end what else"),
+        ("memory", "CUDA error: unspecified\nmore", "could not build the package: CUDA error: unspecified$"),
+    ],
+)
+def test_a_gpu_that_fails_is_a_sentence_and_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str, sentence: str
+) -> None:
+    """Where PyTorch says that there is one, and raises at the first use or with the weights."""
+
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError(said) if said == FULL else RuntimeError(said)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    if name == "memory":
+        monkeypatch.setattr(Served, "to", fails)
+    else:
+        monkeypatch.setattr(torch.cuda, name, fails)
+    options = Options(WEIGHTS, tmp_path / "models", labels=LABELS, wish=Wish("inductor", max_batch=4))
+    with pytest.raises(BuildError, match=sentence):
+        compile_checkpoint(options, lambda _: None)
+    assert not list(tmp_path.rglob("models/*"))
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (f"Traceback\ntorch.OutOfMemoryError: {FULL}\n", "the GPU has too little free memory for batches of 4;"),
+        ("Traceback\nRuntimeError: other\n", "RuntimeError: other"),
+    ],
+)
+def test_a_compiler_s_process_that_lacks_memory_is_a_sentence(said: str, reason: str) -> None:
+    assert inductor._reason(said, 1, 4).startswith(reason)
 
 
 def test_labels_of_editors_that_mark_a_file(tmp_path: Path) -> None:
