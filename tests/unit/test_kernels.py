@@ -135,6 +135,17 @@ def test_bad_arguments_are_a_sentence(
         operators.fused_eca(x, weight, residual)
 
 
+@pytest.mark.parametrize("shape", [(65536, 1, 1, 1), (1, 2048, 1024, 1024)])
+def test_maps_beyond_a_grid_or_an_offset_are_a_sentence(shape: tuple[int, ...]) -> None:
+    """Such a launch is refused on a GPU, or reads elsewhere."""
+    large = torch.empty(shape, device="meta")
+    with pytest.raises(ValueError, match="up to 65535 images of up to 2147483647 values"):
+        operators.fused_eca(large, torch.zeros(3))
+    h, gate = torch.empty((shape[0], 1, *shape[2:]), device="meta"), torch.empty(shape[:2], device="meta")
+    with pytest.raises(ValueError, match="up to 65535 images of up to 2147483647 values"):
+        operators.gated_conv1x1(h, torch.zeros(shape[1], 1), torch.zeros(shape[1]), gate)
+
+
 def test_gates_and_weights_that_do_not_fit_are_a_sentence() -> None:
     with pytest.raises(ValueError, match="does not fit a map"):
         operators.scale_add_relu(MAP, torch.zeros(1, 9))

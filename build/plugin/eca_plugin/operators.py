@@ -7,6 +7,8 @@ on a CPU only under Triton's interpreter. Raises ValueError for arguments that c
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 from torch import Tensor
@@ -17,6 +19,8 @@ from eca_plugin.descriptor import OPERATORS
 from eca_plugin.plan import Plan
 from eca_plugin.tuning import Site
 
+MOST_IMAGES = 65535  # the second axis of a grid
+MOST_VALUES = 2**31 - 1  # of an image, whose offsets are int32
 NAMES: dict[torch.dtype, Type] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -40,6 +44,7 @@ def gated_conv1x1(
     """act((weight h + bias) * gate + residual), h [N, I, H, W], weight [C, I], bias [C], gate [N, C]."""
     shape = torch.Size((h.shape[0], weight.shape[0], *h.shape[2:]))
     nhwc = _layout(h, None, (weight, bias, gate))
+    _require_countable(shape)
     if weight.shape[1:] != h.shape[1:2] or bias.shape != weight.shape[:1] or gate.shape != shape[:2]:
         raise ValueError(
             f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)} and gate {tuple(gate.shape)} do not fit "
@@ -61,12 +66,20 @@ def _layout(x: Tensor, residual: Tensor | None, others: tuple[Tensor, ...]) -> b
         raise ValueError("all arguments share one type: float32, float16 or bfloat16")
     if x.dim() != 4 or 0 in x.shape:
         raise ValueError(f"a map has four dimensions, none empty, not {tuple(x.shape)}")
+    _require_countable(x.shape)
     nhwc = not x.is_contiguous()
     if not x.is_contiguous(memory_format=_format(nhwc)) or not all(t.is_contiguous() for t in others):
         raise ValueError("maps are contiguous or channels_last, all other arguments contiguous")
     if residual is not None and (residual.shape != x.shape or not residual.is_contiguous(memory_format=_format(nhwc))):
         raise ValueError("the residual has the shape and the layout of the result")
     return nhwc
+
+
+def _require_countable(shape: torch.Size) -> None:
+    if shape[0] > MOST_IMAGES or math.prod(shape[1:]) > MOST_VALUES:
+        raise ValueError(
+            f"a map has up to {MOST_IMAGES} images of up to {MOST_VALUES} values, not {tuple(shape)}; split it"
+        )
 
 
 def _launch(
