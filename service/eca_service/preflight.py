@@ -16,6 +16,7 @@ from eca_service.integrity import again
 
 LOOK_TIMEOUT_S = 20
 QUERY = "name,compute_cap,driver_version"
+UNSAID = "its contract does not say what the engine was built with"
 Obstacle = Callable[[Contract], str | None]
 
 
@@ -108,13 +109,13 @@ def obstacle(contract: Contract, machine: Machine | None) -> str | None:
 
 def _difference(contract: Contract, machine: Machine) -> str | None:
     passport = contract.passport
-    if passport is None:
-        return "its contract does not say what the engine was built with"
+    if passport is None or not passport.gpu or not passport.compute_capability:
+        return UNSAID
     if not machine.gpus:
-        return f"it was built for {passport.gpu or 'a GPU'}, and here is no NVIDIA GPU with a driver"
+        return f"it was built for {passport.gpu}, and here is no NVIDIA GPU with a driver"
     built = f"{passport.gpu} (compute capability {passport.compute_capability})"
     here = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus)
-    if Gpu(passport.gpu or "", passport.compute_capability or "") not in machine.gpus:
+    if Gpu(passport.gpu, passport.compute_capability) not in machine.gpus:
         return f"it was built for {built}, here is {here}"
     if passport.tensorrt and machine.tensorrt and _numbers(machine.tensorrt)[:3] != _numbers(passport.tensorrt)[:3]:
         return f"it was built with TensorRT {passport.tensorrt}, here is {machine.tensorrt}"
@@ -125,8 +126,8 @@ def _difference(contract: Contract, machine: Machine) -> str | None:
 
 def _inductor_difference(contract: Contract, machine: Machine) -> str | None:
     passport = contract.passport
-    if passport is None or passport.torch is None:
-        return "its contract does not say what the engine was built with"
+    if passport is None or not passport.torch or (passport.device == "cuda" and not passport.compute_capability):
+        return UNSAID
     if machine.torch is None:
         return f"it runs in PyTorch {passport.torch}, which is not installed here"
     if _numbers(machine.torch)[:3] != _numbers(passport.torch)[:3]:

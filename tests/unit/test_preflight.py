@@ -51,6 +51,8 @@ def test_an_engine_runs_where_it_was_built() -> None:
         (plan(), Machine((H100,), "575.57.08", "10.16.1"), "driver 580.65.06, here is the older 575.57.08"),
         (plan(precision="int8"), Machine((A100,), "580.82.07", "10.16.1"), "--precision int8"),
         (plan(passport=None), MACHINE, "does not say what the engine was built with"),
+        (plan(passport=PASSPORT.model_copy(update={"gpu": None})), MACHINE, "does not say what the engine was built"),
+        (plan(passport=Passport()), MACHINE, "does not say what the engine was built with"),
     ],
 )
 def test_a_difference_is_named_with_the_command(contract: Contract, machine: Machine, sentence: str) -> None:
@@ -107,6 +109,7 @@ def package(passport: Passport | None) -> Contract:
         (ON_GPU, HERE, "built for NVIDIA H100 80GB HBM3, and here is no NVIDIA GPU"),
         (ON_GPU, replace(HERE, gpus=(A100,)), r"\(compute capability 9.0\), here is NVIDIA A100-SXM4-40GB \(8.0\)"),
         (None, HERE, "does not say what the engine was built with"),
+        (Passport(torch="2.13.0"), replace(HERE, gpus=(H100,)), "does not say what the engine was built with"),
     ],
 )
 def test_packages_of_pytorch_s_compiler(
