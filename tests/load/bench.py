@@ -12,9 +12,10 @@ from tqdm import tqdm
 from tests.load import compare, matrix, measure, report
 from tests.load.environment import environment
 from tests.load.photographs import photographs
-from tests.load.summary import taxes
+from tests.load.summary import failed, taxes
 
 CACHE = Path(".cache/bench")
+FOLDER = click.Path(path_type=Path, file_okay=False, writable=True)
 
 
 @click.command(context_settings={"show_default": True})
@@ -26,8 +27,8 @@ CACHE = Path(".cache/bench")
 @click.option("--rounds", type=click.IntRange(1, 100), help="Default: the preset's.")
 @click.option("--seconds", type=click.FloatRange(0.1, 60), help="Of a block; default: the preset's.")
 @click.option("--images", "folder", type=click.Path(path_type=Path, exists=True), help="A folder of JPEGs to send.")
-@click.option("--out", type=click.Path(path_type=Path), default=CACHE / "report", help="Folder of the report.")
-@click.option("--models", type=click.Path(path_type=Path), default=CACHE, help="Folder of what is built for it.")
+@click.option("--out", type=FOLDER, default=CACHE / "report", help="Folder of the report.")
+@click.option("--models", type=FOLDER, default=CACHE, help="Folder of what is built for it.")
 @click.option("--compare", "older", type=click.Path(path_type=Path), help="An older bench.json; exit code 1 if worse.")
 @click.option("--draw", "drawn", type=click.Path(path_type=Path), help="Measure nothing: draw this bench.json again.")
 @click.option("--seed", type=int, default=1, help="Of the order of blocks, arrivals and images.")
@@ -48,7 +49,7 @@ def main(
 ) -> None:
     """Builds the networks, serves each backbone's on loopback ports, loads them in turns, writes a report.
 
-    Exit code 1 where a request failed or --compare found something worse.
+    Exit code 1 where a request failed, nothing was measured, or --compare found something worse.
     """
     measure.end_on_sigterm()
     try:
@@ -58,10 +59,17 @@ def main(
             matrix.PRESETS[preset], backbones=backbones, attentions=attentions, precisions=precisions, graphs=graphs
         )
         images, source = photographs(folder)
-    except (ValueError, FileNotFoundError) as error:
+        out.mkdir(parents=True, exist_ok=True)  # rather now than after minutes of measuring
+    except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
     plan = matrix.Preset(**(plan.__dict__ | {k: v for k, v in (("rounds", rounds), ("seconds", seconds)) if v}))
-    run = again or measured(plan, images, source, models, out, seed)
+    try:
+        run = again or measured(plan, images, source, models, out, seed)
+    except measure.NotServedError as error:
+        kept = out / "bench.json"
+        raise click.ClickException(
+            f"{error}. What was measured before is in {kept}; --draw makes a report of it"
+        ) from None
     changed = compare.changes(run.cells, before.cells) if before else []
     caution = compare.other_machine(run.environment, before.environment) if before else ""
     page = report.write(run, out, changed, caution)
@@ -71,18 +79,20 @@ def main(
             click.echo(f"{change.verdict}: {change.variant}, {change.level}, {change.figure} {change.change.text(2)}")
     for name, why in run.notes.items():
         click.echo(f"not measured: {name}: {why}", err=True)
-    failures = {code: count for cell in run.cells for code, count in cell.failures.items()}
-    if failures:
-        click.echo(f"requests failed: {failures}; the figures are of the others", err=True)
+    if failures := failed(run.cells):
+        click.echo(f"requests failed: {dict(failures)}; the figures are of the others", err=True)
+    if not run.cells:
+        click.echo("Nothing was measured.", err=True)
     click.echo(f"Report: {page}")
-    sys.exit(1 if failures or any(change.verdict == "worse" for change in changed) else 0)
+    sys.exit(1 if failures or not run.cells or any(change.verdict == "worse" for change in changed) else 0)
 
 
 def measured(plan: matrix.Preset, images: list[bytes], source: str, models: Path, out: Path, seed: int) -> report.Run:
-    """Builds and measures; the bar's time left is that of the blocks, which take equally long.
+    """Builds and measures; the bar's time left is that of the blocks. Raises NotServedError.
 
     What was measured is kept in bench.json after each backbone: --draw makes a report of it if the rest is cut off.
     """
+    facts = environment(source)  # before the builds, which keep the machine busy themselves
     variants = {name: plan.variants(name) for name in plan.backbones}
     every = [variant for group in variants.values() for variant in group]
     with tqdm(total=len(every), desc="building", unit="model", disable=None) as bar:
@@ -92,7 +102,7 @@ def measured(plan: matrix.Preset, images: list[bytes], source: str, models: Path
             bar.update()
 
         notes = matrix.build_all(every, models, built)
-    facts, cells = environment(source), []
+    cells: list[measure.Cell] = []
     total = sum(plan.rounds * len(plan.levels) * len(group) for group in variants.values())
     with tqdm(total=total, desc="measuring", unit="block", disable=None) as bar:
 
@@ -107,7 +117,6 @@ def measured(plan: matrix.Preset, images: list[bytes], source: str, models: Path
             with tempfile.TemporaryDirectory(prefix="eca-bench-") as scratch:
                 repository = models / "repositories" / name
                 cells += measure.run(plan, served, repository, images, Path(scratch), seed, step)
-            out.mkdir(parents=True, exist_ok=True)
             report.save(report.Run(facts, cells, notes), out / "bench.json")
     return report.Run(facts, cells, notes)
 

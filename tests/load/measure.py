@@ -69,18 +69,27 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+class NotServedError(Exception):
+    """A service that did not become ready, or does not answer; its text is a sentence without the full stop."""
+
+
 @contextmanager
 def serving(
     repository: Path, folder: Path, settings: dict[str, object] | None = None, command: str = "up"
 ) -> Iterator[Service]:
     """`eca-serve COMMAND` on free loopback ports, ready; it ends with the block, and what it left.
 
-    It has its own session, as any service has, and so the cores beside the load and not among it.
+    It has its own session, as any service has, and so the cores beside the load and not among it. Raises
+    NotServedError where it does not become ready.
     """
     told: Any = {"log_level": "warning"} | (settings or {})
     service = start(repository, folder, command, own_session=True, **told)
     try:
-        service.await_ready(timeout_s=180)
+        try:
+            service.await_ready(timeout_s=180)
+        except AssertionError as error:
+            log = str(error).strip().splitlines() or ["its log is empty"]
+            raise NotServedError(f"eca-serve {command} of {repository} did not become ready: {log[-1]}") from None
         yield service
     finally:
         service.process.send_signal(signal.SIGTERM)
@@ -118,14 +127,19 @@ async def measure(
     seed: int,
     step: Callable[[str], None],
 ) -> list[Cell]:
-    """The cells of one backbone's variants, which share `recipe`; `step` hears of each block when it ends."""
+    """The cells of one backbone's variants, which share `recipe`; `step` hears of each block when it ends.
+
+    Raises NotServedError where the plain network answers nothing before them.
+    """
     roads = ways(service, images, recipe)
     cells: dict[tuple[Level, Variant], Cell] = {}
     try:
         for variant in variants:
             await closed_loop(roads["http"], variant.name, 4, WARM_UP_S, len(images))
         plain = next((v for v in variants if v.attention == "none"), variants[0])
-        capacity = (await closed_loop(roads["http"], plain.name, 8, 2 * preset.seconds, len(images))).per_s
+        first = await closed_loop(roads["http"], plain.name, 8, 2 * preset.seconds, len(images))
+        if not (capacity := first.per_s):
+            raise NotServedError(f"{plain.name} answered none of {first.sent} requests: {first.failures}")
         for turn, level, variant in blocks(preset, variants, seed):
             rate = level.share * capacity
             key = (level, variant)
@@ -155,7 +169,14 @@ def run(
     preset: Preset, variants: list[Variant], repository: Path, images: list[bytes], folder: Path, seed: int,
     step: Callable[[str], None],
 ) -> list[Cell]:  # fmt: skip
-    """Starts the service of one backbone, measures its variants, ends it."""
+    """Starts a service of one backbone's `variants` and nothing else of `repository`, measures it, ends it.
+
+    `folder` is for what is written meanwhile. Raises NotServedError.
+    """
     recipe = read(next((repository / variants[0].name).glob("[0-9]*"))).preprocessing
-    with serving(repository, folder) as service:
+    served = folder / "repository"
+    served.mkdir()
+    for variant in variants:  # what earlier runs built would be loaded and asked for golden answers too
+        (served / variant.name).symlink_to((repository / variant.name).absolute())
+    with serving(served, folder) as service:
         return uvloop.run(measure(preset, variants, service, recipe, images, seed, step))

@@ -23,7 +23,7 @@ from tests.load.intervals import Estimate
 from tests.load.matrix import BUSY
 from tests.load.measure import Cell
 from tests.load.paper import TABLE_3, flops_unit
-from tests.load.summary import STAGES, Row, Tax, at_objective, curve, objective_ms, ordered, row, taxes
+from tests.load.summary import STAGES, Row, Tax, at_objective, curve, failed, objective_ms, ordered, row, taxes
 
 FORMAT = 1  # of bench.json
 STYLE = """
@@ -65,7 +65,9 @@ def save(run: Run, path: Path) -> None:
         "notes": run.notes,
         "cells": [c.asdict() for c in run.cells],
     }
-    path.write_text(json.dumps(content))
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content))
+    part.replace(path)  # a full disk leaves what was measured before
 
 
 def load(path: Path) -> Run:
@@ -204,14 +206,16 @@ def as_html(
     run: Run, rows: Sequence[Row], found: Sequence[Tax], images: dict[str, bytes], tables: Sequence[Table], caution: str
 ) -> str:
     """The page."""
-    failed, sent = sum(sum(cell.failures.values()) for cell in run.cells), sum(cell.sent for cell in run.cells)
+    failures, sent = failed(run.cells), sum(cell.sent for cell in run.cells)
     parts = [f"<h1>ECA Serve: load test</h1><p>{html.escape(run.environment['when'])}</p>"]
-    if failed:
-        codes = sorted({code for cell in run.cells for code in cell.failures})
+    if failures:
+        codes = html.escape(", ".join(sorted(failures)))
         parts.append(
-            f'<p class="bad">{failed} of {sent} requests failed ({html.escape(", ".join(codes))}): the figures are of '
-            "the others, and this run proves nothing.</p>"
+            f'<p class="bad">{failures.total()} of {sent} requests failed ({codes}): the figures are of the others, '
+            "and this run proves nothing.</p>"
         )
+    elif not sent:
+        parts.append('<p class="bad">Nothing was measured.</p>')
     else:
         parts.append(f'<p class="good">None of {sent} requests failed.</p>')
     if "cores" in run.environment and (reason := busy(run.environment)):

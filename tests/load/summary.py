@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def row(cell: Cell) -> Row:
         late_p99_ms=max(cell.late_p99_ms, default=0.0),
         stages_ms=stages,
     )
+
+
+def failed(cells: Iterable[Cell]) -> Counter[str]:
+    """How many requests failed, by their code."""
+    found = Counter[str]()
+    for cell in cells:
+        found.update(cell.failures)
+    return found
 
 
 def taxes(cells: Sequence[Cell]) -> list[Tax]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -16,14 +17,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tests.load import bench, compare, handover, once, report
+from tests.load import bench, compare, handover, measure, once, report
 from tests.load.arrivals import Process, planned
 from tests.load.environment import busy
 from tests.load.generator import closed_loop, open_loop
 from tests.load.generator_cost import cost, trivial_server
 from tests.load.intervals import Estimate, over_rounds, percentile, ratio
 from tests.load.matrix import PRESETS, Variant
-from tests.load.measure import Cell, blocks
+from tests.load.measure import Cell, NotServedError, blocks
 from tests.load.peer import setup_of, tuned
 from tests.load.photographs import made
 from tests.load.processor import processor_s, waited_s, waits
@@ -228,6 +229,40 @@ def test_a_report_says_that_requests_failed(tmp_path: Path) -> None:
         assert "# commit: abc" in table.read_text()
 
 
+def test_failures_of_all_cells_are_added_up_and_nothing_measured_is_no_success(tmp_path: Path) -> None:
+    failures: tuple[dict[str, int], ...] = ({"http 503": 2, "no answer": 1}, {"http 503": 3})
+    broken = [Cell(**(one.asdict() | {"failures": each})) for one, each in zip(CELLS, failures, strict=True)]  # type: ignore[arg-type]
+    report.save(report.Run({"when": "now"}, broken, {}), tmp_path / "old.json")
+    draw = ["--draw", str(tmp_path / "old.json"), "--out", str(tmp_path / "report")]
+    done = CliRunner().invoke(bench.main, draw, catch_exceptions=False)
+    assert done.exit_code == 1
+    assert "requests failed: {'http 503': 5, 'no answer': 1}" in done.output
+    report.save(report.Run({"when": "now"}, [], {"resnet50-plain": "no disk"}), tmp_path / "old.json")
+    done = CliRunner().invoke(bench.main, draw, catch_exceptions=False)
+    assert done.exit_code == 1
+    assert "Nothing was measured." in done.output
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Nothing was measured." in page
+    assert "requests failed" not in page
+
+
+def test_what_was_measured_outlives_a_full_disk(tmp_path: Path) -> None:
+    run, before = report.Run({"when": "now"}, CELLS, {}), resource.getrlimit(resource.RLIMIT_FSIZE)
+    report.save(run, tmp_path / "bench.json")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            report.save(run, tmp_path / "bench.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert report.load(tmp_path / "bench.json") == run
+
+
+def test_a_service_that_does_not_start_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(NotServedError, match="did not become ready"), measure.serving(tmp_path / "none", tmp_path):
+        pass
+
+
 def test_a_busy_machine_makes_figures_provisional() -> None:
     assert busy({"load at the start": "3.0 (1 minute)", "cores": "2"}).startswith("Others kept 3.0 of 2 cores busy")
     assert busy({"load at the start": "0.3 (1 minute)", "cores": "2"}) == ""
@@ -238,6 +273,8 @@ def test_other_files_than_ours_are_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(bench.main, ["--compare", str(tmp_path / "old.json")])
     assert done.exit_code == 2
     assert "no bench.json of ours" in done.output
+    done = CliRunner().invoke(bench.main, ["--preset", "smoke", "--out", str(tmp_path / "old.json" / "report")])
+    assert done.exit_code == 2, "before anything is measured"
     done = CliRunner().invoke(bench.main, ["--attention", "magic"])
     assert "magic is none of the attentions" in done.output
 
@@ -299,13 +336,18 @@ def test_demo_weights_are_used_where_they_are_there() -> None:
 
 
 def test_a_run_of_seconds(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    (models / "repositories" / "resnet14-demo" / "of-an-earlier-run" / "1").mkdir(parents=True)  # it is not served
     done = CliRunner().invoke(
         bench.main,
-        ["--preset", "smoke", "--models", str(tmp_path / "models"), "--out", str(tmp_path / "report")],
+        ["--preset", "smoke", "--models", str(models), "--out", str(tmp_path / "report")],
         catch_exceptions=False,
     )
     assert done.exit_code == 0, done.output
     run = report.load(tmp_path / "report" / "bench.json")
+    began = time.mktime(time.strptime(run.environment["when"][:19], "%Y-%m-%d %H:%M:%S"))
+    built = min(path.stat().st_mtime for path in (models / "built").iterdir())
+    assert began < built, "its own builds are not others' load"
     assert {(c.variant, c.level) for c in run.cells} == {
         (f"resnet14-demo-{attention}", level.name)
         for attention in ("plain", "eca")
