@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -49,7 +51,8 @@ def main(
 ) -> None:
     """Builds the networks, serves each backbone's on loopback ports, loads them in turns, writes a report.
 
-    Exit code 1 where a request failed, nothing was measured, or --compare found something worse.
+    With --compare the open loads are those of the older run. Exit code 1 where a request failed, nothing was measured,
+    or --compare found something worse or nothing to compare.
     """
     measure.end_on_sigterm()
     try:
@@ -64,7 +67,8 @@ def main(
         raise click.UsageError(str(error)) from None
     plan = matrix.Preset(**(plan.__dict__ | {k: v for k, v in (("rounds", rounds), ("seconds", seconds)) if v}))
     try:
-        run = again or measured(plan, images, source, models, out, seed)
+        offered = compare.offered(before.cells) if before else {}
+        run = again or measured(plan, images, source, models, out, seed, offered)
     except measure.NotServedError as error:
         kept = out / "bench.json"
         raise click.ClickException(
@@ -75,8 +79,17 @@ def main(
     page = report.write(run, out, changed, caution)
     click.echo("\n".join(report.headlines(taxes(run.cells))))
     for change in changed:
-        if change.verdict != "same":
+        if change.verdict in ("worse", "better"):
             click.echo(f"{change.verdict}: {change.variant}, {change.level}, {change.figure} {change.change.text(2)}")
+    if caution:
+        click.echo(f"The older run was made otherwise: {caution}", err=True)
+    verdicts = Counter(change.verdict for change in changed)
+    if verdicts["unknown"]:
+        why = "of one round, or under another load"
+        click.echo(f"{verdicts['unknown']} of {len(changed)} changes are unknown: {why}", err=True)
+    compared = not before or len(changed) > verdicts["unknown"]
+    if not compared:
+        click.echo(f"Nothing could be compared with {older}.", err=True)
     for name, why in run.notes.items():
         click.echo(f"not measured: {name}: {why}", err=True)
     if failures := failed(run.cells):
@@ -84,10 +97,13 @@ def main(
     if not run.cells:
         click.echo("Nothing was measured.", err=True)
     click.echo(f"Report: {page}")
-    sys.exit(1 if failures or not run.cells or any(change.verdict == "worse" for change in changed) else 0)
+    sys.exit(1 if failures or not run.cells or not compared or verdicts["worse"] else 0)
 
 
-def measured(plan: matrix.Preset, images: list[bytes], source: str, models: Path, out: Path, seed: int) -> report.Run:
+def measured(
+    plan: matrix.Preset, images: list[bytes], source: str, models: Path, out: Path, seed: int,
+    offered: Mapping[tuple[str, str], float],
+) -> report.Run:  # fmt: skip
     """Builds and measures; the bar's time left is that of the blocks. Raises NotServedError.
 
     What was measured is kept in bench.json after each backbone: --draw makes a report of it if the rest is cut off.
@@ -116,7 +132,7 @@ def measured(plan: matrix.Preset, images: list[bytes], source: str, models: Path
                 continue
             with tempfile.TemporaryDirectory(prefix="eca-bench-") as scratch:
                 repository = models / "repositories" / name
-                cells += measure.run(plan, served, repository, images, Path(scratch), seed, step)
+                cells += measure.run(plan, served, repository, images, Path(scratch), seed, step, offered)
             report.save(report.Run(facts, cells, notes), out / "bench.json")
     return report.Run(facts, cells, notes)
 

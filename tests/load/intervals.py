@@ -1,29 +1,44 @@
-"""Figures with the interval that chance alone would give: the bootstrap (Efron 1979) over the rounds of a run."""
+"""Figures with the interval that chance alone would give: the bootstrap (Efron 1979) over the rounds of a run.
+
+Of three rounds the bootstrap's percentiles hold the true figure in 73 of 100 cases, not in 95: it draws nothing beyond
+the rounds. So its standard error is taken instead, times Student's t, as is done for the mean of few values.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 1000
+STUDENTS_T = (12.706, 4.303, 3.182, 2.776)  # two-sided 95 %, of one to four degrees of freedom
 Statistic = Callable[[NDArray[np.float64]], float]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval."""
+    """A figure and its 95 % interval, whose ends are NaN where it is not known: of one round."""
 
     value: float
     low: float
     high: float
 
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return not math.isnan(self.low)
+
     def text(self, digits: int = 1, factor: float = 1.0) -> str:
-        """`12.3 (11.9 to 12.8)`."""
+        """`12.3 (11.9 to 12.8)`, or `12.3` without an interval."""
         value, low, high = (f"{factor * number:.{digits}f}" for number in (self.value, self.low, self.high))
-        return f"{value} ({low} to {high})"
+        return f"{value} ({low} to {high})" if self.known else value
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 
 def over_rounds(rounds: Sequence[Sequence[float]], statistic: Statistic, seed: int = 0) -> Estimate:
@@ -33,30 +48,32 @@ def over_rounds(rounds: Sequence[Sequence[float]], statistic: Statistic, seed: i
     """
     filled = [one for one in rounds if len(one)]
     if not filled:
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    draws = np.random.default_rng(seed).integers(0, len(filled), (min(RESAMPLES, 300), len(filled)))
-    found = [statistic(np.concatenate([filled[i] for i in draw])) for draw in draws]
-    return _estimate(statistic(np.concatenate(filled)), found)
+        return NOTHING
+    draws = np.random.default_rng(seed).integers(0, len(filled), (300, len(filled)))
+    found = np.array([statistic(np.concatenate([filled[i] for i in draw])) for draw in draws])
+    value = statistic(np.concatenate(filled))
+    if value > 0 and found.min() > 0:  # in logarithms: no latency is below zero
+        return _in_logs(math.log(value), _error(np.log(found), len(filled)), len(filled) - 1)
+    half = _students_t(len(filled) - 1) * _error(found, len(filled))
+    return Estimate(value, value - half, value + half)
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Estimate:
     """The geometric mean over the rounds of ours / theirs, which stood side by side in each round."""
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a > 0 and b > 0]
-    if not pairs:
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    logs = np.log([a / b for a, b in pairs])
-    draws = np.random.default_rng(seed).integers(0, len(logs), (RESAMPLES, len(logs)))
-    return _estimate(float(np.exp(logs.mean())), np.exp(logs[draws].mean(1)))
+    logs = np.log([a / b for a, b in zip(ours, theirs, strict=True) if a > 0 and b > 0])
+    if not len(logs):
+        return NOTHING
+    return _in_logs(float(logs.mean()), _error(_means(logs, np.random.default_rng(seed)), len(logs)), len(logs) - 1)
 
 
 def unpaired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Estimate:
     """The ratio of geometric means of two runs that did not stand side by side."""
     a, b = (np.log([value for value in values if value > 0]) for values in (ours, theirs))
     if not len(a) or not len(b):
-        return Estimate(float("nan"), float("nan"), float("nan"))
+        return NOTHING
     generator = np.random.default_rng(seed)
-    drawn = [one[generator.integers(0, len(one), (RESAMPLES, len(one)))].mean(1) for one in (a, b)]
-    return _estimate(float(np.exp(a.mean() - b.mean())), np.exp(drawn[0] - drawn[1]))
+    error = math.hypot(*(_error(_means(one, generator), len(one)) for one in (a, b)))
+    return _in_logs(float(a.mean() - b.mean()), error, len(a) + len(b) - 2)
 
 
 def percentile(q: float) -> Statistic:
@@ -69,6 +86,25 @@ def mean(values: NDArray[np.float64]) -> float:
     return float(values.mean())
 
 
-def _estimate(value: float, found: Sequence[float] | NDArray[np.float64]) -> Estimate:
-    low, high = np.percentile(found, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high))
+def _means(values: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Of RESAMPLES samples."""
+    means: NDArray[np.float64] = values[generator.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
+    return means
+
+
+def _error(found: NDArray[np.float64], rounds: int) -> float:
+    """The standard error, from what was found in the samples; NaN of one round."""
+    return float(found.std()) * math.sqrt(rounds / (rounds - 1)) if rounds > 1 else math.nan
+
+
+def _students_t(degrees: int) -> float:
+    """The two-sided 95 % quantile, to a hundredth of it (Cornish and Fisher's expansion from five degrees on)."""
+    if degrees <= len(STUDENTS_T):
+        return STUDENTS_T[degrees - 1] if degrees else math.nan
+    z = NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+
+
+def _in_logs(value: float, error: float, degrees: int) -> Estimate:
+    half = _students_t(degrees) * error
+    return Estimate(math.exp(value), math.exp(value - half), math.exp(value + half))

@@ -115,7 +115,7 @@ PRESETS = {
         ("resnet14-demo",), ("none", "eca"), levels=(ALONE, Level("grpc", 2), ENGINE, OPEN[1]), rounds=2, seconds=0.3
     ),
     "default": Preset(
-        ("resnet50", "resnet18", "mobilenetv2", "resnet14-demo"), levels=(ALONE, BUSY, ENGINE, *OPEN), rounds=3
+        ("resnet50", "resnet18", "mobilenetv2", "resnet14-demo"), levels=(ALONE, BUSY, ENGINE, *OPEN), seconds=0.6
     ),
     "full": Preset(
         tuple(BACKBONES),

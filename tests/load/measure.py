@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import uvloop
+from eca_build.networks.attention import Kind
 from eca_service.contract import Preprocessing, read
 
 from tests.integration.conftest import Service, start
@@ -34,7 +35,7 @@ class Cell:
 
     backbone: str
     variant: str
-    attention: str
+    attention: Kind
     precision: str
     graph: str
     level: str
@@ -126,10 +127,12 @@ async def measure(
     images: list[bytes],
     seed: int,
     step: Callable[[str], None],
+    offered: Mapping[tuple[str, str], float],
 ) -> list[Cell]:
     """The cells of one backbone's variants, which share `recipe`; `step` hears of each block when it ends.
 
-    Raises NotServedError where the plain network answers nothing before them.
+    Open load has the arrivals a second that `offered` has for its backbone and level, else its share of what the plain
+    network does. Raises NotServedError where that answers nothing before them.
     """
     roads = ways(service, images, recipe)
     cells: dict[tuple[Level, Variant], Cell] = {}
@@ -141,7 +144,7 @@ async def measure(
         if not (capacity := first.per_s):
             raise NotServedError(f"{plain.name} answered none of {first.sent} requests: {first.failures}")
         for turn, level, variant in blocks(preset, variants, seed):
-            rate = level.share * capacity
+            rate = offered.get((variant.backbone, level.name), level.share * capacity)
             key = (level, variant)
             if key not in cells:
                 cells[key] = Cell(
@@ -167,7 +170,7 @@ async def measure(
 
 def run(
     preset: Preset, variants: list[Variant], repository: Path, images: list[bytes], folder: Path, seed: int,
-    step: Callable[[str], None],
+    step: Callable[[str], None], offered: Mapping[tuple[str, str], float],
 ) -> list[Cell]:  # fmt: skip
     """Starts a service of one backbone's `variants` and nothing else of `repository`, measures it, ends it.
 
@@ -179,4 +182,4 @@ def run(
     for variant in variants:  # what earlier runs built would be loaded and asked for golden answers too
         (served / variant.name).symlink_to((repository / variant.name).absolute())
     with serving(served, folder) as service:
-        return uvloop.run(measure(preset, variants, service, recipe, images, seed, step))
+        return uvloop.run(measure(preset, variants, service, recipe, images, seed, step, offered))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from eca_build import cost
 from eca_build.networks import create, with_formula
+from pydantic import TypeAdapter, ValidationError
 from torch import device
 
 from tests.load import plots
@@ -71,14 +72,20 @@ def save(run: Run, path: Path) -> None:
 
 
 def load(path: Path) -> Run:
-    """Reads bench.json. ValueError where it is none of ours."""
+    """Reads bench.json. ValueError, a sentence, where it is none of ours."""
     try:
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"{path} has format {content['format']}, this is {FORMAT}; measure it again")
-        return Run(content["environment"], [Cell(**cell) for cell in content["cells"]], content["notes"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no bench.json of ours ({error}); `make bench` writes one") from None
+        return TypeAdapter(Run).validate_python({name: content[name] for name in ("environment", "cells", "notes")})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{path} is no bench.json of ours ({where}: {first['msg']}); `make bench` writes one"
+        ) from None
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no bench.json of ours ({error!r}); `make bench` writes one") from None
 
 
 def write(run: Run, folder: Path, changed: Sequence[Change] = (), caution: str = "") -> Path:
@@ -109,9 +116,9 @@ def write(run: Run, folder: Path, changed: Sequence[Change] = (), caution: str =
 
 def change_table(changed: Sequence[Change]) -> Table:
     """A comparison's changes, the worst first."""
-    order = {"worse": 0, "better": 1, "same": 2}
+    order = {"worse": 0, "better": 1, "unknown": 2, "same": 3}
     rows = [
-        (c.variant, c.level, c.figure, c.change.text(2), c.verdict)
+        (c.variant, c.level, c.figure, "" if math.isnan(c.change.value) else c.change.text(2), c.verdict)
         for c in sorted(changed, key=lambda c: (order[c.verdict], c.variant, c.level))
     ]
     return Table("changes", "New by old, with 95 % interval", ("model", "load", "figure", "change", "verdict"), rows)
@@ -207,7 +214,7 @@ def as_html(
 ) -> str:
     """The page."""
     failures, sent = failed(run.cells), sum(cell.sent for cell in run.cells)
-    parts = [f"<h1>ECA Serve: load test</h1><p>{html.escape(run.environment['when'])}</p>"]
+    parts = [f"<h1>ECA Serve: load test</h1><p>{html.escape(run.environment.get('when', ''))}</p>"]
     if failures:
         codes = html.escape(", ".join(sorted(failures)))
         parts.append(
@@ -221,7 +228,7 @@ def as_html(
     if "cores" in run.environment and (reason := busy(run.environment)):
         parts.append(f'<p class="bad">{html.escape(reason)}</p>')
     if caution:
-        parts.append(f'<p class="bad">The older run was made elsewhere: {html.escape(caution)}</p>')
+        parts.append(f'<p class="bad">The older run was made otherwise: {html.escape(caution)}</p>')
     parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in headlines(found)) + "</ul>")
     parts.append(
         "<p>Networks at 224 pixels have random weights, which latency does not depend on; demo networks have trained "

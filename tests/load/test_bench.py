@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from eca_build.networks.attention import Kind
 
-from tests.load import bench, compare, handover, measure, once, report
+from tests.load import bench, compare, handover, measure, noop, once, report
 from tests.load.arrivals import Process, planned
 from tests.load.environment import busy
 from tests.load.generator import closed_loop, open_loop
 from tests.load.generator_cost import cost, trivial_server
-from tests.load.intervals import Estimate, over_rounds, percentile, ratio
+from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio, unpaired_ratio
 from tests.load.matrix import PRESETS, Variant
 from tests.load.measure import Cell, NotServedError, blocks
 from tests.load.peer import setup_of, tuned
@@ -139,18 +140,25 @@ def test_load_goes_to_loopback_unless_told() -> None:
 
 def test_intervals_cover_what_is_known() -> None:
     chance = np.random.default_rng(0)
-    covered = 0
-    for trial in range(40):
-        rounds = [list(chance.normal(10, 2, 30)) for _ in range(8)]
-        found = over_rounds(rounds, percentile(50), trial)
-        covered += found.low <= 10 <= found.high
-    assert covered > 30
+    for count in (2, 3, 5):
+        covered = {"mean": 0, "paired": 0, "unpaired": 0}
+        for trial in range(100):
+            rounds = [list(chance.normal(10, 2, 30) + chance.normal(0, 1)) for _ in range(count)]
+            ours, theirs = (np.exp(chance.normal(0, 0.1, count)).tolist() for _ in range(2))
+            covered["mean"] += (found := over_rounds(rounds, mean, trial)).low <= 10 <= found.high
+            covered["paired"] += (found := ratio(ours, theirs)).low <= 1 <= found.high
+            covered["unpaired"] += (found := unpaired_ratio(ours, theirs)).low <= 1 <= found.high
+        assert min(covered.values()) >= 86, f"95 are promised, of {count} rounds: {covered}"
     found = ratio([11, 22, 33], [10, 20, 30])
     assert (found.value, found.low, found.high) == pytest.approx((1.1, 1.1, 1.1))
     assert np.isnan(over_rounds([[], []], percentile(50)).value)
+    for one in (over_rounds([[1, 2, 3]], percentile(50)), ratio([2], [1]), unpaired_ratio([2], [1])):
+        assert one.value == pytest.approx(2)
+        assert not one.known, "nothing is known of chance from one round"
+        assert one.text() == "2.0"
 
 
-def cell(variant: str, attention: str, level: str, per_s: list[float], offered: float | None = None) -> Cell:
+def cell(variant: str, attention: Kind, level: str, per_s: list[float], offered: float | None = None) -> Cell:
     latencies = [[1000 / one] * 5 for one in per_s]
     late, stages = [0.1] * len(per_s), [{"decode": 1.0, "queue": 0.5, "infer": 2.0, "total": 4.0}] * len(per_s)
     return Cell(
@@ -191,6 +199,26 @@ def test_comparison_flags_what_chance_does_not_explain() -> None:
     assert verdicts["resnet50-se", "throughput"] == "same"
     better = {c.figure: c.verdict for c in compare.changes(before, slower) if c.variant == "resnet50-plain"}
     assert better == {"throughput": "better", "p50": "better"}
+
+
+def test_a_comparison_tells_what_it_cannot_know(tmp_path: Path) -> None:
+    def verdicts(new: list[Cell], old: list[Cell]) -> list[str]:
+        return [change.verdict for change in compare.changes(new, old)]
+
+    one_round = [cell("resnet50-plain", "none", "http closed 8", [100.0])]
+    assert verdicts(one_round, [cell("resnet50-plain", "none", "http closed 8", [50.0])]) == ["unknown", "unknown"]
+    slow = [cell("resnet50-plain", "none", "http poisson 70 %", [10.0, 10.1, 9.9], 70)]
+    fast = [cell("resnet50-plain", "none", "http poisson 70 %", [20.0, 20.1, 19.9], 90)]
+    assert verdicts(slow, fast) == ["unknown"], "more was offered"
+    assert compare.offered(fast) == {("resnet50", "http poisson 70 %"): 90}
+    facts = {"when": "now", "images": "of one kind"}
+    assert compare.other_machine(facts | {"images": "of another"}, facts)
+    report.save(report.Run(facts, one_round, {}), tmp_path / "new.json")
+    report.save(report.Run(facts, fast, {}), tmp_path / "old.json")
+    files = ["--draw", str(tmp_path / "new.json"), "--compare", str(tmp_path / "old.json")]
+    done = CliRunner().invoke(bench.main, [*files, "--out", str(tmp_path / "report")], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert "Nothing could be compared with" in done.output
 
 
 def test_throughput_at_an_objective() -> None:
@@ -269,10 +297,19 @@ def test_a_busy_machine_makes_figures_provisional() -> None:
 
 
 def test_other_files_than_ours_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "old.json").write_text("{}")
-    done = CliRunner().invoke(bench.main, ["--compare", str(tmp_path / "old.json")])
-    assert done.exit_code == 2
-    assert "no bench.json of ours" in done.output
+    report.save(report.Run({}, CELLS, {}), tmp_path / "ours.json")
+    ours = (tmp_path / "ours.json").read_text()
+    for content in (
+        "{}",
+        "[1]",
+        "\xff",
+        ours.replace('"se"', '"magic"'),
+        ours.replace("[90, 45, 72]", '["a", 45, 72]'),
+    ):
+        (tmp_path / "old.json").write_bytes(content.encode("latin-1"))
+        done = CliRunner().invoke(bench.main, ["--compare", str(tmp_path / "old.json")])
+        assert done.exit_code == 2
+        assert "no bench.json of ours" in done.output
     done = CliRunner().invoke(bench.main, ["--preset", "smoke", "--out", str(tmp_path / "old.json" / "report")])
     assert done.exit_code == 2, "before anything is measured"
     done = CliRunner().invoke(bench.main, ["--attention", "magic"])
@@ -337,7 +374,9 @@ def test_demo_weights_are_used_where_they_are_there() -> None:
 
 def test_a_run_of_seconds(tmp_path: Path) -> None:
     models = tmp_path / "models"
-    (models / "repositories" / "resnet14-demo" / "of-an-earlier-run" / "1").mkdir(parents=True)  # it is not served
+    earlier = models / "repositories" / "resnet14-demo"
+    noop.publish(earlier)
+    np.save(earlier / noop.NAME / "1" / "golden.npy", np.zeros((4, 2, 2, 3), np.uint8))  # served, it were never ready
     done = CliRunner().invoke(
         bench.main,
         ["--preset", "smoke", "--models", str(models), "--out", str(tmp_path / "report")],
