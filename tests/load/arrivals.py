@@ -15,13 +15,12 @@ Process = Literal["poisson", "constant"]
 
 def planned(process: Process, rate: float, seconds: float, most: int, seed: int) -> list[float]:
     """Starts in seconds from the beginning, ascending, at `rate` a second, for `seconds`, at most `most` of them."""
+    enough = min(most, int(rate * seconds + 10 * (rate * seconds) ** 0.5 + 10))
     if process == "constant":
-        starts = np.arange(0, seconds, 1 / rate)
+        starts = np.arange(enough) / rate
     else:
-        generator = np.random.default_rng(seed)
-        starts = np.cumsum(generator.exponential(1 / rate, int(rate * seconds + 10 * (rate * seconds) ** 0.5 + 10)))
-        starts = starts[starts < seconds]
-    return [float(start) for start in starts[:most]]
+        starts = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, enough))
+    return [float(start) for start in starts[starts < seconds]]
 
 
 class Pacer:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 import numpy as np
@@ -19,7 +18,7 @@ from tests.load.arrivals import Process, planned
 from tests.load.environment import environment
 from tests.load.generator import Block, closed_loop, open_loop
 from tests.load.photographs import photographs
-from tests.load.protocols import GatewayGrpc, Http, require_loopback
+from tests.load.protocols import GatewayGrpc, Http, host_and_port, require_loopback
 
 
 async def load(
@@ -27,7 +26,9 @@ async def load(
     most: int,
 ) -> Block:  # fmt: skip
     """Open load at `rate` a second where that is above 0, else `callers` in closed load."""
-    road = GatewayGrpc(url, images) if way == "grpc" else Http(url, images)
+    host, port = host_and_port(url)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    road = GatewayGrpc(address, images) if way == "grpc" else Http(url, images)
     try:
         if rate:
             return await open_loop(road, model, planned(process, rate, seconds, most, 1), len(images))
@@ -38,8 +39,8 @@ async def load(
 
 def figures(block: Block) -> dict[str, object]:
     """For people and programs; latencies in milliseconds."""
-    milliseconds = 1000 * np.array(block.latencies_s or [np.nan])
-    p50, p95, p99 = (round(float(np.percentile(milliseconds, q)), 2) for q in (50, 95, 99))
+    spent = block.latencies_s
+    p50, p95, p99 = (round(1000 * float(np.percentile(spent, q)), 2) if spent else None for q in (50, 95, 99))
     late = round(1000 * float(np.percentile(block.late_s, 99)), 2) if block.late_s else 0.0
     return {
         "sent": block.sent,
@@ -56,7 +57,7 @@ def figures(block: Block) -> dict[str, object]:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--way", type=click.Choice(["http", "grpc"]), default="http")
-@click.option("--url", default="http://127.0.0.1:8080", help="For gRPC host:port.")
+@click.option("--url", default="http://127.0.0.1:8080", help="http://HOST:PORT or HOST:PORT.")
 @click.option("--target", help="The host, once more, where it is not this machine: load is sent nowhere by mistake.")
 @click.option("--model", required=True)
 @click.option("--rate", type=click.FloatRange(0, 100_000), default=0.0, help="Open load: requests a second.")
@@ -81,8 +82,7 @@ def main(
 ) -> None:
     """Sends load and prints answers a second, latencies and failures; exit code 1 where a request failed."""
     try:
-        if urlsplit(url if "//" in url else f"//{url}").hostname != target:
-            require_loopback(url)
+        require_loopback(url, target)
         images, source = photographs(folder)
     except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from None

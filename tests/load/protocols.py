@@ -18,7 +18,12 @@ from eca_service.imaging import decode
 from tritonclient.grpc import service_pb2
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # whatever http_proxy says: the way through it would be measured
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each channel
+]
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -46,8 +51,7 @@ class Http(Way):
     """Raw image bytes to POST /v1/models/{model}/classify, over connections that are kept and opened as needed."""
 
     def __init__(self, url: str, images: Sequence[bytes], path: str = "/v1/models/{model}/classify") -> None:
-        parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._host, self._port = host_and_port(url)
         self._images = images
         self._path = path
         self._idle: list[_Connection] = []
@@ -145,11 +149,7 @@ class Grpc(Way):
     """Requests of the Open Inference Protocol, encoded once for each model and number."""
 
     def __init__(self, address: str, connections: int = 1) -> None:
-        # a channel of its own for each, or gRPC would make one connection of them
-        self._channels = [
-            grpc.aio.insecure_channel(address, [*UNLIMITED, ("grpc.use_local_subchannel_pool", 1)])
-            for _ in range(connections)
-        ]
+        self._channels = [grpc.aio.insecure_channel(address, OPTIONS) for _ in range(connections)]
         self._calls = [channel.unary_unary(INFER, None, None) for channel in self._channels]
         self._encoded: dict[tuple[str, int], bytes] = {}
         self._turn = 0
@@ -219,8 +219,19 @@ def stages_of(header: str) -> dict[str, float]:
     return {name: float(value) for name, found, value in pairs if found}
 
 
-def require_loopback(url: str) -> None:
-    """Raises ValueError where `url` leads to another machine."""
-    host = urlsplit(url if "//" in url else f"//{url}").hostname
-    if host not in LOOPBACK:
+def host_and_port(url: str) -> tuple[str, int]:
+    """Of `http://HOST:PORT` or `HOST:PORT`. Raises ValueError for anything else: load is sent nowhere by mistake."""
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    if parts.scheme == "https":
+        raise ValueError(f"{url}: the load is sent without TLS; name the address of a service that has none")
+    host, _, port = parts.netloc.rpartition(":")
+    if parts.scheme not in ("", "http") or not host or not port.isdecimal() or parts.path not in ("", "/"):
+        raise ValueError(f"{url} is neither http://HOST:PORT nor HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def require_loopback(url: str, target: str | None = None) -> None:
+    """Raises ValueError where `url` leads to another machine than this, and `target` does not name it once more."""
+    host, _ = host_and_port(url)
+    if host not in LOOPBACK and host != target:
         raise ValueError(f"{url} is another machine; name it with --target to send load there")

@@ -10,9 +10,12 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -29,7 +32,7 @@ from tests.load.measure import Cell, NotServedError, blocks
 from tests.load.peer import setup_of, tuned
 from tests.load.photographs import made
 from tests.load.processor import processor_s, waited_s, waits
-from tests.load.protocols import Http, Reply, Way, require_loopback
+from tests.load.protocols import INFER, Http, Reply, Way, host_and_port, require_loopback
 from tests.load.summary import Row, at_objective, row, taxes
 
 
@@ -61,7 +64,8 @@ def test_planned_starts(process: Process) -> None:
     assert starts[-1] < 20
     assert len(starts) == pytest.approx(4000, abs=300)
     assert gaps.std() / gaps.mean() == pytest.approx(1 if process == "poisson" else 0, abs=0.1)
-    assert len(planned(process, 200, 20, 7, 1)) == 7
+    assert planned(process, 200, 20, 7, 1) == starts[:7]
+    assert len(planned(process, 1e9, 3600, 7, 1)) == 7, "planned without room for 3.6 * 10^12"
 
 
 async def test_a_stall_shows_in_open_load_and_hides_in_closed_load() -> None:
@@ -116,6 +120,34 @@ async def test_failures_are_counted_by_their_kind(answer: bytes, code: str) -> N
     await serving(answer, use)
 
 
+@contextmanager
+def trivial_grpc_server() -> Iterator[int]:
+    """The port of a server that answers nothing to everything."""
+    answer = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+    server = grpc.server(ThreadPoolExecutor(1))
+    _, service, method = INFER.split("/")
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: answer}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize("way", ["http", "grpc"])
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_once_takes_either_form_of_an_address_whatever_the_proxy(
+    way: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with trivial_server() if way == "http" else trivial_grpc_server() as port:
+        given = ["--url", f"{scheme}127.0.0.1:{port}", "--way", way, "--callers", "1", "--most", "1", "--model", "m"]
+        done = CliRunner().invoke(once.main, given, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+
+
 async def test_stages_are_read_and_the_generator_costs_little() -> None:
     images = made(3, ((320, 240),))
     with trivial_server() as port:
@@ -130,10 +162,15 @@ async def test_stages_are_read_and_the_generator_costs_little() -> None:
 def test_load_goes_to_loopback_unless_told() -> None:
     require_loopback("http://127.0.0.1:8080")
     require_loopback("localhost:8081")
-    for url in ("http://10.0.0.1", "example.org:80"):
+    for url in ("http://10.0.0.1:80", "example.org:80"):
         with pytest.raises(ValueError, match="another machine"):
             require_loopback(url)
-    refused = CliRunner().invoke(once.main, ["--url", "http://192.0.2.1", "--model", "m"])
+        require_loopback(url, host_and_port(url)[0])
+    assert host_and_port("[::1]:80") == ("::1", 80)
+    for url in ("dns:///192.0.2.1:81", "unix:/tmp/x", "https://127.0.0.1", "http://", ""):
+        with pytest.raises(ValueError, match=r"neither|TLS"):
+            require_loopback(url)
+    refused = CliRunner().invoke(once.main, ["--url", "http://192.0.2.1:80", "--model", "m"])
     assert refused.exit_code == 2
     assert "--target" in refused.output
 
