@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 import uvloop
 from eca_build import initial
 from eca_build.compile import Options, compile_checkpoint
@@ -155,10 +156,11 @@ async def point(axis: str, value: int, service: Service, tritons: list[int], sec
         gateway, triton = (after - first for after, first in zip(used(), before, strict=True))
     finally:
         await way.close()
-    answers = max(1, len(block.latencies_s))
-    ordered = sorted(block.latencies_s)
+    answers = len(block.latencies_s)
+    if not block.latencies_s:
+        raise click.ClickException(f"{axis} {value}: none of {block.sent} requests was answered: {block.failures}")
     return Point(
-        *(axis, value, block.per_s, 1000 * ordered[int(0.99 * len(ordered))] if ordered else float("nan")),
+        *(axis, value, block.per_s, 1000 * float(np.percentile(block.latencies_s, 99))),
         *(1000 * gateway / answers, 1000 * triton / answers, idle / 6),
         *(gateway / block.seconds, triton / block.seconds, sum(block.failures.values())),
     )

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvloop
 from eca_build.networks.attention import Kind
 from eca_service.contract import Preprocessing, read
@@ -53,8 +54,8 @@ class Cell:
         self.processor_ms.append(round(1000 * processor / max(1, len(block.latencies_s)), 3))
         self.per_s.append(block.per_s)
         self.latencies_ms.append([round(1000 * value, 3) for value in block.latencies_s])
-        late = sorted(block.late_s)
-        self.late_p99_ms.append(round(1000 * late[int(0.99 * len(late))], 3) if late else 0.0)
+        late_p99_s = float(np.percentile(block.late_s, 99)) if block.late_s else 0.0
+        self.late_p99_ms.append(round(1000 * late_p99_s, 3))
         self.stages_ms.append({name: sum(values) / len(values) for name, values in block.stages.items()})
         self.sent += block.sent
         for code, count in block.failures.items():

@@ -1,62 +1,18 @@
-"""The plots of a report: readable in grey, labelled where they are, with units on every axis."""
+"""The plots of a report, with units on every axis."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from tests.load.drawing import end_labels, grid, label, plain_log, style
 from tests.load.intervals import Estimate
 from tests.load.matrix import ALONE, BUSY, ENGINE
-from tests.load.summary import STAGES, Row, Tax, accuracies, at_objective, curve, objective_ms
+from tests.load.summary import STAGES, Row, Tax, accuracies, at_objective, curve, main_ones, objective_ms, title
 
-matplotlib.rcParams.update(
-    {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 11,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "figure.constrained_layout.use": True,
-        "svg.fonttype": "none",
-    }
-)
-# Dark to light, with a marker and a dash of its own, so that a grey print tells them apart.
-STYLES: dict[str, tuple[str, str, Any]] = {
-    "none": ("#111111", "o", "solid"),
-    "se": ("#b3541e", "s", (0, (6, 2))),
-    "eca": ("#1f6fb4", "D", (0, (1, 1))),
-    "cbam": ("#7a9a01", "^", (0, (4, 1, 1, 1))),
-}
-OTHER = ("#888888", "v", (0, (2, 2)))
-LABELS = {"none": "plain", "se": "SE", "eca": "ECA", "cbam": "CBAM", "eca-ns": "ECA-NS"}
 FILLS = {"decode": ("#333333", ""), "queue": ("#bbbbbb", "///"), "infer": ("#6fa8dc", ""), "rest": ("#f2f2f2", "...")}
-
-
-def style(attention: str) -> tuple[str, str, Any]:
-    """Colour, marker and dash of an attention kind."""
-    return STYLES.get(attention, OTHER)
-
-
-def label(attention: str) -> str:
-    """How people write it."""
-    return LABELS.get(attention, attention.upper().replace("-VAR", "-Var"))
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
-    return out.getvalue()
-
-
-def main_rows(rows: Sequence[Row]) -> list[Row]:
-    """Those of the fp32 networks in their plain graph."""
-    return [one for one in rows if one.precision == "fp32" and one.graph == "plain"]
 
 
 def backbones(rows: Sequence[Row]) -> list[str]:
@@ -68,52 +24,15 @@ def _variants(rows: Sequence[Row], backbone: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys((one.variant, one.attention) for one in rows if one.backbone == backbone))
 
 
-def _grid(count: int, height: float = 3.3) -> tuple[Figure, list[Any]]:
-    columns = min(2, count)
-    lines = -(-count // columns)
-    figure = Figure(figsize=(5.6 * columns, height * lines))
-    axes = [figure.add_subplot(lines, columns, index + 1) for index in range(count)]
-    return figure, axes
-
-
-def _plain_log(axis: Any) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten, written out."""
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(matplotlib.ticker.NullLocator())
-
-
-def _end_labels(axis: Any, ends: list[tuple[float, float, str, str]]) -> None:
-    """Labels at the right ends of lines, moved apart where they would overlap; each is (x, y, text, colour)."""
-    axis.figure.canvas.draw()
-    low, high = axis.get_ylim()
-    place = axis.transData
-    at = sorted((place.transform((x, min(max(y, low), high)))[1], x, text, colour) for x, y, text, colour in ends)
-    least, previous = 13 * axis.figure.dpi / 72, float("-inf")
-    right = max(x for x, *_ in ends)
-    for pixel, _, text, colour in at:
-        previous = max(pixel, previous + least)
-        y = place.inverted().transform((0, previous))[1]
-        axis.annotate(
-            text,
-            (right, y),
-            xytext=(7, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            annotation_clip=False,
-        )
-
-
 def latency_against_load(rows: Sequence[Row]) -> Figure:
     """p50 (thin) and p99 (thick) by arrivals a second, one panel a backbone."""
-    rows = main_rows(rows)
+    rows = main_ones(rows)
     names = [name for name in backbones(rows) if any(curve(rows, v) for v, _ in _variants(rows, name))]
-    figure, axes = _grid(len(names))
+    figure, axes = grid(len(names))
     for axis, name in zip(axes, names, strict=True):
         ends = []
         for variant, attention in _variants(rows, name):
-            points = curve(rows, variant)
+            points = [one for one in curve(rows, variant) if one.answers]
             if not points:
                 continue
             colour, marker, dash = style(attention)
@@ -133,22 +52,24 @@ def latency_against_load(rows: Sequence[Row]) -> Figure:
         axis.set_title(name)
         axis.set_xlabel("arrivals (images/s, Poisson)")
         axis.set_ylabel("latency (ms)")
-        _plain_log(axis.yaxis)
+        plain_log(axis.yaxis)
         axis.grid(axis="y", color="#eeeeee")
         if ends:
             axis.margins(x=0.02)
-            _end_labels(axis, ends)
-    figure.suptitle("Latency against load: p99 thick with marks, p50 thin", x=0.01, ha="left", fontweight="bold")
+            end_labels(axis, ends)
+    figure.suptitle(
+        f"Latency against load{title(rows)}: p99 thick with marks, p50 thin", x=0.01, ha="left", fontweight="bold"
+    )
     return figure
 
 
 def tail(rows: Sequence[Row]) -> Figure:
     """p50, p95 and p99 of every variant at the middle load."""
-    rows = main_rows(rows)
+    rows = main_ones(rows)
     chosen = []
     for name in backbones(rows):
         for variant, attention in _variants(rows, name):
-            points = curve(rows, variant)
+            points = [one for one in curve(rows, variant) if one.answers]
             if points:
                 chosen.append((name, attention, points[len(points) // 2]))
     figure = Figure(figsize=(9, 1.2 + 0.33 * len(chosen)))
@@ -165,21 +86,21 @@ def tail(rows: Sequence[Row]) -> Figure:
         )  # fmt: skip
     axis.set_yticks([-i for i in range(len(chosen))], [f"{name}  {label(attention)}" for name, attention, _ in chosen])
     axis.set_xscale("log")
-    _plain_log(axis.xaxis)
+    plain_log(axis.xaxis)
     axis.set_ylim(0.7 - len(chosen), 0.6)
     axis.set_xlim(right=axis.get_xlim()[1] * 2.2)
     axis.set_xlabel("latency (ms): bar p50, circle p95, diamond p99")
     axis.grid(axis="x", color="#eeeeee")
     share = chosen[0][2].level.removeprefix("http poisson ") if chosen else ""
-    axis.set_title(f"Tail latency, Poisson arrivals at {share} of the plain network's capacity")
+    axis.set_title(f"Tail latency, Poisson arrivals at {share} of the plain network's capacity{title(rows)}")
     return figure
 
 
 def throughput(rows: Sequence[Row]) -> Figure:
     """Images a second with p99 within the objective, one panel a backbone."""
-    rows = main_rows(rows)
+    rows = main_ones(rows)
     names = backbones(rows)
-    figure, axes = _grid(len(names), 2.4)
+    figure, axes = grid(len(names), 2.4)
     for axis, name in zip(axes, names, strict=True):
         objective = objective_ms(rows, name)
         for index, (variant, attention) in enumerate(_variants(rows, name)):
@@ -190,18 +111,18 @@ def throughput(rows: Sequence[Row]) -> Figure:
             axis.annotate(text, (value, -index), xytext=(5, 0), textcoords="offset points", va="center")
         count = len(_variants(rows, name))
         axis.set_yticks([-i for i in range(count)], [label(a) for _, a in _variants(rows, name)])
-        axis.set_xlim(right=axis.get_xlim()[1] * 1.3)
+        axis.set_xlim(0, axis.get_xlim()[1] * 1.3)
         axis.set_title(f"{name}, p99 within {objective:g} ms")
         axis.set_xlabel("images/s")
-    figure.suptitle("Throughput at a latency objective", x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(f"Throughput at a latency objective{title(rows)}", x=0.01, ha="left", fontweight="bold")
     return figure
 
 
 def stages(rows: Sequence[Row]) -> Figure:
     """Where a request's time goes, alone and with eight callers."""
-    rows = [one for one in main_rows(rows) if one.stages_ms and one.attention in ("none", "eca")]
+    rows = [one for one in main_ones(rows) if one.stages_ms and one.attention in ("none", "eca")]
     names = backbones(rows)
-    figure, axes = _grid(len(names), 2.5)
+    figure, axes = grid(len(names), 2.5)
     for axis, name in zip(axes, names, strict=True):
         shown = [one for one in rows if one.backbone == name and one.level in (ALONE.name, BUSY.name)]
         shown.sort(key=lambda one: (one.level != ALONE.name, one.attention != "none"))
@@ -222,13 +143,13 @@ def stages(rows: Sequence[Row]) -> Figure:
         matplotlib.patches.Patch(facecolor=FILLS[s][0], hatch=FILLS[s][1], edgecolor="#444444", label=s) for s in STAGES
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=len(STAGES), frameon=False)
-    figure.suptitle("Where the time goes", x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(f"Where the time goes{title(rows)}", x=0.01, ha="left", fontweight="bold")
     return figure
 
 
 def tax(found: Sequence[Tax]) -> Figure:
     """Lost throughput and added processor time against the plain network, with intervals, beside the paper's."""
-    plain = [one for one in found if one.variant == f"{one.backbone}-{one.attention}"]
+    plain = main_ones(found)
     keys = list(dict.fromkeys((one.backbone, one.attention) for one in plain))
     figure = Figure(figsize=(9, 1.7 + 0.6 * len(keys)))
     axis = figure.add_subplot()
@@ -254,6 +175,8 @@ def tax(found: Sequence[Tax]) -> Figure:
     axis.axvline(0, color="#999999", linewidth=0.8)
     axis.set_yticks([-i for i in range(len(keys))], [f"{backbone}  {label(a)}" for backbone, a in keys])
     axis.set_ylim(0.4 - len(keys), 0.6)
+    low, high = axis.get_xlim()
+    axis.set_xlim(max(low, -100), min(high, 100))  # the interval of two rounds may be any
     axis.set_xlabel("against the plain network (%), with 95 % interval")
     axis.grid(axis="x", color="#eeeeee")
     line = matplotlib.lines.Line2D
@@ -261,7 +184,7 @@ def tax(found: Sequence[Tax]) -> Figure:
     paper = "throughput lost in the paper, on its GPU"
     handles.append(line([], [], marker="D", linestyle="", fillstyle="none", color="black", label=paper))
     figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False)
-    axis.set_title("The tax of attention")
+    axis.set_title(f"The tax of attention{title(plain)}")
     return figure
 
 

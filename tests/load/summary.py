@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from eca_build.networks.attention import KINDS
@@ -51,11 +52,16 @@ class Tax:
     backbone: str
     variant: str
     attention: str
+    precision: str
+    graph: str
     level: str
     throughput: Estimate
     latency_p50: Estimate
     processor: Estimate
     published: float | None
+
+
+Figure = TypeVar("Figure", Row, Tax)
 
 
 def row(cell: Cell) -> Row:
@@ -88,6 +94,22 @@ def row(cell: Cell) -> Row:
     )
 
 
+def main_ones(ones: Sequence[Figure]) -> list[Figure]:
+    """Those that plots show: fp32 in the plain graph, or the precision and graph of the first where there is none."""
+    precisions = [one.precision for one in ones]
+    graphs = [one.graph for one in ones if one.attention != "none"]
+    precision = "fp32" if "fp32" in precisions or not precisions else precisions[0]
+    graph = "plain" if "plain" in graphs or not graphs else graphs[0]
+    return [one for one in ones if one.precision == precision and (one.graph == graph or one.attention == "none")]
+
+
+def title(ones: Sequence[Row] | Sequence[Tax]) -> str:
+    """What to add to a plot's title, of main_ones: `, int8`, `, hoisted graph`; nothing of fp32 in the plain graph."""
+    precisions = {one.precision for one in ones} - {"fp32"}
+    graphs = {f"{one.graph} graph" for one in ones} - {"plain graph"}
+    return "".join(f", {one}" for one in (*precisions, *graphs))
+
+
 def failed(cells: Iterable[Cell]) -> Counter[str]:
     """How many requests failed, by their code."""
     found = Counter[str]()
@@ -115,6 +137,8 @@ def taxes(cells: Sequence[Cell]) -> list[Tax]:
                 backbone=cell.backbone,
                 variant=cell.variant,
                 attention=cell.attention,
+                precision=cell.precision,
+                graph=cell.graph,
                 level=cell.level,
                 throughput=Estimate(1 - throughput.value, 1 - throughput.high, 1 - throughput.low),
                 latency_p50=Estimate(latency.value - 1, latency.low - 1, latency.high - 1),
@@ -129,8 +153,8 @@ def objective_ms(rows: Sequence[Row], backbone: str) -> float:
     """The p99 that throughput is compared at: five times the lone p50 of the plain network, as 1, 2 or 5 times 10^n."""
     lone = [
         one.p50_ms.value
-        for one in rows
-        if one.backbone == backbone and one.level == ALONE.name and one.attention == "none" and one.precision == "fp32"
+        for one in main_ones(rows)
+        if one.backbone == backbone and one.level == ALONE.name and one.attention == "none"
     ]
     wanted = 5 * lone[0] if lone else 100.0
     steps = [m * 10.0**e for e in range(0, 5) for m in (1, 2, 5)]
@@ -146,11 +170,11 @@ def at_objective(rows: Sequence[Row], variant: str, objective: float) -> tuple[f
     best = 0.0
     for index, (load, p99) in enumerate(points):
         if not p99 <= objective:
-            if index and best:
+            if best and np.isfinite(p99):
                 before_load, before_p99 = points[index - 1]
                 share = (np.log(objective) - np.log(before_p99)) / (np.log(p99) - np.log(before_p99))
                 return float(before_load + share * (load - before_load)), False
-            return 0.0, False
+            return best, False
         best = load
     return best, bool(points)
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -20,8 +21,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from eca_build.networks.attention import Kind
+from PIL import Image
 
-from tests.load import bench, compare, handover, measure, noop, once, report
+from tests.load import bench, compare, handover, measure, noop, once, report, tables
 from tests.load.arrivals import Process, planned
 from tests.load.environment import busy
 from tests.load.generator import closed_loop, open_loop
@@ -290,6 +292,10 @@ def test_a_report_says_that_requests_failed(tmp_path: Path) -> None:
     assert "4 of 30 requests failed (http 503)" in page
     assert "no such &lt;precision&gt;" in page
     assert report.load(tmp_path / "bench.json") == run
+    for plot in tmp_path.glob("*.png"):
+        with Image.open(plot) as image:
+            assert image.info["commit"] == "abc"
+    assert tables.table_2().rows[1][:3] == ("SE", "2,514,944", "2,514,944")
     for table in tmp_path.glob("*.csv"):
         assert "# commit: abc" in table.read_text()
 
@@ -326,6 +332,19 @@ def test_what_was_measured_outlives_a_full_disk(tmp_path: Path) -> None:
 def test_a_service_that_does_not_start_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(NotServedError, match="did not become ready"), measure.serving(tmp_path / "none", tmp_path):
         pass
+
+
+def test_a_report_of_other_precisions_and_graphs(tmp_path: Path) -> None:
+    cells = [
+        replace(one, backbone="resnet14-demo", variant=f"resnet14-demo-{kind}-int8", precision="int8")
+        for one, kind in zip(CELLS, ("plain", "se"), strict=True)
+    ]
+    cells[1].graph = "hoisted"
+    cells += [replace(one, level="http poisson 70 %", offered_per_s=70.0) for one in cells]
+    cells += [replace(cells[2], level="http poisson 90 %", offered_per_s=90.0, latencies_ms=[[], [], []])]
+    page = report.write(report.Run({"when": "now"}, cells, {}), tmp_path).read_text()
+    assert "SE costs resnet14-demo, int8, hoisted graph 10.0 (10.0 to 10.0) % of its throughput" in page
+    assert at_objective([row(one) for one in cells], cells[0].variant, 100) == (70, False), "90 were not answered"
 
 
 def test_a_busy_machine_makes_figures_provisional() -> None:
