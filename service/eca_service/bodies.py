@@ -90,6 +90,7 @@ class _Form(MultiPartParser):
     """
 
     ended = False
+    spool_max_size = 0  # no file is written to disk; what the body may have bounds them all
 
     def on_headers_finished(self) -> None:
         """A part begins."""

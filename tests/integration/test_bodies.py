@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
+import socket
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +53,20 @@ def test_a_form_that_is_cut_off_is_refused(service: Service, image: bytes, lost:
     answer = service.ask("POST", "/v1/classify", content=body[:-lost], headers=FORM)
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
     assert "cut off" in answer.json()["detail"]
+
+
+def test_a_large_file_of_a_form_is_not_written_to_disk(service: Service) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="f"; filename="x"\r\n\r\n' + bytes(3 << 20)
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {4 << 20}\r\nContent-Type: "
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as sender:
+        sender.sendall(f"{head}{FORM['content-type']}\r\n\r\n".encode() + part)
+        end, seen = time.monotonic() + 1, set()
+        while time.monotonic() < end:
+            for link in Path(f"/proc/{service.process.pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+                    seen.add(os.readlink(link))
+    assert not [name for name in seen if name.startswith(tempfile.gettempdir()) and name.endswith("(deleted)")]
 
 
 def test_of_two_content_types_the_last_holds(service: Service, image: bytes) -> None:
