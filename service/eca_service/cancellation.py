@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from eca_service.errors import ServiceError
@@ -13,6 +14,7 @@ T = TypeVar("T")
 ENDED = {
     "deadline_exceeded": "the request's deadline passed before its answer was ready",
     "client_closed": "the caller went away",
+    "overloaded": "the message comes slowly, as too many others do; send it again, or smaller, or over HTTP",
 }
 
 
@@ -26,15 +28,13 @@ async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
 
 
-async def in_time(
-    work: Awaitable[T], deadline: float, gone: Callable[[], Coroutine[Any, Any, None]] | None = None
-) -> T:
-    """The result of `work`; it is cancelled at `deadline` (the event loop's clock) or as soon as `gone()` returns.
+@contextmanager
+def endable() -> Iterator[Callable[[str], None]]:
+    """Gives a function that ends what is awaited within, which then raises the ServiceError of a code: one of ENDED.
 
-    Raises deadline_exceeded or client_closed. It runs in the caller's own task: one more for every request costs more
-    than all else that is done here.
+    The work runs in the caller's own task: one more for every request costs more than all else that is done here.
     """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    task = asyncio.current_task()
     assert task is not None
     reasons: list[str] = []
     over = False
@@ -44,12 +44,8 @@ async def in_time(
             reasons.append(code)
             task.cancel()
 
-    timer = loop.call_at(deadline, end, "deadline_exceeded")
-    watch = loop.create_task(gone()) if gone else None
-    if watch:
-        watch.add_done_callback(lambda ended: None if ended.cancelled() else end("client_closed"))
     try:
-        return await work
+        yield end
     except asyncio.CancelledError:
         if not reasons:
             raise
@@ -59,6 +55,24 @@ async def in_time(
         raise ServiceError(reasons[0], ENDED[reasons[0]]) from None
     finally:
         over = True
-        timer.cancel()
+
+
+async def in_time(
+    work: Awaitable[T], deadline: float, gone: Callable[[], Coroutine[Any, Any, None]] | None = None
+) -> T:
+    """The result of `work`; it is cancelled at `deadline` (the event loop's clock) or as soon as `gone()` returns.
+
+    Raises deadline_exceeded or client_closed.
+    """
+    loop = asyncio.get_running_loop()
+    with endable() as end:
+        timer = loop.call_at(deadline, end, "deadline_exceeded")
+        watch = loop.create_task(gone()) if gone else None
         if watch:
-            watch.cancel()
+            watch.add_done_callback(lambda ended: None if ended.cancelled() else end("client_closed"))
+        try:
+            return await work
+        finally:
+            timer.cancel()
+            if watch:
+                watch.cancel()

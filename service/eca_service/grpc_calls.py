@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeAlias
@@ -14,6 +14,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from eca_service.access import HEALTH_SERVICE, OPEN_CALLS
+from eca_service.admission import Permit
+from eca_service.arrivals import Arrivals
 from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.journal import Entry
@@ -21,29 +23,36 @@ from eca_service.journal import Entry
 logger = logging.getLogger(__name__)
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
 PROTOCOL = "inference.GRPCInferenceService/"
-_entry: ContextVar[Entry] = ContextVar("entry")
+INFER = PROTOCOL + "ModelInfer"
+_permit: ContextVar[Permit] = ContextVar("permit")
 
 
-def entry_of_call() -> Entry:
-    """The record of the call that is being answered."""
-    return _entry.get()
+def permit_of_call() -> Permit:
+    """What the inference that is being answered was let in with; it is given back when the call ends."""
+    return _permit.get()
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Asks for the key before the message is read; then counts the call against its rate and writes it down.
+    """Asks for the key, counts the call against its rate and lets it in before its message is read; writes it down.
 
-    Health checks and reflection are not written down.
+    Health checks and reflection are not written down. To gRPC all handlers are ones for streams: for the others it
+    reads the message first, as many and as large ones as callers care to send.
     """
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        settings = core.settings
+        slow = max(1, settings.max_inflight_bytes // settings.max_body_bytes)
+        self._images, self._others = Arrivals(slow), Arrivals(slow)  # anybody may send others: they need no key
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """The method's handler with all this around it."""
         method = details.method.lstrip("/")
         handler = await continuation(details)
-        if handler is None or method.startswith(HEALTH_SERVICE):
-            return handler
+        if handler is None:
+            return None
+        if method.startswith(HEALTH_SERVICE):
+            return self._unwritten(handler)
         headers = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
         access, caller = self._core.access, ""
         if not access.is_open_call(method):
@@ -53,12 +62,44 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 return _ending(partial(_refuse, error=error), self._begin(method, headers, ""))
         if handler.unary_unary is None:
             lacking = method.startswith(PROTOCOL)  # else it is reflection, which is gRPC's own
-            return _ending(_lack, self._begin(method, headers, caller)) if lacking else handler
+            return _ending(_lack, self._begin(method, headers, caller)) if lacking else self._unwritten(handler)
 
-        async def answered(message: bytes, context: Context) -> Any:
-            return await self._answer(handler, message, context, self._begin(method, headers, caller))
+        async def answered(_: object, context: Context) -> Any:
+            return await self._answer(handler, context, self._begin(method, headers, caller))
 
-        return grpc.unary_unary_rpc_method_handler(answered, None, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(answered, None, handler.response_serializer)
+
+    def _unwritten(self, handler: Any) -> Any:
+        """A handler of gRPC's own: health, reflection."""
+
+        async def answered(_: object, context: Context) -> AsyncIterator[Any]:
+            try:
+                if handler.stream_stream:
+                    answers = handler.stream_stream(self._requests(handler, context), context)
+                else:
+                    message = await self._others.only(context.read, self._deadline(context))
+                    request = _read(handler, message)
+                    if handler.unary_unary:
+                        yield await handler.unary_unary(request, context)
+                        return
+                    answers = handler.unary_stream(request, context)
+                async for answer in answers:
+                    yield answer
+            except ServiceError as error:
+                _refuse(context, Entry("grpc"), error)
+
+        return grpc.stream_stream_rpc_method_handler(answered, None, handler.response_serializer)
+
+    async def _requests(self, handler: Any, context: Context) -> AsyncIterator[Any]:
+        while (message := await self._others.message(context.read, self._deadline(context))) is not None:
+            yield _read(handler, message)
+
+    def _deadline(self, context: Context) -> float:
+        """When a message must have come, by the event loop's clock."""
+        settings = self._core.settings
+        left_s = context.time_remaining()
+        left_s = settings.deadline_ms / 1000 if left_s is None else left_s
+        return asyncio.get_running_loop().time() + min(left_s, settings.body_timeout_ms / 1000)
 
     def _begin(self, method: str, headers: dict[str, str], caller: str) -> Entry:
         quiet = method in OPEN_CALLS
@@ -67,14 +108,23 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         entry.route, entry.caller = method, caller
         return entry
 
-    async def _answer(self, handler: Any, message: bytes, context: Context, entry: Entry) -> Any:
-        entry.size = len(message)
+    async def _answer(self, handler: Any, context: Context, entry: Entry) -> Any:
         entry.status = "OK"
-        _entry.set(entry)
+        core, permit = self._core, None
         try:
             if entry.route not in OPEN_CALLS:
-                entry.account = self._core.access.admit(entry.caller, _address(context.peer()))
-            answer = await handler.unary_unary(_read(handler, message), context)
+                entry.account = core.access.admit(entry.caller, _address(context.peer()))
+            arrivals = self._others
+            if entry.route == INFER:
+                permit, arrivals = core.enter(0, entry), self._images
+                _permit.set(permit)
+            message = await arrivals.only(context.read, self._deadline(context))
+            entry.arrived(len(message))
+            if permit:
+                permit.cover(entry.size)
+            request = _read(handler, message)
+            del message  # the request holds its own copy
+            answer = await handler.unary_unary(request, context)
             if not context.trailing_metadata():
                 context.set_trailing_metadata(_stamps(entry))
             return answer
@@ -89,6 +139,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             logger.exception("request %s failed", entry.request_id)
             _refuse(context, entry, ServiceError("internal", "the service failed; its log has the request's id"))
         finally:
+            if permit:
+                permit.release()
             entry.close()
 
 

@@ -12,12 +12,11 @@ from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from eca_service import oip
-from eca_service.admission import Permit
 from eca_service.cancellation import in_time
 from eca_service.contract import Contract
 from eca_service.core import Core
 from eca_service.errors import ServiceError
-from eca_service.grpc_calls import Interceptor, entry_of_call
+from eca_service.grpc_calls import Interceptor, permit_of_call
 from eca_service.labels import top_k_of
 from eca_service.tls import Certificate
 
@@ -113,15 +112,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
         """Classifies the encoded images of the input `image`."""
-        entry = entry_of_call()
-        permit = self._core.enter(entry.size, entry)
-        try:
-            return await self._infer(request, context, permit)
-        finally:
-            permit.release()
-
-    async def _infer(self, request: Any, context: Context, permit: Permit) -> Any:
-        core = self._core
+        core, permit = self._core, permit_of_call()
         left_s = context.time_remaining()
         if left_s is None:
             left_s = core.settings.deadline_ms / 1000

@@ -23,8 +23,8 @@ class Entry:
     """One request; what becomes known while it is answered is filled in, `close` writes it down.
 
     `given_id` is kept as the request's id where it is a sound one, else a new one is made. `quiet` requests, such as
-    health checks, are logged at debug level. `size` is the body's, in bytes, and `receive_s` how long it took to come,
-    0 over gRPC, where it is there before; `caller` the name of the key that was used, `account` whose rate limit it
+    health checks, are logged at debug level. `size` is the body's, in bytes, and `receive_s` how long it took to come;
+    `caller` the name of the key that was used, `account` whose rate limit it
     counts for; `status` HTTP's number or gRPC's name.
     """
 

@@ -24,9 +24,16 @@ Details = namedtuple("Details", "method invocation_metadata")
 class Call:
     """The context of a call; keeps what its caller is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: bytes) -> None:
+        self.message = message
         self.status, self.details = grpc.StatusCode.OK, ""
         self.trailing: dict[str, str] = {}
+
+    async def read(self) -> bytes:
+        return self.message
+
+    def time_remaining(self) -> None:
+        return None
 
     def peer(self) -> str:
         return "ipv4:127.0.0.1:5000"
@@ -50,8 +57,8 @@ async def called(folder: Path, behaviour: Any, message: bytes = b"") -> Call:
 
     interceptor = Interceptor(Core(Settings(repository=folder), Peers()))
     details = Details("/inference.GRPCInferenceService/ModelInfer", ())
-    handler, context = await interceptor.intercept_service(continuation, details), Call()
-    await handler.unary_unary(message, context)
+    handler, context = await interceptor.intercept_service(continuation, details), Call(message)
+    await handler.stream_unary(None, context)
     return context
 
 

@@ -1,0 +1,63 @@
+"""gRPC's messages while they come: its library shows only whole ones, so nobody knows how much of one is here.
+
+The memory that they take is bounded by what the line brings within a second, and by those that take longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from eca_service import metrics
+from eca_service.cancellation import endable
+from eca_service.errors import ServiceError
+
+QUICK_S = 1.0
+CANCELLED_S = 0.05  # until a call that its caller left, or whose message gRPC finds too large, is told so
+
+
+class Arrivals:
+    """Of the messages that come for longer than a second there are at most `most`: for one more the oldest is given up.
+
+    So whoever sends slowly takes nothing from those who do not, and few who never end do not stay.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._slow: dict[Callable[[str], None], None] = {}  # what ends each, the oldest first
+
+    async def message(self, read: Callable[[], Awaitable[Any]], deadline: float) -> bytes | None:
+        """The message that `read`, a call's own, gives; None where its caller sends no other.
+
+        Raises overloaded where it is given up, deadline_exceeded where it is not whole at `deadline`, of the event
+        loop's clock.
+        """
+        loop = asyncio.get_running_loop()
+        with endable() as end:
+            timers = loop.call_later(QUICK_S, self._linger, end), loop.call_at(deadline, end, "deadline_exceeded")
+            try:
+                found = await read()
+            finally:
+                self._slow.pop(end, None)
+                for timer in timers:
+                    timer.cancel()
+        return None if found is grpc.aio.EOF else found
+
+    async def only(self, read: Callable[[], Awaitable[Any]], deadline: float) -> bytes:
+        """The same of a call of one message; bad_request where there is none."""
+        found = await self.message(read, deadline)
+        if found is None:
+            await asyncio.sleep(CANCELLED_S)
+            raise ServiceError("bad_request", "the call ended before its message was whole")
+        return found
+
+    def _linger(self, end: Callable[[str], None]) -> None:
+        self._slow[end] = None
+        if len(self._slow) > self._most:
+            oldest = next(iter(self._slow))
+            del self._slow[oldest]
+            metrics.rejected.labels("overloaded").inc()
+            oldest("overloaded")

@@ -1,0 +1,148 @@
+"""What gRPC calls whose messages do not come may take: no client does that, so the frames are made by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from eca_service import arrivals
+from eca_service.arrivals import Arrivals
+from eca_service.core import Core
+from eca_service.errors import ServiceError
+from eca_service.grpc_server import GrpcServer
+from eca_service.peers import Peers
+from eca_service.settings import Settings
+from eca_service.triton.server import free_port
+
+INFER, HEALTH = "/inference.GRPCInferenceService/ModelInfer", "/grpc.health.v1.Health/Check"
+LIVE, REFLECTION = "/inference.GRPCInferenceService/ServerLive", "/grpc.reflection.v1alpha.ServerReflection/"
+DATA, HEADERS, SETTINGS, END_STREAM, END_HEADERS = 0, 1, 4, 1, 4  # RFC 9113, 6
+OK, INVALID, EXHAUSTED, LATE = b"0", b"3", b"8", b"4"
+WHOLE, HALF = bytes(5), b"\0" + struct.pack(">I", 1000) + bytes(10)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """One frame of HTTP/2."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+class Call:
+    """A call on a connection of its own; `begin` sends `data` of its message."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def begin(self, path: str, data: bytes = b"") -> Call:
+        """Its head and `data`, nothing further."""
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        fields = (
+            *((":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "x")),
+            *(("te", "trailers"), ("content-type", "application/grpc")),
+        )
+        texts = ([bytes([len(text)]) + text.encode() for text in field] for field in fields)
+        head = b"".join(b"\0" + name + value for name, value in texts)
+        self._writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b""))
+        self._writer.write(frame(HEADERS, END_HEADERS, 1, head) + frame(DATA, 0, 1, data))
+        return self
+
+    def end(self, data: bytes = b"") -> None:
+        """The rest of the message."""
+        self._writer.write(frame(DATA, END_STREAM, 1, data))
+
+    async def status(self, within_s: float) -> bytes | None:
+        """gRPC's status, as its number's digits; None where the call is not ended within that time."""
+        try:
+            await asyncio.wait_for(self._reader.readuntil(b"grpc-status\x01"), within_s)
+            return await asyncio.wait_for(self._reader.readexactly(1), within_s)
+        except asyncio.TimeoutError:
+            return None
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@asynccontextmanager
+async def serving(folder: Path, **settings: object) -> AsyncIterator[Callable[[], Call]]:
+    """Makes calls to a service without models, which lets two slow messages come."""
+    port, calls = free_port(), []
+    given = {"max_body_bytes": 1 << 20, "max_inflight_bytes": 2 << 20, **settings}
+    server = GrpcServer(Core(Settings(repository=folder, grpc_port=port, **given), Peers()))  # type: ignore[arg-type]
+    await server.start()
+
+    def call() -> Call:
+        calls.append(Call(port))
+        return calls[-1]
+
+    try:
+        yield call
+    finally:
+        for made in calls:
+            made.close()
+        await server._server.stop(None)
+
+
+@pytest.mark.parametrize("path", [INFER, HEALTH, LIVE, REFLECTION + "ServerReflectionInfo"])
+async def test_of_messages_that_come_slowly_few_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(arrivals, "QUICK_S", 0.2)
+    async with serving(tmp_path, body_timeout_ms=2000) as call:
+        slow = []
+        for _ in range(5):
+            slow.append(await call().begin(path, HALF))
+            await asyncio.sleep(0.05)
+        assert [await one.status(5) for one in slow[:3]] == [EXHAUSTED] * 3, "the oldest first"
+        assert await slow[3].status(0.5) is None
+        slow[4].end(bytes(990))
+        assert await slow[4].status(5) == INVALID, "whole, and no message"
+        assert await slow[3].status(8) == LATE, "nobody has all the time in the world"
+
+
+async def test_health_is_answered_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "QUICK_S", 0.1)
+    async with serving(tmp_path) as call:
+        for path in [INFER, HEALTH] * 10:
+            await call().begin(path, HALF)
+        await asyncio.sleep(0.5)
+        asked = await call().begin(HEALTH, WHOLE)
+        asked.end()
+        assert await asked.status(5) == OK
+
+
+async def test_who_is_not_let_in_need_not_send(tmp_path: Path) -> None:
+    async with serving(tmp_path, max_inflight_images=2) as call:
+        first, second, third = [await call().begin(INFER, HALF) for _ in range(3)]
+        assert await third.status(5) == EXHAUSTED
+        first.close()
+        await asyncio.sleep(0.5)
+        assert await (await call().begin(INFER, HALF)).status(0.5) is None, "there is room again"
+        assert await second.status(0.1) is None
+
+
+async def test_a_call_without_a_message_is_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as call:
+        for path in (INFER, HEALTH, LIVE):
+            empty = await call().begin(path)
+            empty.end()
+            assert await empty.status(5) == INVALID, path
+
+
+async def test_who_is_quick_is_not_counted() -> None:
+    shown, loop = Arrivals(1), asyncio.get_running_loop()
+
+    async def read() -> bytes:
+        await asyncio.sleep(0.01)
+        return b"x"
+
+    async def none() -> object:
+        return grpc.aio.EOF
+
+    assert await asyncio.gather(*(shown.only(read, loop.time() + 5) for _ in range(100))) == [b"x"] * 100
+    assert await shown.message(none, loop.time() + 5) is None
+    with pytest.raises(ServiceError, match="before its message was whole"):
+        await shown.only(none, loop.time() + 5)
