@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from eca_service.errors import ServiceError, problem, refusal
 from eca_service.journal import Entry
 
+SPOILED = "eca_spoiled"  # in a request's scope, where its body cannot be read to its end
 LINGER_S = 2.0  # a caller that is answered before it has sent all may go on for so long, to see the answer
 
 
@@ -99,8 +100,8 @@ class Connection(HttpToolsProtocol):
         self._fields_bytes += len(self.url)
         if self._fields_bytes > self.max_head_bytes:
             raise ValueError("the head is too large")
-        if self.parser.should_upgrade() and not all(_has_end(*field) for field in self.headers):
-            raise ValueError("nobody can tell where the body ends")  # llhttp looks only where it is to read one
+        if not all(_has_end(*field) for field in self.headers):
+            raise ValueError("nobody can tell where the body ends")  # llhttp looks too late, or not at all
         self._head_timer.cancel()
         self._in_head = False
         self._heads += 1
@@ -124,10 +125,21 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed, or not within the limits."""
-        if self._in_head and max(self._head_bytes, self._fields_bytes) > self.max_head_bytes:
+        if self.cycle and self.cycle.more_body and not self._in_head:
+            self._spoil()
+        elif max(self._head_bytes, self._fields_bytes) > self.max_head_bytes:
             self._refuse(431, f"the request's head has more than {self.max_head_bytes} bytes")
         else:
             self._refuse(400, "this is not an HTTP request")
+
+    def _spoil(self) -> None:
+        """Chunks that are none: who reads the body raises it, see middleware.py, and no further request is taken."""
+        self._refused = True
+        self.cycle.scope[SPOILED] = True  # type: ignore[literal-required]
+        self.cycle.keep_alive = False
+        self.cycle.message_event.set()
+        if not self._closing:
+            self._closing = self.loop.call_later(LINGER_S, self.transport.close)
 
     def _too_slow(self) -> None:
         if self._head_bytes:

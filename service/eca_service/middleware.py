@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from eca_service.admission import Permit
+from eca_service.connections import SPOILED
 from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.journal import Entry
@@ -111,6 +112,8 @@ class Guard:
 
         async def limited() -> Message:
             message = await receive()
+            if SPOILED in scope:
+                raise ServiceError("bad_request", "the body's chunks are not what HTTP calls chunks (RFC 9112, 7.1)")
             if body := message.get("body"):
                 entry.arrived(len(body))
             if entry.size > self.core.settings.max_body_bytes:

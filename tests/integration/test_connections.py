@@ -154,6 +154,9 @@ def test_what_is_not_http(strict: Service) -> None:
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "bad_request"
     assert b"\r\nx-request-id: " in answer
     assert b"\r\nserver-timing: total;dur=" in answer
+    with connect(strict) as connection:
+        answers = asked(connection, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01")
+    assert [answer[:3] for answer in answers] == [b"200", b"400"]
 
 
 def test_a_body_that_dribbles(strict: Service, repository: Path) -> None:
@@ -255,6 +258,36 @@ def test_a_body_without_end_is_refused_also_there(strict: Service, field: bytes)
         answers = asked(connection, head + b"x" * 100)
     assert answers[0][:3] == b"400"
     assert "Traceback" not in strict.log.read_text()
+
+
+NO_CHUNKS = (b"5\nhello\n0\n\n", b"-5\r\nhello", b"F" * 17 + b"\r\n", b"0\r\nContent-Length: 3\r\n\r\n")
+
+
+@pytest.mark.parametrize("field", [b"Transfer-Encoding: xchunked", b"Transfer-Encoding: chunked, identity"])
+def test_a_body_without_end_is_refused(strict: Service, field: bytes) -> None:
+    with connect(strict) as connection:
+        answers = asked(connection, b"\r\n".join((b"POST /v1/classify HTTP/1.1", b"Host: x", field, b"", b"x" * 100)))
+    assert [answer[:3] for answer in answers] == [b"400"]
+
+
+@pytest.mark.parametrize(
+    "rest", [b"5\nhello\n0\n\n", b"-5\r\nhello", b"F" * 17 + b"\r\n", b"0\r\nContent-Length: 3\r\n\r\n"]
+)
+@pytest.mark.parametrize("first", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_chunks_that_are_none_are_refused(strict: Service, first: bytes, rest: bytes) -> None:
+    """And whatever is behind them is no request; the log has one line, of what the caller was told."""
+    mine = f"chunks-{first.hex()[:4]}-{rest.hex()[:8]}"
+    head = (b"POST /v1/classify HTTP/1.1", b"Host: x", b"Transfer-Encoding: chunked", b"X-Request-Id: " + mine.encode())
+    behind = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    started = time.monotonic()
+    with connect(strict) as connection:
+        answers = asked(connection, first + b"\r\n".join((*head, b"", b"")) + rest + behind)
+    assert [answer[:3] for answer in answers] == [b"200"] * bool(first) + [b"400"]
+    assert b"connection: close\r\n" in answers[-1]
+    assert json.loads(answers[-1].partition(b"\r\n\r\n")[2])["code"] == "bad_request"
+    assert time.monotonic() - started < LINGER_S + 3
+    lines = [json.loads(line) for line in strict.log.read_text().splitlines() if mine in line]
+    assert [(line["code"], line["status"]) for line in lines] == [("bad_request", 400)]
 
 
 def test_requests_that_do_not_await_each_other(strict: Service, service: Service, repository: Path) -> None:
