@@ -123,6 +123,7 @@ def _close(one: list[dict[str, object]], other: list[dict[str, object]]) -> bool
         ("/v1/classify?top_k=11", b"x", {}, 400, "bad_parameter"),
         ("/v1/classify?top_k=many", b"x", {}, 400, "bad_parameter"),
         ("/v1/models/nobody/classify", b"x", {}, 404, "model_not_found"),
+        ("/v1/classify/", b"x", {}, 404, "404"),  # it leads nowhere: the Host header would say where
         (f"/v1/models/{MODEL}/versions/9/classify", b"x", {}, 404, "version_not_found"),
         ("/v1/classify", b"{", {"content-type": "application/json"}, 400, "bad_request"),
         ("/v1/classify", b"[]", {"content-type": "application/json"}, 400, "bad_request"),
