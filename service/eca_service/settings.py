@@ -73,7 +73,9 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="file of hashed keys, see `eca-serve key`; unset: no key is asked"
     )
-    rate_limit: float | None = Field(None, gt=0, description="images a second that one caller may send, above it 429")
+    rate_limit: float | None = Field(
+        None, ge=1e-6, le=1e9, description="images a second that one caller may send, above it 429"
+    )
     rate_burst: int | None = Field(None, ge=1, description="images at once despite the limit; unset: a second's worth")
     rate_by: str = Field("key", pattern="^(key|address)$", description="who is one caller: key, or client address")
     management_token_file: Path | None = Field(

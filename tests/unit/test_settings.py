@@ -68,6 +68,8 @@ def test_loopback_is_the_default() -> None:
         ({"triton_url": "http://triton:8001"}, "is no host and port"),
         ({"triton_url": "triton:70000"}, "is no host and port"),
         ({"triton_url": "::1:8001"}, "is no host and port"),
+        ({"rate_limit": "inf", "rate_by": "address"}, "ECA_RATE_LIMIT='inf': input should be less than or equal to"),
+        ({"rate_limit": "1e-320", "rate_by": "address"}, "ECA_RATE_LIMIT='1e-320': input should be greater than"),
         ({"triton_url": ""}, "ECA_TRITON_URL: '' is no host and port"),
     ],
 )
