@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import uvicorn
@@ -43,6 +44,18 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Captures none."""
         yield
+
+
+class Loop(uvloop.Loop):
+    """uvloop's; its servers wait for a TLS handshake as long as for a request's head, which uvicorn cannot be told."""
+
+    handshake_s = 10.0
+
+    async def create_server(self, *args: Any, **given: Any) -> asyncio.AbstractServer:  # type: ignore[override]
+        """As of any loop."""
+        if given.get("ssl"):
+            given["ssl_handshake_timeout"] = self.handshake_s
+        return await super().create_server(*args, **given)
 
 
 def require_files(settings: Settings) -> None:
@@ -93,10 +106,15 @@ def serve(
         config.ssl = certificate.context  # which follows the files
     server, core = Server(config), app.state.core
 
+    def loop() -> Loop:
+        made = Loop()
+        made.handshake_s = settings.head_timeout_ms / 1000
+        return made
+
     async def run() -> None:
-        loop, asked = asyncio.get_running_loop(), asyncio.Event()
+        asked = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, asked.set)
+            asyncio.get_running_loop().add_signal_handler(number, asked.set)
         others = [asyncio.create_task(_end(server, core, asked))]
         if peers.index == 0 and not replaces:
             others.append(asyncio.create_task(_announce(core)))
@@ -110,7 +128,7 @@ def serve(
 
     gc.freeze()  # what is here stays for good; to look through it again and again took 4 % of the event loop
     gc.set_threshold(*GARBAGE)
-    uvloop.run(run())
+    uvloop.run(run(), loop_factory=loop)
 
 
 async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:

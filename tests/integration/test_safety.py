@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,6 +151,20 @@ def test_plain_connections_and_strangers_are_not_answered(safe: Service, folder:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.RpcError):
             stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
+
+
+def test_a_handshake_that_does_not_come_ends_like_a_head(repository: Path, folder: Path, tmp_path: Path) -> None:
+    files: Any = {"tls_cert": folder / "cert.pem", "tls_key": folder / "key.pem"}
+    silent = start(repository, tmp_path, "gateway", triton_url="127.0.0.1:1", head_timeout_ms=1000, **files)
+    silent.ca = folder / "ca.pem"
+    try:
+        silent.await_ready("/livez")
+        for port in (int(silent.url.rpartition(":")[2]), silent.grpc_port):
+            with socket.create_connection(("127.0.0.1", port), 10) as connection:
+                assert connection.recv(1) == b"", "closed, within ten seconds"
+    finally:
+        silent.process.send_signal(signal.SIGTERM)
+        assert silent.process.wait(30) == 0
 
 
 def test_the_command_line_speaks_to_it(safe: Service, folder: Path, repository: Path) -> None:
