@@ -74,11 +74,47 @@ def test_manifests_are_valid(case: str, version: str) -> None:
         ({"autoscaling": {"kind": "vpa"}}, "kind"),
         ({"models": {"size": "twenty"}}, "size"),
         ({"gateway": {"resources": {"requests": {"cpu": -1}}}}, "cpu"),
+        ({"gateway": {"image": "registry:5000/eca-serve/gateway"}}, "image"),
+        ({"triton": {"resources": {"limits": None}}}, "missing property 'limits'"),
+        # each would be a release whose pods never come up, or whose gateways Prometheus does not see
+        ({"gateway": {"env": {"ECA_HTTP_PORT": "9000"}}}, "gateway.env: the chart itself sets ECA_HTTP_PORT"),
+        ({"gateway": {"env": {"ECA_WORKERS": "4"}}}, "gateway.env: the chart itself sets ECA_WORKERS"),
+        ({"triton": {"gpus": 0}}, "set triton.image to eca-serve/triton-cpu"),
+        ({"autoscaling": {"gateway": {"min": 20}}}, "autoscaling.gateway: min 20 is above max 10"),
+        ({"autoscaling": {"kind": "keda", "triton": {"max": 1, "min": 2}}}, "autoscaling.triton: min 2 is above max 1"),
+        ({"monitoring": {"enabled": True}, "gateway": {"env": {"ECA_METRICS": "key"}}}, "set monitoring.apiKey"),
     ],
 )
 def test_wrong_values_are_refused_by_name(values: dict[str, Any], named: str) -> None:
     with helm_python.Chart.load(CHART) as chart, pytest.raises(helm_python.HelmError, match=named):
         chart.render(values, name="demo")
+
+
+def test_images_may_come_from_anywhere_and_quantities_in_any_notation() -> None:
+    """As Kubernetes takes them: a registry with a port, a tag with its digest, an exponent, petabytes."""
+    for image in ("registry.example:5000/eca/gateway:1", f"eca/gateway:1@sha256:{64 * 'a'}", f"g@sha256:{64 * 'a'}"):
+        assert gateway_container({"gateway": {"image": image}})["image"] == image
+    found = manifests({"models": {"size": "1Pi"}, "gateway": {"resources": {"limits": {"memory": "2e9"}}}})
+    for (kind, _), document in found.items():
+        if kind not in FOREIGN:
+            kubernetes_validate.validate(document, KUBERNETES[0], strict=True)
+
+
+def test_no_name_is_too_long() -> None:
+    """Helm takes releases of 53 characters, and Kubernetes has 63 for a service and for a job."""
+    for release in (53 * "a", f"{48 * 'a'}-serv", f"{40 * 'a'}-eca-serve"):
+        names = [name for _, name in manifests(ALL, release)]
+        assert max(map(len, names)) <= 63
+        assert all(re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name) for name in names), names
+        assert len({name for name in names if name.endswith(("-gateway", "-triton"))}) == 2
+
+
+def test_the_notes_command_is_one_that_works() -> None:
+    for values, command in (({}, "curl --data-binary @photo.jpg"), (ALL, "curl -k -H 'X-API-Key: KEY' --data")):
+        with helm_python.Chart.load(CHART) as chart:
+            notes = chart.render(values, name="demo")["eca-serve/templates/NOTES.txt"]
+        assert command in notes
+        assert ("https://127.0.0.1:8080/v1" in notes) == (values is ALL)
 
 
 def test_cores_may_be_a_number() -> None:
@@ -127,6 +163,13 @@ def test_secrets_are_files_and_what_is_not_asked_for_is_off() -> None:
     mounted = {mount["mountPath"]: all_on["volumes"][mount["name"]] for mount in all_on["volumeMounts"]}
     for file in files.values():
         assert mounted[str(Path(file).parent)]["secret"]["secretName"] in {"team-keys", "gateway-tls", "operators"}
+
+
+def test_what_the_chart_sets_cannot_be_set_twice() -> None:
+    """Server-side apply refuses a name that is there twice; else the last one would hold, unseen by the chart."""
+    for name in {entry["name"] for entry in gateway_container(ALL)["env"]} - set(ALL["gateway"]["env"]):
+        with pytest.raises(helm_python.HelmError, match=name):
+            manifests({"gateway": {"env": {name: "1"}}})
 
 
 def test_only_who_may_roll_back_may_write_models() -> None:

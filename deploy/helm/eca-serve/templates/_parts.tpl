@@ -1,5 +1,6 @@
+{{- /* Short enough for the longest that is made of it, a build job's: names have 63 characters at most. */ -}}
 {{- define "eca.name" -}}
-{{ if contains "eca-serve" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-eca-serve{{ end }}
+{{ (contains "eca-serve" .Release.Name | ternary .Release.Name (printf "%s-eca-serve" .Release.Name)) | trunc 48 | trimSuffix "-" }}
 {{- end }}
 
 {{- /* Labels that select: never change them, a Deployment cannot. Call with (list $ "component"). */ -}}
