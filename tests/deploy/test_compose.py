@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from eca_service.settings import load
+from eca_service.settings import Settings, load
 from eca_service.triton import server
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -103,6 +103,30 @@ def test_what_the_readme_sets_reaches_every_gateway(
             monkeypatch.setenv(key, value)
     load({})
     assert given["ECA_CHECKPOINTS"] in str(found["build"]["volumes"])
+
+
+@pytest.mark.parametrize("version", ["v2", "1.29"])
+def test_every_setting_of_the_service_can_be_set(version: str) -> None:
+    """The runbooks ask for it: a setting that .env has and no container sees would be a cure that does nothing."""
+    own = {"HOST", "HTTP_PORT", "GRPC_PORT", "REPOSITORY", "TRITON_GRPC_PORT", "TRITON_HOST", "TRITON_LOG"}
+    own |= {"TRITON_SHARED_MEMORY"}  # compose.cpu.yml's and docker-compose.yml's Tritons see no memory of a gateway's
+    found = services(version, CPU)
+    for name in ("gateway", "gateway-b"):
+        given = {key.removeprefix("ECA_") for key in found[name]["environment"]}
+        assert given == {key.upper() for key in Settings.model_fields} - own
+    assert "ECA_TRITON_THREADS" in found["triton"]["environment"]
+
+
+@pytest.mark.parametrize("version", ["v2", "1.29"])
+def test_a_missing_env_file_is_told(version: str, tmp_path: Path) -> None:
+    """Copied without files that begin with a dot: images of no version would be asked of a registry."""
+    (tmp_path / "none").touch()
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("ECA_")}
+    arguments = [*command(version), "--env-file", str(tmp_path / "none"), "config"]
+    done = subprocess.run(arguments, env=bare, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode != 0
+    assert "ECA_VERSION" in done.stderr.splitlines()[-1]
+    assert "is in .env, a file of the checkout that is missing here" in done.stderr
 
 
 def _models(service: dict[str, Any]) -> str:
