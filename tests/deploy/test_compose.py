@@ -145,6 +145,14 @@ def test_the_overlay_needs_neither_gpu_nor_nvidia(version: str) -> None:
     assert all("nvcr.io" not in str(service) for service in cpu.values())
 
 
+@pytest.mark.parametrize("files", [GPU, CPU], ids=["gpu", "cpu"])
+def test_what_is_built_here_is_asked_of_no_registry(files: tuple[str, ...]) -> None:
+    """v2 pulls before it builds, 1.29 does not: who took our name there would run his own with our keys and models."""
+    built = {name: one for name, one in services("v2", files).items() if one["image"].startswith("eca-serve/")}
+    assert {"build", "gateway", "gateway-b"} <= built.keys()
+    assert {name: one.get("pull_policy") for name, one in built.items()} == dict.fromkeys(built, "never")
+
+
 def test_no_two_services_share_two_networks() -> None:
     """Else Docker's DNS gives two addresses of one container, and Prometheus counts it twice."""
     networks = {name: set(service.get("networks", [])) for name, service in services("v2", GPU).items()}
