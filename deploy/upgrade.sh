@@ -23,7 +23,9 @@ await() {
     sleep 2 # until the balancer has seen it too
 }
 
-for gateway in gateway-b gateway; do
+order="gateway-b gateway"
+if ! healthy gateway; then order="gateway gateway-b"; fi # who is down costs nothing, and the other serves meanwhile
+for gateway in $order; do
     if [ $gateway = gateway-b ]; then other=gateway; else other=gateway-b; fi
     await $other
     $compose up -d --no-deps $gateway

@@ -183,6 +183,22 @@ def test_the_gateway_is_upgraded_without_a_failed_request(stack: Stack) -> None:
     docker("image", "rm", f"eca-serve/gateway:{upgraded['ECA_VERSION']}")
 
 
+def test_a_gateway_that_is_gone_is_seen_and_replaced_first(stack: Stack) -> None:
+    """Not in DNS it is no target of Prometheus'; the balancer tells, and upgrade.sh begins where nothing serves."""
+    stack.compose("up", "-d", "--no-deps", "gateway-b", "balancer")
+    await_health(stack.container("gateway-b"), "healthy", 60)
+    await_health(stack.container("balancer"), "healthy", 60)
+    missing = 'haproxy_server_status{proxy="http",server="gateway",state="UP"} == 0'
+    until(lambda: len(stack.query('up{job="eca-balancer"} == 1')) == 1, 30)
+    assert stack.query(missing) == []
+    docker("stop", stack.container("gateway"))
+    until(lambda: len(stack.query(missing)) == 1, 30)
+    stack.upgrade()
+    until(lambda: stack.query(missing) == [], 30)
+    stack.compose("rm", "-sf", "gateway-b", "balancer")
+    stack.await_ready()
+
+
 def test_keys_and_tls_are_files_that_may_change(stack: Stack, tmp_path: Path) -> None:
     """Callers need a key over TLS; a second key is added, the first removed, and nobody restarts anything."""
     authority = trustme.CA()
