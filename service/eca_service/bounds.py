@@ -86,10 +86,19 @@ def require_few_parts(data: bytes, kind: str) -> None:
         raise TooManyParts(f"it has more than {MOST_NUMBERS} strips, tiles, or numbers in another tag")
 
 
+def several_scans(data: bytes) -> bool:
+    """Whether a JPEG has several scans, as progressive ones do: its coefficients are kept while it is decoded."""
+    return data.count(b"\xff\xda") > 1 and _more_scans(data, 1)
+
+
 def _many_scans(data: bytes) -> bool:
     octets = np.frombuffer(data, np.uint8)
     if np.count_nonzero((octets[:-1] == 0xFF) & (octets[1:] == _SOS)) <= MOST_SCANS:
         return False  # the usual case, found in microseconds; more may be chance in what follows the image
+    return _more_scans(data, MOST_SCANS)
+
+
+def _more_scans(data: bytes, most: int) -> bool:
     at, scans = 2, 0
     for _ in range(MOST_READS):
         found = _MARKER.search(data, at)
@@ -99,7 +108,7 @@ def _many_scans(data: bytes) -> bool:
         if found[1][0] not in (_SOI, 0x01):
             at += int.from_bytes(data[at : at + 2], "big")
         scans += found[1][0] == _SOS
-        if scans > MOST_SCANS:
+        if scans > most:
             return True
     return True
 

@@ -13,16 +13,21 @@ from functools import partial
 from typing import Any, TypeVar
 
 from eca_service.contract import Contract
-from eca_service.imaging import Decoded, decode
+from eca_service.imaging import Decoded, Large, decode
 from eca_service.journal import Entry
 from eca_service.settings import Settings
 
 T = TypeVar("T")
 WEIGHT = 0.1  # of the newest image in the mean
+ROOM_BYTES = 128 << 20  # what may take more has to wait for its turn
 
 
 class Decoders:
-    """`settings.decode_threads` threads. `busy` images are being decoded or wait for it."""
+    """`settings.decode_threads` threads. `busy` images are being decoded or wait for it.
+
+    Large images are none of theirs: each may take a gigabyte, so one is decoded at a time, on a thread of its own, and
+    no other image waits for it.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.threads = settings.decode_threads
@@ -30,6 +35,7 @@ class Decoders:
         self._fast = settings.preprocessing == "fast"
         self._max_pixels = settings.max_pixels
         self._pool = ThreadPoolExecutor(self.threads, "decode", _yielding)
+        self._large = ThreadPoolExecutor(1, "decode-large", _yielding)
         self._each_s = 0.0
 
     def seconds(self, images: int) -> float:
@@ -44,16 +50,24 @@ class Decoders:
         The time is written down in `entry`. Raises what `imaging.decode` raises.
         """
         started = time.perf_counter()
-        self.busy += 1
+        arguments = (image, contract.preprocessing, self._max_pixels, self._fast, preview_px)
         try:
-            arguments = (image, contract.preprocessing, self._max_pixels, self._fast, preview_px)
-            decoded, busy_s = await asyncio.get_running_loop().run_in_executor(self._pool, _timed_decode, *arguments)
-        finally:
-            self.busy -= 1
-        self._each_s += WEIGHT * (busy_s - self._each_s)
+            decoded = await self._decode_among_others(*arguments)
+        except Large:
+            decoded = await asyncio.get_running_loop().run_in_executor(self._large, decode, *arguments)
         spent = time.perf_counter() - started
         entry.stage("decode", contract.name, started, spent)
         return decoded, spent
+
+    async def _decode_among_others(self, *arguments: Any) -> Decoded:
+        self.busy += 1
+        try:
+            work = partial(_timed_decode, *arguments, ROOM_BYTES)
+            decoded, busy_s = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self.busy -= 1
+        self._each_s += WEIGHT * (busy_s - self._each_s)
+        return decoded
 
     async def aside(self, work: Callable[..., T], *arguments: object) -> T:
         """The result of `work`, which would keep the event loop for too long."""
@@ -62,6 +76,7 @@ class Decoders:
     def close(self) -> None:
         """Ends the threads, and drops what waits for them."""
         self._pool.shutdown(cancel_futures=True)
+        self._large.shutdown(cancel_futures=True)
 
 
 def _yielding() -> None:
@@ -70,6 +85,6 @@ def _yielding() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
-def _timed_decode(image: bytes, recipe: Any, max_pixels: int, fast: bool, preview_px: int) -> tuple[Decoded, float]:
+def _timed_decode(*arguments: Any) -> tuple[Decoded, float]:
     started = time.perf_counter()
-    return decode(image, recipe, max_pixels, fast, preview_px), time.perf_counter() - started
+    return decode(*arguments), time.perf_counter() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import struct
 import warnings
 import zlib
@@ -34,6 +35,8 @@ TURNS = {
 STEPS = {"L;2": 85, "L;4": 17}  # between two grays of a PNG's, as Pillow unpacks them
 TILE_SIDES = (322, 323)
 ROOM = 2.5  # a JPEG that is scaled while it is decoded stays so many times larger than the recipe's size
+# Bytes a pixel that decoding takes at most; a JPEG's coefficients besides, where it is in several scans.
+MOST_BYTES, WEBP_BYTES, COEFFICIENT_BYTES = 13, 22, 8
 # What Pillow's decoders raise on damaged files: they have no common error.
 DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, ArithmeticError, LookupError, struct.error, zlib.error)
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
@@ -42,6 +45,10 @@ warnings.filterwarnings("ignore", module="PIL")  # it warns of odd metadata that
 # Of each damaged TIFF libtiff writes a line of its own to stderr, amid the log's; Pillow raises an error as well.
 with contextlib.suppress(OSError, StopIteration, AttributeError), Path("/proc/self/maps").open() as maps:
     ctypes.CDLL(next(line.split()[-1] for line in maps if "/libtiff" in line)).TIFFSetErrorHandler(None)
+
+
+class Large(Exception):
+    """Decoding the image may take more memory than it was given room for."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,14 @@ class Decoded:
     preview: NDArray[np.uint8] | None = None
 
 
-def decode(data: bytes, recipe: Preprocessing, max_pixels: int, fast: bool = False, preview_px: int = 0) -> Decoded:
+def decode(
+    data: bytes,
+    recipe: Preprocessing,
+    max_pixels: int,
+    fast: bool = False,
+    preview_px: int = 0,
+    room: float = math.inf,
+) -> Decoded:
     """Decodes and follows the recipe: turned by EXIF, to RGB, shorter side resized, centre cropped.
 
     The reference turns and resizes the whole image with Pillow. `fast` resizes only what the crop keeps and turns that,
@@ -67,17 +81,23 @@ def decode(data: bytes, recipe: Preprocessing, max_pixels: int, fast: bool = Fal
     tests/load/preprocessing.py measures how far the two are apart. With `preview_px` the whole image is kept too, its
     longer side at most so many pixels.
 
-    Raises ServiceError: unsupported_image_format, image_too_many_pixels, image_truncated, image_undecodable.
+    Raises ServiceError: unsupported_image_format, image_too_many_pixels, image_truncated, image_undecodable; and Large,
+    before any pixel is decoded, where that might take more than `room` bytes.
     """
     kind = bounds.format_of(data)
     if kind is None:
         raise ServiceError("unsupported_image_format", f"the {len(data)} bytes do not begin like {', '.join(FORMATS)}")
     try:
         bounds.require_few_parts(data, kind)
-        _require_few(bounds.claimed_pixels(data, kind), max_pixels, "the image")
+        claimed = bounds.claimed_pixels(data, kind)
+        _require_few(claimed, max_pixels, "the image")
+        if WEBP_BYTES * claimed > room:
+            raise Large
         with Image.open(bounds.Parts(data), formats=(kind,)) as opened:
             _require_few(opened.width * opened.height, max_pixels, f"the image, {opened.width} x {opened.height},")
             _require_few(_tile_px(opened), max_pixels, "a tile of the image")
+            if kind != "WEBP" and _is_large(data, opened, recipe if fast else None, room):
+                raise Large
             return _follow(data, opened, recipe, fast, preview_px)
     except bounds.TooManyParts as error:
         raise ServiceError("image_undecodable", f"the {kind} image is not decoded: {error}") from None
@@ -100,6 +120,25 @@ def _tile_px(opened: ImageFile.ImageFile) -> int:
     tags = getattr(opened, "tag_v2", {})
     width, height = (tags.get(tag, 0) for tag in TILE_SIDES)
     return width * height if isinstance(width, int) and isinstance(height, int) else 0
+
+
+def _is_large(data: bytes, opened: ImageFile.ImageFile, scaled: Preprocessing | None, room: float) -> bool:
+    """Whether decoding it may take more than `room` bytes; a JPEG may be `scaled` for a recipe meanwhile."""
+    pixels = max(opened.width * opened.height, _tile_px(opened))
+    if opened.format not in {"JPEG", "MPO"}:
+        return MOST_BYTES * pixels > room
+    scaled_bytes = MOST_BYTES * pixels / (_shrink(opened.size, scaled) if scaled else 1) ** 2
+    if scaled_bytes + COEFFICIENT_BYTES * pixels <= room:
+        return False
+    return scaled_bytes > room or bounds.several_scans(data)
+
+
+def _shrink(size: Size, recipe: Preprocessing) -> int:
+    """By how much a JPEG of that size is scaled while it is decoded: 1, 2, 4 or 8."""
+    shrink = 1
+    while shrink < 8 and min(size) >= 2 * shrink * ROOM * recipe.resize:
+        shrink *= 2
+    return shrink
 
 
 def _follow(data: bytes, opened: ImageFile.ImageFile, recipe: Preprocessing, fast: bool, preview_px: int) -> Decoded:
@@ -151,8 +190,7 @@ def _kept(
     """What `box` holds of the image, resized to the crop: uint8 [crop, crop, 3], not yet turned by EXIF."""
     shrink = 1
     if opened.format in {"JPEG", "MPO"}:
-        while shrink < 8 and min(opened.size) >= 2 * shrink * ROOM * recipe.resize:
-            shrink *= 2
+        shrink = _shrink(opened.size, recipe)
         if opened.mode != "CMYK":
             pixels = jpeg.decode_scaled(data, opened.size, shrink)
             if pixels is not None:
