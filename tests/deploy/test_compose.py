@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from eca_service.grpc_server import GRACE_S
 from eca_service.settings import Settings, load
 from eca_service.triton import server
 from packaging.requirements import Requirement
@@ -168,6 +169,15 @@ def test_each_waits_for_what_it_needs() -> None:
     assert waits["triton"] == {"build": "service_completed_successfully"}
     assert waits["gateway"] == waits["gateway-b"] == {**waits["triton"], "triton": "service_healthy"}
     assert "healthcheck" in found["triton"]
+
+
+@pytest.mark.parametrize("version", ["v2", "1.29"])
+def test_a_gateway_is_not_killed_while_it_answers(version: str) -> None:
+    """Also where .env gives a balancer a minute to see that it is leaving."""
+    ending_s = Settings.model_fields["grace_ms"].default / 1000 + GRACE_S
+    for name in ("gateway", "gateway-b"):
+        (minutes,) = re.findall(r"^(\d+)m", services(version, GPU)[name]["stop_grace_period"])
+        assert 60 * int(minutes) > 60 + ending_s
 
 
 def test_every_triton_takes_the_gateway_s_pings() -> None:
