@@ -23,7 +23,7 @@ KSERVE = ROOT / "deploy" / "kserve" / "runtime.yaml"
 FOREIGN = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "ServingRuntime", "InferenceService"}
 KUBERNETES = ("1.29.0", "1.33.0", "1.37.0")
 ALL = {
-    "build": {"enabled": True, "checkpointsClaim": "checkpoints"},
+    "build": {"enabled": True, "checkpointsClaim": "checkpoints", "env": {"ECA_ATTENTION_GRAPH": "auto"}},
     "autoscaling": {"kind": "keda"},
     "networkPolicy": {"egress": [{"ports": [{"port": 4317, "protocol": "TCP"}]}]},
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "apiKey": "scrapes"},
@@ -294,6 +294,13 @@ def test_other_values_make_another_build_job() -> None:
         if kind == "Job"
     }
     assert len(names) == 2
+
+
+def test_the_build_job_has_its_options() -> None:
+    job = next(document for (kind, _), document in manifests(ALL).items() if kind == "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    options = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert options == {"ECA_TARGET": "onnx", "ECA_ATTENTION_GRAPH": "auto"}
 
 
 def test_the_rules_are_in_the_chart() -> None:

@@ -12,6 +12,8 @@ from importlib.metadata import distribution, distributions
 from pathlib import Path
 from typing import Any
 
+import click
+import eca_build.cli
 import pytest
 import yaml
 from eca_service.grpc_server import GRACE_S
@@ -128,6 +130,19 @@ def test_a_missing_env_file_is_told(version: str, tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "ECA_VERSION" in done.stderr.splitlines()[-1]
     assert "is in .env, a file of the checkout that is missing here" in done.stderr
+
+
+@pytest.mark.parametrize("version", ["v2", "1.29"])
+def test_what_the_readme_says_of_the_build_reaches_it(version: str, tmp_path: Path) -> None:
+    (listed,) = re.findall(r"^For the build: (.*?);", (ROOT / "deploy" / "README.md").read_text(), re.MULTILINE)
+    names = set(re.findall(r"`(ECA_\w+)`", listed))
+    assert names >= {"ECA_TARGET", "ECA_ATTENTION_GRAPH"}
+    options = {option.envvar for option in eca_build.cli.compile_.params if isinstance(option, click.Option)}
+    assert names <= options
+    settings = tmp_path / ".env"
+    settings.write_text((ROOT / ".env").read_text() + "".join(f"{name}=given\n" for name in names))
+    environment = services(version, GPU, settings)["build"]["environment"]
+    assert {name for name, value in environment.items() if value == "given"} == names
 
 
 def _models(service: dict[str, Any]) -> str:
