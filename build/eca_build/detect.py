@@ -47,6 +47,11 @@ def detect(state: State, path: Path) -> NetworkSpec:
         (arch, width), classes = _resnet(state, path), len(state["fc.weight"])
         names = {found[0] for key in state if (found := re.match(r"layer\d+\.\d+", key))}
         blocks = sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    elif "conv1.0.weight" in state and "fc.weight" in state:
+        raise BuildError(
+            f"{path} is a ResNet that begins with several small convolutions, as timm's ecaresnet50d does; those here "
+            "begin with one, `eca-build archs` lists them"
+        )
     else:
         raise BuildError(f"{path} is no network known here; `eca-build archs` lists those that are")
     sites = len(site_channels(arch, width))
