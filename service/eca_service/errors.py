@@ -81,7 +81,7 @@ CODES: dict[str, Kind] = {
     "rate_limited": Kind(
         429,
         "RESOURCE_EXHAUSTED",
-        "Too many requests with this key",
+        "Too many images from this caller",
         "Wait as long as Retry-After says, then send again, more slowly.",
         1,
     ),

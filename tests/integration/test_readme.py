@@ -19,10 +19,23 @@ from tests.integration.conftest import MODEL, ROOT, Service, environment, free_p
 README = (ROOT / "README.md").read_text()
 
 
-def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert len(links) > 10
-    assert [link for link in links if not (ROOT / link).exists()] == []
+PAGES = [
+    *ROOT.glob("*.md"),
+    ROOT / "model_repository" / "README.md",
+    *(page for folder in ("build", "deploy", "service", "tests") for page in (ROOT / folder).rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file, and where they name a heading, to one that it has."""
+    for link in re.findall(r"\]\(([^)#:]*(?:#[^)]*)?)\)", page.read_text()):
+        file, _, heading = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}, link
 
 
 def test_make_commands_exist() -> None:
@@ -78,23 +91,37 @@ def test_make_serve(demo: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-def test_the_service_s_python_works(service: Service, tmp_path: Path) -> None:
-    """As it stands in its README, with two of the demo images."""
-    page = (ROOT / "service" / "README.md").read_text()
-    found = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert found is not None
+def answers(service: Service, folder: Path, language: str, *command: str, before: str = "") -> list[str]:
+    """What each block of the service's README in `language` prints, after `before`, beside two demo images."""
     for label in ("cat", "dog"):
-        shutil.copy(ROOT / "build" / "demo" / "images" / f"{label}-2.jpg", tmp_path / f"{label}.jpg")
-    script = found[1].replace("http://127.0.0.1:8080", service.url)
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        shutil.copy(ROOT / "build" / "demo" / "images" / f"{label}-2.jpg", folder / f"{label}.jpg")
+    page = (ROOT / "service" / "README.md").read_text()
+    printed = []
+    for block in re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        script = before + block.replace("http://127.0.0.1:8080", service.url)
+        script = script.replace("127.0.0.1:8081", f"127.0.0.1:{service.grpc_port}")
+        done = subprocess.run([*command, script], cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    return printed
+
+
+def test_the_service_s_python_works(service: Service, tmp_path: Path) -> None:
+    client, tritonclient = answers(service, tmp_path, "python", sys.executable, "-c")
+    assert [line.split()[:2] for line in client.splitlines()] == [
         [f"{label}.jpg", f"resnet14-{kind}"] for label in ("cat", "dog") for kind in ("se", "eca")
     ]
+    assert tritonclient.startswith("[b'cat' b'dog'] [0.")
 
 
-def test_the_service_s_links_lead_somewhere() -> None:
-    page = (ROOT / "service" / "README.md").read_text()
-    links = [link for link in re.findall(r"\]\(([^)#:]+)[^):]*\)", page) if link]
-    assert links
-    assert [link for link in links if not (ROOT / "service" / link).exists()] == []
+def test_the_service_s_curl_works(service: Service, tmp_path: Path) -> None:
+    (printed,) = answers(service, tmp_path, "sh", "bash", "-ec")
+    results = [json.loads(line)["results"] for line in printed.replace("}{", "}\n{").splitlines()]
+    labels = [[result["predictions"][0]["label"] for result in found] for found in results]
+    assert labels == [["cat"], ["cat", "dog"]]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed; it is Debian's package `nodejs`")
+def test_the_service_s_javascript_works(service: Service, tmp_path: Path) -> None:
+    before = 'import {readFileSync} from "fs"; const file = readFileSync("cat.jpg");'
+    assert answers(service, tmp_path, "js", "node", "--input-type=module", "-e", before=before) == ["cat\n"]

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from docs.write_errors import PAGE, table, written
+from eca_service.client.failures import OWN
 from eca_service.errors import CODES, ServiceError, problem
+from eca_service.imaging import decode
+
+from tests.unit.test_contract import CONTRACT
 
 
 def test_the_page_has_the_table() -> None:
@@ -21,9 +26,21 @@ def test_every_code_is_explained() -> None:
     assert all(text.endswith(".") for _, text in sections)
 
 
+def test_the_client_s_own_codes_are_there() -> None:
+    section = PAGE.read_text().partition("\n## What the client itself says\n")[2]
+    assert dict(re.findall(r"^\| (\w+) \| (.+) \|$", section, re.MULTILINE)) == {"code": "means", **OWN}
+
+
 def test_the_example_is_an_answer() -> None:
     shown = json.loads(re.search(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)[1])  # type: ignore[index]
     assert shown == problem(ServiceError(shown["code"], shown["detail"]), shown["request_id"])
+
+
+def test_the_example_s_sentence_is_the_decoder_s() -> None:
+    shown = json.loads(re.search(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)[1])  # type: ignore[index]
+    with pytest.raises(ServiceError) as raised:
+        decode(b"hello", CONTRACT.preprocessing, 1000)
+    assert (raised.value.code, raised.value.detail) == (shown["code"], shown["detail"])
 
 
 def test_every_code_says_what_to_do() -> None:

@@ -44,7 +44,7 @@ def log(settings: Settings) -> None:
 with_ca = option(
     "--ca",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Authorities (PEM) to trust for https, instead of the system's.",
+    help="Authorities (PEM) to trust, instead of the system's.",
 )
 with_key = option(
     "--api-key-file",
@@ -55,7 +55,12 @@ with_key = option(
 
 def with_service(command: Any) -> Any:
     """Gives a command that asks a running service the options --url, --ca and --api-key-file."""
-    url = option("--url", default=DEFAULT_URL, show_default=True, help="The running service: http(s):// or grpc(s)://.")
+    url = option(
+        "--url",
+        default=DEFAULT_URL,
+        show_default=True,
+        help="The running service: http(s)://, or, to classify by one model, grpc(s)://.",
+    )
     for one in (with_key, with_ca, url):
         command = one(command)
     return command

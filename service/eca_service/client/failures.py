@@ -48,7 +48,7 @@ class ClientError(Exception):
 
     @property
     def passing(self) -> bool:
-        """Whether the same call may succeed in a moment; every call is idempotent, so that it may be made again."""
+        """Whether the same call may succeed in a moment."""
         kind = CODES.get(self.code)
         return self.code == "unreachable" or (kind is not None and kind.retry_after_s is not None)
 
