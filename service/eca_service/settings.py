@@ -35,18 +35,25 @@ class Settings(BaseSettings):
     grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port")
     workers: int = Field(1, ge=1, le=256, description="gateway processes; they divide the limits on what is in flight")
     triton_url: str | None = Field(
-        None, description="host:port of your own Triton, all addresses of that host; several are separated by commas"
+        None,
+        description="for `eca-serve gateway`: host:port of your own Triton, all addresses of that host; several are "
+        "separated by commas",
     )
     triton_shared_memory: bool = Field(
         False,
         description="Triton sees this machine's /dev/shm, so tensors travel there; always so where it is embedded",
     )
     triton_threads: int | None = Field(
-        None, ge=1, le=256, description="threads an engine on a CPU runs on; a gateway alone is to be told its Triton's"
+        None,
+        ge=1,
+        le=256,
+        description="threads an engine on a CPU runs on; unset: its cores; a gateway alone is to be told its Triton's",
     )
     triton_log: Path = Field(Path(".cache/triton.log"), description="log file of the embedded Triton")
     repository: Path = Field(Path("model_repository"), description="model repository")
-    default_model: str | None = Field(None, description="model of /v1/classify")
+    default_model: str | None = Field(
+        None, description="model of /v1/classify; unset: the first with ECA, else the first"
+    )
     max_body_bytes: int = Field(32 << 20, ge=1024, description="largest request body")
     max_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
     max_images: int = Field(64, ge=1, le=4096, description="most images in a request")

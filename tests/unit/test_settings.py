@@ -86,6 +86,15 @@ def test_the_gateway_and_triton_need_ports_of_their_own(tmp_path: Path, command:
     assert (done.exit_code, "ECA_TRITON_GRPC_PORT=9 is a port of the gateway too" in done.output) == (2, True)
 
 
+def test_up_takes_no_other_triton(tmp_path: Path) -> None:
+    """It would be given no image."""
+    publish(tmp_path, CONTRACT)
+    done = CliRunner().invoke(
+        eca_service.cli.main, ["up", "--repository", str(tmp_path), "--triton-url", "triton:8001"]
+    )
+    assert (done.exit_code, "or run `eca-serve gateway`" in done.output) == (2, True)
+
+
 @pytest.mark.parametrize("url", ["triton:8001", "[::1]:8001", "[fe80::1%eth0]:8001", "a.b-c.example.:1, d_e:65535,"])
 def test_addresses_of_tritons(url: str) -> None:
     assert load({"triton_url": url}).triton_url == url

@@ -24,6 +24,11 @@ def up(**given: str | None) -> None:
       eca-serve up --http-port 8090 --repository model_repository
     """
     settings = load(given)
+    if settings.triton_url is not None:
+        raise SettingsError(
+            f"ECA_TRITON_URL={settings.triton_url} is a Triton of your own, and `eca-serve up` starts another; "
+            "unset it, or run `eca-serve gateway`"
+        )
     log(settings)
     _require_gateway(settings)
     triton = _triton(settings)
