@@ -36,7 +36,7 @@ lint: $(READY) ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: export OMP_WAIT_POLICY ?= PASSIVE # two processes share the cores
+test: export OMP_WAIT_POLICY ?= PASSIVE # several processes share the cores
 test: lint ## Lint, types, unit and integration tests
 	$(BIN)/python -m pytest -n $(PROCESSES) --no-loadscope-reorder
 

@@ -156,8 +156,9 @@ def init(arch: str, attention: str, classes: int | None, width: float, seed: int
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8", "auto"]),
     default="fp32",
-    help="On a CPU fp32, int8 and, with --runtime openvino, bf16; on a GPU fp32, fp16, bf16. auto: every one is built, "
-    "verified and measured on this machine, and the fastest published.",
+    help="onnx: fp32, int8 and, with --runtime openvino, bf16; tensorrt and tensorrt-rtx: fp32, fp16, bf16, int8; "
+    "inductor: fp32, fp16, bf16. auto: every one is built, verified and measured on this machine, and the fastest "
+    "published.",
 )
 @_option(
     "--runtime",

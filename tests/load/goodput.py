@@ -164,9 +164,7 @@ def main(rounds: int, seconds: float, deadline_ms: float, repository: Path, mode
         os.sched_setaffinity(0, cores[-1:])
         try:
             service.await_ready()
-            found = asyncio.run(
-                sweep(service, model, (0.8, 1.0, 1.5, 2.0, 3.0, 5.0), rounds, seconds, deadline_ms / 1000)
-            )
+            found = asyncio.run(sweep(service, model, MULTIPLES, rounds, seconds, deadline_ms / 1000))
         finally:
             service.process.send_signal(signal.SIGTERM)
             service.process.wait(40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import click
@@ -9,6 +10,7 @@ import eca_build.cli
 import eca_service.cli
 import pytest
 from click.testing import CliRunner
+from eca_build.targets import PRECISIONS, TARGETS
 from eca_service.settings import Settings, load
 
 # What one call does, and where its answer goes.
@@ -61,6 +63,18 @@ def test_a_variable_is_taken() -> None:
     ):
         done = CliRunner().invoke(command, ["x"], env=environment)
         assert (done.exit_code, named in done.output) == (2, True), done.output
+
+
+def test_help_has_the_precisions_of_each_target() -> None:
+    help_text = next(option.help for _, name, option in options(eca_build.cli.main) if name == "--precision")
+    said = re.findall(r"([\w -]+): ((?:fp|bf|int)\d+[^;.]*)", str(help_text))
+    found = {
+        target: set(re.findall(r"(?:fp|bf|int)\d+", text)) for names, text in said for target in names.split(" and ")
+    }
+    onnx = {*PRECISIONS["onnxruntime"], *PRECISIONS["openvino"]}
+    assert {name.strip(): types for name, types in found.items()} == {"onnx": onnx} | {
+        target: set(PRECISIONS[target]) for target in TARGETS if target != "onnx"
+    }
 
 
 def test_what_help_says_of_settings_can_be_copied() -> None:
