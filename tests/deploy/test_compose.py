@@ -145,6 +145,30 @@ def test_what_the_readme_says_of_the_build_reaches_it(version: str, tmp_path: Pa
     assert {name for name, value in environment.items() if value == "given"} == names
 
 
+@pytest.mark.parametrize("version", ["v2", "1.29"])
+def test_every_setting_reaches_every_gateway(version: str, tmp_path: Path) -> None:
+    """All but what the containers fix: whoever is told to lower a limit finds it lowered."""
+    fixed = {"HOST", "REPOSITORY", "GRACE_MS", "TRITON_URL", "TRITON_HOST", "TRITON_LOG", "TRITON_GRPC_PORT"}
+    ports = {"HTTP_PORT", "GRPC_PORT"}  # the host's; within the container they stay
+    names = {name.upper() for name in Settings.model_fields} - fixed - ports - {"TRITON_SHARED_MEMORY"}
+    settings = tmp_path / ".env"
+    settings.write_text((ROOT / ".env").read_text() + "".join(f"ECA_{name}=7\n" for name in names))
+    found = services(version, CPU, settings)
+    for gateway in ("gateway", "gateway-b"):
+        environment = found[gateway]["environment"]
+        assert {name for name in names if environment.get(f"ECA_{name}") != "7"} == set()
+    assert found["triton"]["environment"]["ECA_TRITON_THREADS"] == "7"
+
+
+@pytest.mark.parametrize("files", [GPU, CPU], ids=["gpu", "cpu"])
+def test_the_readme_names_what_can_be_set(files: tuple[str, ...]) -> None:
+    told = (ROOT / "deploy" / "README.md").read_text() + (ROOT / ".env").read_text()
+    told += (ROOT / "deploy" / "secrets" / "README.md").read_text()
+    settings = {f"ECA_{name.upper()}" for name in Settings.model_fields}
+    asked = set(re.findall(r"\$\{([A-Z_]+)", "".join((ROOT / file).read_text() for file in files)))
+    assert {name for name in asked - settings - {"TORCH_LINKS"} if name not in told} == set()
+
+
 def _models(service: dict[str, Any]) -> str:
     """How the volume of models is mounted: ro or rw; v2 writes mounts in their long form."""
     (mount,) = (mount for mount in service["volumes"] if "/models" in str(mount))
