@@ -1,6 +1,6 @@
 """Answers in time by offered load: what is over the capacity must cost those that are accepted nothing.
 
-    python -m tests.load.goodput [--rounds 3] [--seconds 5] [--deadline-ms 500]
+    python -m tests.load.goodput [--rounds 3] [--seconds 8] [--deadline-ms 1500]
 
 Open arrivals (Poisson), over gRPC, each request with eight images and a deadline, latency from the planned start. The
 capacity is what 16 callers that wait for their answers get. Loads of 1 to 5 times the capacity take turns within each

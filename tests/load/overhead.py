@@ -56,12 +56,12 @@ uvicorn.run(app, port=%d, loop="uvloop", http="httptools", access_log=False, log
 """
 GATEWAY = """
 import numpy as np
-from eca_service import core
+from eca_service import decoders
 from eca_service.gateway import serve
 from eca_service.imaging import Decoded
 from eca_service.settings import load
 pixels = np.zeros((224, 224, 3), np.uint8)
-core.decode = lambda *_: Decoded(pixels, ())
+decoders.decode = lambda *_: Decoded(pixels, ())
 serve(load({"log_level": "warning"}))
 """
 
@@ -103,7 +103,8 @@ class Caller(asyncio.Protocol):
         if len(body) < length:
             return
         if not head.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(bytes(self._got).decode())
+            self.failed = bytes(self._got).decode()
+            return
         self._done(time.perf_counter() - self._asked)
         self._got.clear()
         self._ask()
@@ -114,7 +115,7 @@ class Caller(asyncio.Protocol):
 
 
 async def ask(port: int, callers: int, seconds: float) -> list[float]:
-    """Seconds of each answer while `callers` connections ask for so long."""
+    """Seconds of each answer while `callers` connections ask for so long. Raises RuntimeError for another than 200."""
     spent: list[float] = []
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
     request, loop = head.encode() + bytes(BODY_BYTES), asyncio.get_running_loop()
@@ -122,8 +123,10 @@ async def ask(port: int, callers: int, seconds: float) -> list[float]:
         await loop.create_connection(lambda: Caller(request, spent.append), "127.0.0.1", port) for _ in range(callers)
     ]
     await asyncio.sleep(seconds)
-    for transport, _ in pairs:
+    for transport, caller in pairs:
         transport.abort()
+        if caller.failed:
+            raise RuntimeError(caller.failed)
     return spent
 
 

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from eca_build.networks.attention import Kind
 from PIL import Image
 
-from tests.load import bench, compare, handover, measure, noop, once, report, tables
+from tests.load import bench, compare, handover, measure, noop, once, overhead, report, tables, transport
 from tests.load.arrivals import Process, planned
 from tests.load.environment import busy
 from tests.load.generator import closed_loop, open_loop
@@ -456,3 +456,15 @@ def test_a_run_of_seconds(tmp_path: Path) -> None:
     assert f"None of {sum(c.sent for c in run.cells)} requests failed" in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs nothing else"
     assert {path.name for path in (tmp_path / "report").glob("*.png")} >= {"tax.png", "tail.png", "stages.png"}
+
+
+def test_what_the_gateway_costs_is_counted() -> None:
+    found = overhead.measure(rounds=1, seconds=0.3, callers=4)
+    assert min(found.bare_ms, found.triton_ms, found.gateway_ms, found.gateway_and_triton_per_core) > 0
+    assert found.gateway_and_triton_per_core < found.gateway_per_core
+
+
+def test_both_ways_of_tensors_are_measured() -> None:
+    done = CliRunner().invoke(transport.main, ["--rounds", "1", "--calls", "2"])
+    assert (done.exit_code, done.exception) == (0, None), done.output
+    assert re.findall(r"(\d+) images: message [\d.]+ ms, shared memory", done.output) == ["1", "8", "32"]

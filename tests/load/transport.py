@@ -3,15 +3,13 @@
     python -m tests.load.transport [--rounds 7] [--calls 60]
 
 For 1, 8 and 32 images of 224 x 224 x 3 the two ways take turns within each round, against the embedded Triton and a
-model that costs nothing. Both start from the same decoded arrays. Shared memory: one region registered once, the
-images copied into a slot of it, and the message names the slot. Processor time is the caller's and Triton's together.
+model that costs nothing. Both are the gateway's own and start from the same decoded arrays. Processor time is the
+caller's and Triton's together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import mmap
-import os
 import statistics
 import sys
 import tempfile
@@ -24,8 +22,7 @@ import click
 import grpc
 import numpy as np
 from eca_service.backend import Triton
-from eca_service.contract import PROBABILITIES
-from eca_service.infer_request import with_pixels
+from eca_service.contract import PROBABILITIES, Contract
 from eca_service.triton.supervisor import TritonServer
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -33,74 +30,46 @@ from tests.load import noop
 from tests.load.processor import processor_s
 
 SIZES = (1, 8, 32)
-IMAGE_BYTES = noop.CROP * noop.CROP * 3
+PATIENCE_S = 30.0
 Ask = Callable[[list[Any]], Awaitable[Any]]
 
 
-async def ways(triton: Triton, contract: Any, region: str) -> tuple[dict[str, Ask], Callable[[], Awaitable[None]]]:
-    """The two transports by name, and what ends them."""
-    stub = service_pb2_grpc.GRPCInferenceServiceStub(triton._channel)
-    size = IMAGE_BYTES * max(SIZES)
-    path = Path("/dev/shm") / region
-    with path.open("wb+") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
-        memory = mmap.mmap(file.fileno(), size)
-    slot = np.frombuffer(memory, np.uint8)
-    await stub.SystemSharedMemoryRegister(
-        service_pb2.SystemSharedMemoryRegisterRequest(name=region, key=f"/{region}", offset=0, byte_size=size)
-    )
+def way(triton: Triton, contract: Contract) -> Ask:
+    """Probabilities [N, K] of N images uint8 [H, W, 3], as the gateway asks for them."""
 
-    async def by_message(images: list[Any]) -> Any:
-        return await triton._infer(with_pixels(images, contract, (PROBABILITIES,)), timeout=10)
+    async def ask(images: list[Any]) -> Any:
+        due = asyncio.get_running_loop().time() + PATIENCE_S
+        return (await triton.infer(images, contract, due))[PROBABILITIES]
 
-    async def by_memory(images: list[Any]) -> Any:
-        used = 0
-        for image in images:
-            slot[used : used + IMAGE_BYTES] = image.ravel()
-            used += IMAGE_BYTES
-        request = service_pb2.ModelInferRequest(model_name=contract.name, model_version=str(contract.version))
-        tensor = request.inputs.add(name="image", datatype="UINT8", shape=[len(images), *images[0].shape])
-        tensor.parameters["shared_memory_region"].string_param = region
-        tensor.parameters["shared_memory_byte_size"].int64_param = used
-        request.outputs.add(name="probabilities")
-        return await triton._infer(request.SerializeToString(), timeout=10)
-
-    async def end() -> None:
-        await stub.SystemSharedMemoryUnregister(service_pb2.SystemSharedMemoryUnregisterRequest(name=region))
-        path.unlink()
-
-    return {"message": by_message, "memory": by_memory}, end
+    return ask
 
 
-async def measure(rounds: int, calls: int, pid: int, address: str, contract: Any) -> None:
-    """Prints one line a size."""
-    triton = Triton(address)
+async def measure(rounds: int, calls: int, server: TritonServer, contract: Contract, home: Path) -> None:
+    """Prints one line a size; `home` has the model's config.pbtxt."""
+    assert server.pid is not None
+    tritons = {"message": Triton(server.address), "memory": Triton(server.address, same_host=True)}
     try:
-        await triton.fleet.load(contract, contract_home(contract), {1})
-        both, end = await ways(triton, contract, f"eca_transport_{os.getpid()}")
-        try:
-            for size in SIZES:
-                await compare(both, size, rounds, calls, pid)
-        finally:
-            await end()
+        for triton in tritons.values():
+            await triton.fleet.load(contract, home, {contract.version})
+        with grpc.insecure_channel(server.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            shared = stub.SystemSharedMemoryStatus(service_pb2.SystemSharedMemoryStatusRequest()).regions
+        if not shared:
+            raise click.ClickException("no memory is shared with Triton; has this machine a /dev/shm?")
+        for size in SIZES:
+            both = {name: way(triton, contract) for name, triton in tritons.items()}
+            await compare(both, size, rounds, calls, server.pid)
     finally:
-        await triton.close()
-
-
-_homes: dict[str, Path] = {}
-
-
-def contract_home(contract: Any) -> Path:
-    """The folder that holds the model's config.pbtxt."""
-    return _homes[contract.name]
+        for triton in tritons.values():
+            await triton.close()
 
 
 async def compare(both: dict[str, Ask], size: int, rounds: int, calls: int, pid: int) -> None:
     """One size: the ways take turns."""
     images = list(np.random.default_rng(1).integers(0, 256, (size, noop.CROP, noop.CROP, 3), np.uint8))
     rows: dict[str, list[tuple[float, float]]] = {name: [] for name in both}
-    answers = [(await ask(images)).raw_output_contents[0] for ask in both.values()]
-    if answers[0] != answers[1]:
+    message, memory = [await ask(images) for ask in both.values()]
+    if not np.array_equal(message, memory):
         raise click.ClickException("the two transports got different answers")
     for turn in range(rounds):
         for name in sorted(both, reverse=bool(turn % 2)):
@@ -127,7 +96,6 @@ def main(rounds: int, calls: int) -> None:
     """Measures both transports."""
     with tempfile.TemporaryDirectory() as folder:
         contract = noop.publish(Path(folder) / "repository")
-        _homes[contract.name] = Path(folder) / "repository" / contract.name
         server = TritonServer(Path(folder) / "repository", 0, Path(folder) / "triton.log", threads=1)
         server.start()
         try:
@@ -138,8 +106,7 @@ def main(rounds: int, calls: int) -> None:
                         break
                     except grpc.FutureTimeoutError:
                         continue
-            assert server.pid is not None
-            asyncio.run(measure(rounds, calls, server.pid, server.address, contract))
+            asyncio.run(measure(rounds, calls, server, contract, Path(folder) / "repository" / contract.name))
         finally:
             server.stop()
 
