@@ -12,21 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from eca_service.budget import Budget
 from eca_service.contract import Contract
-from eca_service.imaging import Decoded, Large, decode
+from eca_service.imaging import Decoded, Large, decode, most_bytes
 from eca_service.journal import Entry
 from eca_service.settings import Settings
 
 T = TypeVar("T")
 WEIGHT = 0.1  # of the newest image in the mean
-ROOM_BYTES = 128 << 20  # what may take more has to wait for its turn
+ROOM_BYTES = 128 << 20  # what may take more is large
 
 
 class Decoders:
     """`settings.decode_threads` threads. `busy` images are being decoded or wait for it.
 
-    Large images are none of theirs: each may take a gigabyte, so one is decoded at a time, on a thread of its own, and
-    no other image waits for it.
+    Large images are none of theirs: one may take a gigabyte, so there are at once as many as fit into the memory of the
+    largest that is let in, on threads of their own, and no other image waits for them.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -35,7 +36,8 @@ class Decoders:
         self._fast = settings.preprocessing == "fast"
         self._max_pixels = settings.max_pixels
         self._pool = ThreadPoolExecutor(self.threads, "decode", _yielding)
-        self._large = ThreadPoolExecutor(1, "decode-large", _yielding)
+        self._large = ThreadPoolExecutor(self.threads, "decode-large", _yielding)
+        self._memory = Budget(most_bytes(settings.max_pixels))
         self._each_s = 0.0
 
     def seconds(self, images: int) -> float:
@@ -53,8 +55,8 @@ class Decoders:
         arguments = (image, contract.preprocessing, self._max_pixels, self._fast, preview_px)
         try:
             decoded = await self._decode_among_others(*arguments)
-        except Large:
-            decoded = await asyncio.get_running_loop().run_in_executor(self._large, decode, *arguments)
+        except Large as large:
+            decoded = await self._memory.run(self._large, large.bytes, decode, *arguments)
         spent = time.perf_counter() - started
         entry.stage("decode", contract.name, started, spent)
         return decoded, spent

@@ -48,7 +48,16 @@ with contextlib.suppress(OSError, StopIteration, AttributeError), Path("/proc/se
 
 
 class Large(Exception):
-    """Decoding the image may take more memory than it was given room for."""
+    """Decoding the image may take more memory than it was given room for: `bytes` at most."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.bytes = int(most)
+
+
+def most_bytes(pixels: int) -> int:
+    """What decoding any image of so many pixels takes at most."""
+    return WEBP_BYTES * pixels
 
 
 @dataclass(frozen=True)
@@ -91,13 +100,12 @@ def decode(
         bounds.require_few_parts(data, kind)
         claimed = bounds.claimed_pixels(data, kind)
         _require_few(claimed, max_pixels, "the image")
-        if WEBP_BYTES * claimed > room:
-            raise Large
+        _require_room(WEBP_BYTES * claimed, room)
         with Image.open(bounds.Parts(data), formats=(kind,)) as opened:
             _require_few(opened.width * opened.height, max_pixels, f"the image, {opened.width} x {opened.height},")
             _require_few(_tile_px(opened), max_pixels, "a tile of the image")
-            if kind != "WEBP" and _is_large(data, opened, recipe if fast else None, room):
-                raise Large
+            if kind != "WEBP":
+                _require_room(_needed(data, opened, recipe if fast else None, room), room)
             return _follow(data, opened, recipe, fast, preview_px)
     except bounds.TooManyParts as error:
         raise ServiceError("image_undecodable", f"the {kind} image is not decoded: {error}") from None
@@ -122,15 +130,21 @@ def _tile_px(opened: ImageFile.ImageFile) -> int:
     return width * height if isinstance(width, int) and isinstance(height, int) else 0
 
 
-def _is_large(data: bytes, opened: ImageFile.ImageFile, scaled: Preprocessing | None, room: float) -> bool:
-    """Whether decoding it may take more than `room` bytes; a JPEG may be `scaled` for a recipe meanwhile."""
+def _require_room(needed: float, room: float) -> None:
+    if needed > room:
+        raise Large(needed)
+
+
+def _needed(data: bytes, opened: ImageFile.ImageFile, scaled: Preprocessing | None, room: float) -> float:
+    """The bytes that decoding it may take; a JPEG may be `scaled` for a recipe meanwhile."""
     pixels = max(opened.width * opened.height, _tile_px(opened))
     if opened.format not in {"JPEG", "MPO"}:
-        return MOST_BYTES * pixels > room
-    scaled_bytes = MOST_BYTES * pixels / (_shrink(opened.size, scaled) if scaled else 1) ** 2
-    if scaled_bytes + COEFFICIENT_BYTES * pixels <= room:
-        return False
-    return scaled_bytes > room or bounds.several_scans(data)
+        return MOST_BYTES * pixels
+    needed = MOST_BYTES * pixels / (_shrink(opened.size, scaled) if scaled else 1) ** 2
+    coefficients = COEFFICIENT_BYTES * pixels
+    if needed + coefficients > room and bounds.several_scans(data):  # looked for only where it matters
+        needed += coefficients
+    return needed
 
 
 def _shrink(size: Size, recipe: Preprocessing) -> int:

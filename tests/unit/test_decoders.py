@@ -1,11 +1,15 @@
-"""Large images are decoded one at a time, so that a burst of them fits into a container, and nobody waits for them."""
+"""Large images share the memory of one, so that a burst of them fits into a container, and nobody waits for them."""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from eca_service.budget import Budget
 from eca_service.contract import Preprocessing
 from eca_service.decoders import ROOM_BYTES
 from eca_service.imaging import Large, decode
@@ -29,7 +33,7 @@ def peak_mib():
 contract = SimpleNamespace(name="m", preprocessing=Preprocessing())
 
 async def main():
-    decoders = Decoders(Settings(decode_threads=4))
+    decoders = Decoders(Settings(decode_threads=4, max_pixels=20_000_000))
     large, small = (bytes.fromhex(line) for line in sys.stdin)
     before, ended = peak_mib(), []
 
@@ -91,3 +95,46 @@ def test_a_burst_of_large_images_takes_the_memory_of_one() -> None:
     assert int(together) < 1.5 * int(alone), "four threads, four images"
     assert ended.index("large") > ended.index("small"), "small ones do not wait for them"
     assert ended[-1] == "large"
+
+
+async def test_what_fits_runs_at_once_and_who_asked_first_goes_first() -> None:
+    budget, begun, end = Budget(100), list[str](), {name: threading.Event() for name in "abcd"}
+
+    def work(name: str) -> str:
+        begun.append(name)
+        assert end[name].wait(30)
+        return name
+
+    async def until(names: str) -> None:
+        while len(begun) < len(names):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
+        assert "".join(sorted(begun)) == names
+
+    with ThreadPoolExecutor(4) as pool:
+        tasks = []
+        for name, share in (("a", 40), ("b", 40), ("c", 1000), ("d", 10)):
+            tasks.append(asyncio.create_task(budget.run(pool, share, work, name)))
+            await asyncio.sleep(0)
+        await until("ab")
+        tasks[0].cancel()
+        end["b"].set()
+        await until("ab")  # a's thread goes on, whoever asked for it
+        end["a"].set()
+        await until("abc")  # more than there is: all of it, and d is behind
+        end["c"].set()
+        await until("abcd")
+        end["d"].set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert found[1:] == ["b", "c", "d"]
+
+
+async def test_whoever_leaves_the_queue_lets_the_others_through() -> None:
+    budget, end = Budget(1), threading.Event()
+    with ThreadPoolExecutor(4) as pool:
+        first, second, third = (asyncio.create_task(budget.run(pool, 1, end.wait, 30)) for _ in range(3))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        end.set()
+        assert all(await asyncio.wait_for(asyncio.gather(first, third), 10))
