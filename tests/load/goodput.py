@@ -137,7 +137,8 @@ async def sweep(
     async with Generator(service, model, deadline_s) as generator:
         await generator.offer(5, 2)  # costs are learnt
         for turn in range(rounds):
-            capacity = await generator.capacity(seconds / 2)
+            if not (capacity := await generator.capacity(seconds / 2)):
+                raise click.ClickException(f"{model} answers nothing; `eca-serve doctor` says why")
             order = list(multiples)
             random.Random(turn).shuffle(order)
             for multiple in order:
@@ -146,14 +147,18 @@ async def sweep(
 
 
 @click.command()
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--seconds", default=8.0, show_default=True, help="Of each load in a round.")
-@click.option("--deadline-ms", default=1500.0, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--seconds", type=click.FloatRange(1), default=8.0, show_default=True, help="Of each load in a round.")
+@click.option("--deadline-ms", type=click.FloatRange(1), default=1500.0, show_default=True)
 @click.option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
 @click.option("--model", default=MODEL, show_default=True)
 @click.option("--paced", is_flag=True, help="An engine that takes 5 ms an image and no processor, not a network.")
 def main(rounds: int, seconds: float, deadline_ms: float, repository: Path, model: str, paced: bool) -> None:
     """Sweeps the offered load; exit code 1 where five times the capacity costs goodput or deadlines."""
+    if 2 * deadline_ms > 1000 * seconds:
+        raise click.UsageError(
+            "--seconds is to be twice the deadline at least: answers count from when the first passes"
+        )
     with tempfile.TemporaryDirectory() as folder:
         if paced:
             repository = Path(folder) / "repository"

@@ -27,13 +27,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 import httpx
 import numpy as np
 import uvloop
 from eca_build.errors import BuildError
+from eca_build.networks.attention import Kind
 from eca_build.targets import RUNTIMES
 from eca_service.contract import CONTRACT_FILE, Preprocessing, read
 from eca_service.triton.server import free_port
@@ -43,7 +44,7 @@ from tests.load.environment import busy, environment
 from tests.load.generator import Block, closed_loop
 from tests.load.in_process import Loops, Order
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio
-from tests.load.matrix import Variant, build
+from tests.load.matrix import BACKBONES, DEMO_WEIGHTS, Variant, build
 from tests.load.measure import end_on_sigterm, serving
 from tests.load.photographs import photographs
 from tests.load.processor import processor_s, waited_s, waits
@@ -277,9 +278,11 @@ def _rate(figures: Figures) -> Estimate:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--ours", multiple=True, default=("",), help="A set-up of ours, name=value,name=value; several times.")
-@click.option("--backbone", default="mobilenetv2")
-@click.option("--attention", default="eca")
-@click.option("--clients", type=int, multiple=True, default=(1, 8, 32))
+@click.option(
+    "--backbone", type=click.Choice([name for name in BACKBONES if name not in DEMO_WEIGHTS]), default="mobilenetv2"
+)
+@click.option("--attention", type=click.Choice(get_args(Kind)), default="eca")
+@click.option("--clients", type=click.IntRange(1, 1024), multiple=True, default=(1, 8, 32))
 @click.option("--rounds", "count", type=click.IntRange(1, 100), default=5)
 @click.option("--seconds", type=click.FloatRange(0.2, 60), default=3.0, help="Of each measurement.")
 @click.option("--workers", type=click.IntRange(1, 64), default=2, help="Of the plain service.")
@@ -289,7 +292,7 @@ def _rate(figures: Figures) -> Estimate:
 def main(
     ours: tuple[str, ...],
     backbone: str,
-    attention: str,
+    attention: Kind,
     clients: tuple[int, ...],
     count: int,
     seconds: float,
@@ -299,6 +302,8 @@ def main(
     file: Path | None,
 ) -> None:
     """Prints images/s and latency of each contender, and the ratios that are asked of ours."""
+    if len(set(ours)) < len(ours):
+        raise click.UsageError("two --ours are the same: their figures could not be told apart")
     end_on_sigterm()
     images, source = photographs(folder)
     facts = environment(source)
@@ -311,7 +316,7 @@ def main(
             if setup.get("runtime", "auto") not in (*RUNTIMES, "auto"):
                 raise click.BadParameter(f"runtime is {setup['runtime']}; there are auto, {', '.join(RUNTIMES)}")
             wished: dict[str, Any] = {"precision": setup.get("precision", "fp32"), "runtime": setup.get("runtime")}
-            variant = Variant(backbone, attention, **wished)  # type: ignore[arg-type]
+            variant = Variant(backbone, attention, **wished)
             try:
                 repository = build(variant, models)
             except BuildError as error:
@@ -325,7 +330,7 @@ def main(
                 service = stack.enter_context(serving(scratch / "repository", scratch, settings))
             names.append(f"ECA Serve {text or 'as it is'}")
             addresses.append((service.url, f"127.0.0.1:{service.triton_port}", variant.name, service.process.pid))
-        plain = Variant(backbone, attention)  # type: ignore[arg-type]
+        plain = Variant(backbone, attention)
         home = build(plain, models) / plain.name
         version = max((path for path in home.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
         recipe: Preprocessing = read(version).preprocessing

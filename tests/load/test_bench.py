@@ -2,179 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
 import re
 import resource
-import signal
-import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from eca_build.networks.attention import Kind
 from PIL import Image
 
-from tests.load import bench, compare, handover, measure, noop, once, overhead, report, tables, transport
-from tests.load.arrivals import Process, planned
+from tests.load import bench, compare, measure, noop, overhead, report, tables, transport
 from tests.load.environment import busy
-from tests.load.generator import closed_loop, open_loop
-from tests.load.generator_cost import cost, trivial_server
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio, unpaired_ratio
 from tests.load.matrix import PRESETS, Variant
 from tests.load.measure import Cell, NotServedError, blocks
-from tests.load.peer import setup_of, tuned
-from tests.load.photographs import made
-from tests.load.processor import processor_s, waited_s, waits
-from tests.load.protocols import INFER, Http, Reply, Way, host_and_port, require_loopback
 from tests.load.summary import Row, at_objective, row, taxes
-
-
-class Stalling(Way):
-    """Answers at once, one at a time, but for a stall of `stall_s` that the third request begins."""
-
-    def __init__(self, stall_s: float) -> None:
-        self._turn = asyncio.Lock()
-        self._stall_s = stall_s
-        self.asked = 0
-
-    async def send(self, model: str, image: int) -> Reply:
-        async with self._turn:
-            self.asked += 1
-            if self.asked == 3:
-                await asyncio.sleep(self._stall_s)
-        return Reply("ok")
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-
-@pytest.mark.parametrize("process", ["poisson", "constant"])
-def test_planned_starts(process: Process) -> None:
-    starts = planned(process, 200, 20, 100_000, 1)
-    gaps = np.diff(starts)
-    assert starts == sorted(starts)
-    assert starts[0] >= 0
-    assert starts[-1] < 20
-    assert len(starts) == pytest.approx(4000, abs=300)
-    assert gaps.std() / gaps.mean() == pytest.approx(1 if process == "poisson" else 0, abs=0.1)
-    assert planned(process, 200, 20, 7, 1) == starts[:7]
-    assert len(planned(process, 1e9, 3600, 7, 1)) == 7, "planned without room for 3.6 * 10^12"
-
-
-async def test_a_stall_shows_in_open_load_and_hides_in_closed_load() -> None:
-    starts = planned("constant", 100, 1.0, 1000, 1)
-    seen = await open_loop(Stalling(0.5), "m", starts, 1)
-    assert seen.sent == len(seen.latencies_s) == 100
-    late = sum(latency > 0.05 for latency in seen.latencies_s)
-    assert late > 35, "all that were planned during the stall waited"
-    hidden = await closed_loop(Stalling(0.5), "m", 1, 0.7, 1)
-    assert sum(latency > 0.05 for latency in hidden.latencies_s) < 5
-
-
-async def test_load_is_bounded_and_waits_no_longer_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.load.generator.PATIENCE_S", 0.2)
-    few = await closed_loop(Stalling(0), "m", 4, 30, 1, most=50)
-    assert few.sent == len(few.latencies_s) == 50
-    stuck = await open_loop(Stalling(60), "m", planned("constant", 100, 0.1, 1000, 1), 1)
-    assert stuck.failures == {"no answer": 8}
-    assert len(stuck.latencies_s) == 2
-
-
-async def serving(answer: bytes, use: Callable[[str], Awaitable[None]]) -> None:
-    """A server on loopback that reads a little and answers `answer`."""
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1 << 20)
-        writer.write(answer)
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    async with server:
-        await use(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-
-
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        (b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", "http 429"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "connection: lost"),
-        (b"hello\r\n\r\n", "no http"),
-    ],
-)
-async def test_failures_are_counted_by_their_kind(answer: bytes, code: str) -> None:
-    async def use(url: str) -> None:
-        way = Http(url, [b"x"])
-        block = await closed_loop(way, "m", 2, 5, 1, most=6)
-        assert block.failures == {code: 6}
-        assert not block.latencies_s
-        await way.close()
-
-    await serving(answer, use)
-
-
-@contextmanager
-def trivial_grpc_server() -> Iterator[int]:
-    """The port of a server that answers nothing to everything."""
-    answer = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
-    server = grpc.server(ThreadPoolExecutor(1))
-    _, service, method = INFER.split("/")
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: answer}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield port
-    finally:
-        server.stop(None).wait()
-
-
-@pytest.mark.parametrize("way", ["http", "grpc"])
-@pytest.mark.parametrize("scheme", ["", "http://"])
-def test_once_takes_either_form_of_an_address_whatever_the_proxy(
-    way: str, scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("no_proxy", "")
-    with trivial_server() if way == "http" else trivial_grpc_server() as port:
-        given = ["--url", f"{scheme}127.0.0.1:{port}", "--way", way, "--callers", "1", "--most", "1", "--model", "m"]
-        done = CliRunner().invoke(once.main, given, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-
-
-async def test_stages_are_read_and_the_generator_costs_little() -> None:
-    images = made(3, ((320, 240),))
-    with trivial_server() as port:
-        found = await cost(port, images, 0.5)
-        way = Http(f"http://127.0.0.1:{port}", images)
-        block = await closed_loop(way, "m", 2, 1, len(images), most=20)
-        await way.close()
-    assert block.stages["infer"] == [1.0] * 20
-    assert found.processor_us < 2000, "it would be the bottleneck of what it measures"
-
-
-def test_load_goes_to_loopback_unless_told() -> None:
-    require_loopback("http://127.0.0.1:8080")
-    require_loopback("localhost:8081")
-    for url in ("http://10.0.0.1:80", "example.org:80"):
-        with pytest.raises(ValueError, match="another machine"):
-            require_loopback(url)
-        require_loopback(url, host_and_port(url)[0])
-    assert host_and_port("[::1]:80") == ("::1", 80)
-    for url in ("dns:///192.0.2.1:81", "unix:/tmp/x", "https://127.0.0.1", "http://", ""):
-        with pytest.raises(ValueError, match=r"neither|TLS"):
-            require_loopback(url)
-    refused = CliRunner().invoke(once.main, ["--url", "http://192.0.2.1:80", "--model", "m"])
-    assert refused.exit_code == 2
-    assert "--target" in refused.output
 
 
 def test_intervals_cover_what_is_known() -> None:
@@ -370,54 +215,6 @@ def test_other_files_than_ours_are_refused(tmp_path: Path) -> None:
     assert done.exit_code == 2, "before anything is measured"
     done = CliRunner().invoke(bench.main, ["--attention", "magic"])
     assert "magic is none of the attentions" in done.output
-
-
-def test_set_ups_of_the_peer_test(tmp_path: Path) -> None:
-    assert setup_of("instances=2,threads=1") == {"instances": "2", "threads": "1"}
-    home = tmp_path / "built" / "m" / "1"
-    home.mkdir(parents=True)
-    (home / "contract.json").write_text('{"max_batch": 32}')
-    (home.parent / "config.pbtxt").write_text(
-        "max_batch_size: 32\ninstance_group [ { count: 1 kind: KIND_CPU } ]\ndynamic_batching { }\n"
-    )
-    tuned(tmp_path / "built", "m", tmp_path / "tuned", setup_of("instances=2,max_batch=4,preferred=2"))
-    text = (tmp_path / "tuned" / "m" / "config.pbtxt").read_text()
-    assert re.search(r"max_batch_size: 4\n.*count: 2 .*\ndynamic_batching \{ preferred_batch_size: \[ 2 \] \}", text)
-    assert json.loads((tmp_path / "tuned" / "m" / "1" / "contract.json").read_text())["max_batch"] == 4
-
-
-def test_a_core_that_two_want_is_waited_for() -> None:
-    core = min(os.sched_getaffinity(0))
-    loops = ["taskset", "-c", str(core), "sh", "-c", "while :; do :; done & while :; do :; done"]
-    process = subprocess.Popen(loops, start_new_session=True)
-    try:
-        end = time.monotonic() + 20
-        while processor_s(process.pid) < 0.2 and time.monotonic() < end:
-            time.sleep(0.1)
-        used, before = processor_s(process.pid), waits(process.pid)
-        assert len(before) == 2
-        while processor_s(process.pid) < used + 0.5 and time.monotonic() < end:
-            time.sleep(0.1)
-        assert processor_s(process.pid) >= used + 0.5
-        assert waited_s(before, waits(process.pid)) >= 0.4, "one of the two always waits"
-        assert waited_s({}, {1: 2_000_000_000}) == 2, "of a thread that is new all counts"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(5)
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_hops_from_process_to_process() -> None:
-    before = os.sched_getaffinity(0)
-    one, other = sorted(before)[:2]
-    late_ms, same = handover.hops(5, 0.0, 0.001, (one, other))
-    assert late_ms > 0
-    assert same == 0, "they are pinned to two cores"
-    assert handover.hops(5, 0.0, 0.0, (one, one))[1] == 1
-    assert os.sched_getaffinity(0) == before
-    result = CliRunner().invoke(handover.main, ["--count", "3"])
-    assert result.exit_code == 0, result.output
-    assert result.output.count("begins after") == 4
 
 
 def test_demo_weights_are_used_where_they_are_there() -> None:

@@ -1,0 +1,84 @@
+"""What stands beside the service, and what hinders it: set-ups, waiting for a core, hops from process to process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tests.load import goodput, handover, peer
+from tests.load.peer import setup_of, tuned
+from tests.load.processor import processor_s, waited_s, waits
+
+
+def test_set_ups_of_the_peer_test(tmp_path: Path) -> None:
+    assert setup_of("instances=2,threads=1") == {"instances": "2", "threads": "1"}
+    home = tmp_path / "built" / "m" / "1"
+    home.mkdir(parents=True)
+    (home / "contract.json").write_text('{"max_batch": 32}')
+    (home.parent / "config.pbtxt").write_text(
+        "max_batch_size: 32\ninstance_group [ { count: 1 kind: KIND_CPU } ]\ndynamic_batching { }\n"
+    )
+    tuned(tmp_path / "built", "m", tmp_path / "tuned", setup_of("instances=2,max_batch=4,preferred=2"))
+    text = (tmp_path / "tuned" / "m" / "config.pbtxt").read_text()
+    assert re.search(r"max_batch_size: 4\n.*count: 2 .*\ndynamic_batching \{ preferred_batch_size: \[ 2 \] \}", text)
+    assert json.loads((tmp_path / "tuned" / "m" / "1" / "contract.json").read_text())["max_batch"] == 4
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "said"),
+    [
+        (peer.main, ["--clients", "0"], "not in the range"),
+        (peer.main, ["--attention", "magic"], "is not one of"),
+        (peer.main, ["--backbone", "magic"], "is not one of"),
+        (peer.main, ["--ours", "threads=1", "--ours", "threads=1"], "could not be told apart"),
+        (goodput.main, ["--seconds", "1"], "twice the deadline"),
+        (goodput.main, ["--rounds", "0"], "not in the range"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(program: click.Command, given: list[str], said: str) -> None:
+    done = CliRunner().invoke(program, given)
+    assert done.exit_code == 2
+    assert said in done.output
+
+
+def test_a_core_that_two_want_is_waited_for() -> None:
+    core = min(os.sched_getaffinity(0))
+    loops = ["taskset", "-c", str(core), "sh", "-c", "while :; do :; done & while :; do :; done"]
+    process = subprocess.Popen(loops, start_new_session=True)
+    try:
+        end = time.monotonic() + 20
+        while processor_s(process.pid) < 0.2 and time.monotonic() < end:
+            time.sleep(0.1)
+        used, before = processor_s(process.pid), waits(process.pid)
+        assert len(before) == 2
+        while processor_s(process.pid) < used + 0.5 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert processor_s(process.pid) >= used + 0.5
+        assert waited_s(before, waits(process.pid)) >= 0.4, "one of the two always waits"
+        assert waited_s({}, {1: 2_000_000_000}) == 2, "of a thread that is new all counts"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(5)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_hops_from_process_to_process() -> None:
+    before = os.sched_getaffinity(0)
+    one, other = sorted(before)[:2]
+    late_ms, same = handover.hops(5, 0.0, 0.001, (one, other))
+    assert late_ms > 0
+    assert same == 0, "they are pinned to two cores"
+    assert handover.hops(5, 0.0, 0.0, (one, one))[1] == 1
+    assert os.sched_getaffinity(0) == before
+    result = CliRunner().invoke(handover.main, ["--count", "3"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("begins after") == 4
