@@ -233,6 +233,17 @@ def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield running
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """One `chromium.Browser` for all tests of one module, where one can be had."""
+    from tests.integration.chromium import browser, missing
+
+    if reason := missing():
+        pytest.skip(reason)
+    with browser() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def undisturbed(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The whole service with all networks, for all modules that leave it as they found it: their `service` is it."""
