@@ -205,22 +205,26 @@ def test_live_is_quick_while_large_images_decode(undisturbed: Service) -> None:
     image, port = slow_image(), undisturbed.url.rpartition(":")[2]
     enough = threading.Event()
 
+    def look() -> float:
+        """From a process of its own, so that the callers' threads do not hold it up."""
+        watcher = [sys.executable, "-c", WATCHER, port, "1"]
+        return float(subprocess.run(watcher, capture_output=True, check=True).stdout)
+
     def calls() -> set[str]:
         codes = set()
         while not enough.is_set():
             codes.add(call("oip-binary", undisturbed, MODEL, [image], timeout_ms=60_000).code)
         return codes
 
+    before = look()  # 2 ms, or 0.1 s where others keep the machine busy
     with ThreadPoolExecutor(12) as pool:
         callers = [pool.submit(calls) for _ in range(12)]
         try:
             time.sleep(0.5)
-            # a process of its own, so that the callers' threads do not hold it up, and the quietest of three looks
-            watcher = [sys.executable, "-c", WATCHER, port, "1"]
-            looks = [float(subprocess.run(watcher, capture_output=True, check=True).stdout) for _ in range(3)]
+            looks = [look() for _ in range(3)]
         finally:
             enough.set()
         codes = set.union(*(one.result() for one in callers))
     assert "ok" in codes
     assert codes <= {"ok", "overloaded"}, "on a busy machine the wait would be too long for some"
-    assert min(looks) < 0.05, looks
+    assert min(looks) < 0.05 + before, (before, looks)
