@@ -6,6 +6,7 @@ import argparse
 import pickle
 import re
 import warnings
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,7 @@ HARMLESS = [
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in ("ObjectDType", "VoidDType")),
     argparse.Namespace,
 ]
+MOST_PACKED = 10  # times its size a file may hold: torch.save packs nothing, and weights hardly can be
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -121,6 +123,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_torch(path: Path) -> dict[str, Tensor]:
     """The state dict of a file that torch.save wrote, without its training dict; BuildError where it holds none."""
     try:
+        require_unpacked(path)
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # of its own old formats
             raw = torch.load(file, map_location="cpu", weights_only=True)
@@ -137,7 +140,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         if "TorchScript" in str(error):
             raise BuildError(f"{path} is a TorchScript program; save its state_dict() and give that") from None
         raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
-    except (EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, zipfile.BadZipFile):
         raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
     while isinstance(raw, dict):
         inner = next((raw[key] for key in WRAPPERS if isinstance(raw.get(key), dict)), None)
@@ -153,6 +156,16 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     return raw
 
 
+def require_unpacked(path: Path) -> None:
+    """BuildError for an archive that is small and asks for much memory; what zipfile raises where it is damaged."""
+    if not begins(path).startswith(b"PK\3\4"):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > MOST_PACKED * path.stat().st_size:
+        raise BuildError(f"{path} would be {size} bytes when it is unpacked; save its state_dict by torch.save")
+
+
 def strip(raw: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefixes of wrappers that every key carries, and without batch counters."""
     state = {key: value for key, value in raw.items() if not key.endswith("num_batches_tracked")}
@@ -163,11 +176,13 @@ def strip(raw: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def floats(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same in float32; BuildError naming the first tensor that is not plain."""
+    """The same in float32; BuildError naming the first tensor that is not plain, or larger than what is there."""
     for key, value in state.items():
         if value.dtype not in FLOATS or value.layout != torch.strided or value.is_meta:
             what = f"{value.dtype}, {value.layout}, on {value.device}".replace("torch.", "")
             raise BuildError(f"{path}: {key} is no plain tensor of floats ({what}); save the weights as such")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise BuildError(f"{path}: {key} has more values than the file holds; save the weights as plain tensors")
         if value.ndim == 0:
             raise BuildError(f"{path}: {key} has 0 axes, as no weight of the networks here")
     return {key: value.float() for key, value in state.items()}

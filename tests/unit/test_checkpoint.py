@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -351,6 +352,18 @@ def test_damaged_files(tmp_path: Path) -> None:
         load(tmp_path / "missing.pth")
 
 
+def test_a_small_file_that_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
+    whole, packed = save(tmp_path / "whole.pth"), tmp_path / "packed.pth"
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name))
+    assert load(packed).spec == load(whole).spec, "packed as far as weights can be"
+    with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/none", bytes(20 * packed.stat().st_size))
+    with pytest.raises(BuildError, match=r"packed\.pth would be \d+ bytes when it is unpacked"):
+        load(packed)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -367,6 +380,7 @@ def test_damaged_files(tmp_path: Path) -> None:
             {"layer1.0.bn1.weight": torch.ones(64, device="meta")},
             "no plain tensor of floats .float32, strided, on meta",
         ),
+        ({"fc.weight": torch.zeros(1).expand(1 << 36, 512)}, r"fc\.weight has more values than the file holds"),
         ({"conv1.weight": torch.zeros(())}, r"conv1\.weight has 0 axes"),
         ({"fc.weight": torch.zeros(0, 512), "fc.bias": torch.zeros(0)}, "classifier of no classes"),
         ({"layer1.0.bn1.running_var": torch.full((64,), -1.0)}, "negative variances"),
