@@ -112,12 +112,15 @@ def test_what_is_unpacked_counts_as_a_body_of_its_size(service: Service) -> None
 )
 def test_json_of_millions_of_values_costs_nobody_his_time(service: Service, path: str, body: bytes) -> None:
     before, headers = memory_kib(service), {"content-type": "application/json"}
+    waits, began = list[float](), time.monotonic()
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(service.ask, "POST", path, content=body, headers=headers)
         while not asked.done():
             started = time.monotonic()
             assert service.ask("GET", "/livez").status_code == 200
-            assert time.monotonic() - started < 1
+            waits.append(time.monotonic() - started)
+        took = time.monotonic() - began
+        assert max(waits) < max(1, took / 2), "others waited for most of that time"
         assert asked.result().json()["code"] == "bad_request"
     assert memory_kib(service) - before < 100_000
 
