@@ -17,41 +17,30 @@ import contextlib
 import json
 import os
 import random
-import re
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import click
-import httpx
-import numpy as np
 import uvloop
 from eca_build.errors import BuildError
 from eca_build.networks.attention import Kind
 from eca_build.targets import RUNTIMES
-from eca_service.contract import CONTRACT_FILE, Preprocessing, read
-from eca_service.triton.server import free_port
+from eca_service.contract import Preprocessing, read
 from tqdm import tqdm
 
 from tests.load.environment import busy, environment
-from tests.load.generator import Block, closed_loop
+from tests.load.generator import closed_loop
 from tests.load.in_process import Loops, Order
-from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio
 from tests.load.matrix import BACKBONES, DEMO_WEIGHTS, Variant, build
 from tests.load.measure import end_on_sigterm, serving
 from tests.load.photographs import photographs
 from tests.load.processor import processor_s, waited_s, waits
 from tests.load.protocols import Http, TritonGrpc, Way
-
-PEER, LIMIT, ALONE = "plain FastAPI", "no server, every core", "no server, one image"
-TUNED = ("instances", "threads", "max_batch", "preferred", "precision", "runtime", "backend", "scheduler")
+from tests.load.setups import TUNED, plain_service, setup_of, surroundings, tuned
+from tests.load.verdicts import ALONE, LIMIT, PEER, Figures, table
 
 
 @dataclass(frozen=True)
@@ -61,110 +50,6 @@ class Contender:
     way: Way
     model: str
     pid: int
-
-
-@dataclass
-class Figures:
-    """One contender at one number of clients: an entry a round."""
-
-    per_s: list[float] = field(default_factory=list)
-    latencies_ms: list[list[float]] = field(default_factory=list)
-    processor_ms: list[float] = field(default_factory=list)  # of all its processes, for an image
-    waited_ms: list[float] = field(default_factory=list)  # that their threads had no core for it
-    failures: dict[str, int] = field(default_factory=dict)
-
-    def add(self, per_s: float, latencies_s: list[float], processor_s_each: float) -> None:
-        """Takes one round."""
-        self.processor_ms.append(1000 * processor_s_each)
-        self.per_s.append(per_s)
-        self.latencies_ms.append([1000 * value for value in latencies_s])
-
-    def take(self, block: Block, processor: float, waited: float) -> None:
-        """Takes one round's block, and the seconds that a core was used in it and waited for."""
-        answered = max(1, len(block.latencies_s))
-        self.add(block.per_s, block.latencies_s, processor / answered)
-        self.waited_ms.append(1000 * waited / answered)
-        for code, count in block.failures.items():
-            self.failures[code] = self.failures.get(code, 0) + count
-
-
-def setup_of(text: str) -> dict[str, str]:
-    """`instances=2,threads=1` as a dict. Raises click.BadParameter."""
-    pairs = [part.partition("=") for part in text.split(",") if part]
-    if any(not found or not value for _, found, value in pairs):
-        raise click.BadParameter(f"{text!r} is not name=value,name=value")
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def tuned(source: Path, model: str, target: Path, setup: dict[str, str]) -> None:
-    """A copy of a published model with the set-up's instances and batches in its configuration and contract."""
-    shutil.copytree(source / model, target / model)
-    config = target / model / "config.pbtxt"
-    text = config.read_text()
-    if "instances" in setup:
-        text = re.sub(r"count: \d+", f"count: {int(setup['instances'])}", text)
-    if "max_batch" in setup:
-        text = re.sub(r"max_batch_size: \d+", f"max_batch_size: {int(setup['max_batch'])}", text)
-        for path in (target / model).glob(f"*/{CONTRACT_FILE}"):
-            contract = json.loads(path.read_text()) | {"max_batch": int(setup["max_batch"])}
-            path.write_text(json.dumps(contract))
-    if "preferred" in setup:
-        text = re.sub(
-            r"dynamic_batching \{[^}]*\}",
-            f"dynamic_batching {{ preferred_batch_size: [ {setup['preferred']} ] }}",
-            text,
-        )
-    config.write_text(text)
-
-
-@contextlib.contextmanager
-def surroundings(setup: dict[str, str]) -> Iterator[None]:
-    """What is started meanwhile has the set-up's backend of Triton and its class of scheduling."""
-    for name, only in (("backend", "python"), ("scheduler", "rr")):
-        if setup.get(name, only) != only:
-            raise click.BadParameter(f"{name} is {setup[name]}; it can be {only}")
-    compiler = os.environ.get("CXX")
-    if "backend" in setup:
-        os.environ["CXX"] = ""  # without a compiler there is no other
-    if "scheduler" in setup:
-        try:
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        except PermissionError:
-            raise click.ClickException("scheduler=rr needs root") from None
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        os.environ.pop("CXX", None)
-        if compiler is not None:
-            os.environ["CXX"] = compiler
-
-
-@contextlib.contextmanager
-def peer(model: Path, labels: Path, workers: int) -> Iterator[tuple[str, int]]:
-    """The plain service's URL and process, once it answers; it ends with the block."""
-    port = free_port()
-    command = [sys.executable, "-m", "tests.load.peer_service", str(model), str(labels)]
-    process = subprocess.Popen(
-        [*command, "--port", str(port), "--workers", str(workers)], start_new_session=True, stdout=subprocess.DEVNULL
-    )
-    try:
-        end = time.monotonic() + 60
-        while time.monotonic() < end and process.poll() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"http://127.0.0.1:{port}/docs").status_code == 200:
-                    break
-            time.sleep(0.2)
-        else:
-            raise click.ClickException("the plain FastAPI service did not start")
-        yield f"http://127.0.0.1:{port}", process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(5)
 
 
 async def rounds(
@@ -210,70 +95,6 @@ async def rounds(
     for each in (*contenders.values(), *engines.values()):
         await each.way.close()
     return found
-
-
-def table(found: dict[tuple[str, int], Figures], ours: list[str], clients: tuple[int, ...]) -> list[str]:
-    """The lines to print."""
-    limit, lone = found[LIMIT, 0], found[ALONE, 0]
-    lone_ms = over_rounds(lone.latencies_ms, percentile(50))
-    lines = [
-        f"{LIMIT}: {_rate(limit).text(1)} images/s; {ALONE}: {lone_ms.text(1)} ms; "
-        f"engine alone in process: {_rate(found['engine in process', 0]).text(1)} images/s",
-        f"Processor time of an image in process: {np.mean(limit.processor_ms):.1f} ms, "
-        f"of its engine alone {np.mean(found['engine in process', 0].processor_ms):.1f} ms",
-        "",
-        f"{'service':<44} {'clients':>7} {'images/s':>9} {'of limit':>8} {'p50 ms':>7} {'p99 ms':>7} "
-        f"{'core ms':>8} {'wait ms':>8}  {'x the peer (95 %)':<20} failed",
-    ]
-    for name in (PEER, *ours):
-        for level in clients:
-            one, base = found[name, level], found[PEER, level]
-            every = np.concatenate(one.latencies_ms) if any(one.latencies_ms) else np.array([np.nan])
-            share = ratio(one.per_s, limit.per_s).value
-            against = "" if name == PEER else ratio(one.per_s, base.per_s).text(2)
-            lines.append(
-                f"{name:<44} {level:>7} {_rate(one).value:>9.1f} {share:>8.2f} {np.percentile(every, 50):>7.1f} "
-                f"{np.percentile(every, 99):>7.1f} {np.mean(one.processor_ms):>8.1f} "
-                f"{np.mean(one.waited_ms):>8.1f}  {against:<20} "
-                f"{sum(one.failures.values())}"
-            )
-    lines += ["", "Asked for:"]
-    for name in ours:
-        lines += [f"  {name}", *(f"    {line}" for line in verdicts(found, name, clients, lone_ms))]
-    return lines
-
-
-def verdicts(
-    found: dict[tuple[str, int], Figures], name: str, clients: tuple[int, ...], lone_ms: Estimate
-) -> list[str]:
-    """What is asked of our service, and whether it holds."""
-    lines = []
-    for level in clients:
-        one, base = found[name, level], found[PEER, level]
-        if level == 1:
-            ours = over_rounds(one.latencies_ms, percentile(50))
-            lines.append(
-                _verdict("one client's p50 / one image in process", ours.value / lone_ms.value, 1.1, below=True)
-            )
-            continue
-        lines.append(_verdict(f"throughput at {level} clients / peer's", ratio(one.per_s, base.per_s).value, 1.0))
-        if level == max(clients):
-            p99 = [over_rounds(each.latencies_ms, percentile(99)).value for each in (one, base)]
-            lines.append(_verdict(f"p99 at {level} clients / peer's", p99[0] / p99[1], 0.5, below=True))
-    engine = found.get((f"{name}: Triton directly", 8))
-    if engine:
-        share = ratio(engine.per_s, found["engine in process", 0].per_s).value
-        lines.append(_verdict("Triton directly, 8 at once / engine in process", share, 0.95))
-    return lines
-
-
-def _verdict(what: str, value: float, bound: float, below: bool = False) -> str:
-    holds = value <= bound if below else value >= bound
-    return f"{'yes' if holds else 'NO '}  {what}: {value:.2f} ({'at most' if below else 'at least'} {bound:g})"
-
-
-def _rate(figures: Figures) -> Estimate:
-    return over_rounds([[one] for one in figures.per_s], mean)
 
 
 @click.command(context_settings={"show_default": True})
@@ -335,7 +156,7 @@ def main(
         version = max((path for path in home.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
         recipe: Preprocessing = read(version).preprocessing
         engine_file, cores = version / "model.onnx", len(os.sched_getaffinity(0))
-        peer_url, peer_pid = stack.enter_context(peer(engine_file, home / "labels.txt", workers))
+        peer_url, peer_pid = stack.enter_context(plain_service(engine_file, home / "labels.txt", workers))
         every = stack.enter_context(Loops(str(engine_file), images, cores, 1))
         one = stack.enter_context(Loops(str(engine_file), images, 1, cores))
         total = count * (len(clients) * (1 + len(names)) + 3 + len(names))

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.load import goodput, handover, peer
-from tests.load.peer import setup_of, tuned
 from tests.load.processor import processor_s, waited_s, waits
+from tests.load.setups import setup_of, tuned
 
 
 def test_set_ups_of_the_peer_test(tmp_path: Path) -> None:
