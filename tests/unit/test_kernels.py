@@ -15,7 +15,7 @@ from tests.unit.kernel_cases import TOLERANCES, Case, cases
 pytest.importorskip("triton", reason="needs the extra `plugin`")
 
 import torch
-from eca_plugin import fused_eca, gated_conv1x1, operators, scale_add_relu
+from eca_plugin import fused_eca, gated_conv1x1, operators, scale_add_relu, tuner, tuning
 from eca_plugin.ahead_of_time import (
     CHIPS,
     Compiled,
@@ -89,6 +89,16 @@ def test_ptx_is_what_a_plugin_needs(name: str) -> None:
         used = assemble(compiled, chip)
         assert used.spilled_bytes == 0
         assert used.registers <= 65536 // compiled.threads, "or no block of threads fits"
+
+
+def test_kernels_of_many_sites_are_compiled_side_by_side() -> None:
+    """As every package and every measurement for a GPU begins."""
+    small = tuning.site("ScaleAddReLU", {"x": (1, 16, 8, 8), "gate": (1, 16)}, "fp16", True, True, True)
+    shapes = {"h": (1, 512, 7, 7), "weight": (2048, 512), "bias": (2048,), "gate": (1, 2048)}
+    large = tuning.site("GatedConv1x1", shapes, "fp16", True, False, True)
+    found = tuner.compile_all([small], 90, most=2) | tuner.compile_all([large], 80, most=1)
+    wanted = [(small, plan) for plan in small.plans(90)[:2]] + [(large, large.plans(80)[0])]
+    assert found == {(site, plan.label): compile_plan(plan, "fp16", site.residual) for site, plan in wanted}
 
 
 def test_ptx_that_reads_a_hidden_parameter_is_refused() -> None:

@@ -85,19 +85,21 @@ def compile_all(sites: Iterable[Site], chip: int, most: int | None = None) -> Ke
 
     Those that cannot be compiled are left out. To be called before this process uses the GPU as it starts others.
     """
-    wanted = [(site, plan) for site in sites for plan in site.plans(chip)[:most]]
+    wanted = [(site, chip, number) for site in sites for number in range(len(site.plans(chip)[:most]))]
     workers = max(1, min(len(os.sched_getaffinity(0)), 12))
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         made = pool.map(_compile, wanted, chunksize=2)
-        return {(site, plan.label): kernel for (site, plan), kernel in zip(wanted, made, strict=True) if kernel}
+        return {(site, label): kernel for (site, *_), (label, kernel) in zip(wanted, made, strict=True) if kernel}
 
 
-def _compile(wanted: tuple[Site, Plan]) -> Compiled | None:
-    site, plan = wanted
+def _compile(wanted: tuple[Site, int, int]) -> tuple[str, Compiled | None]:
+    """The label of a plan, by its number, and its kernel; no plan passes between processes, its function cannot."""
+    site, chip, number = wanted
+    plan = site.plans(chip)[number]
     try:
-        return compile_plan(plan, site.dtype, site.residual)
+        return plan.label, compile_plan(plan, site.dtype, site.residual)
     except KernelError:
-        return None
+        return plan.label, None
 
 
 def calls(site: Site, batch: int, cache_bytes: int, device: str) -> list[Call]:
