@@ -23,6 +23,7 @@ INFER, HEALTH = "/inference.GRPCInferenceService/ModelInfer", "/grpc.health.v1.H
 LIVE, REFLECTION = "/inference.GRPCInferenceService/ServerLive", "/grpc.reflection.v1alpha.ServerReflection/"
 DATA, HEADERS, SETTINGS, END_STREAM, END_HEADERS = 0, 1, 4, 1, 4  # RFC 9113, 6
 OK, INVALID, EXHAUSTED, LATE = b"0", b"3", b"8", b"4"
+PATIENCE_S = 30
 WHOLE, HALF = bytes(5), b"\0" + struct.pack(">I", 1000) + bytes(10)
 
 
@@ -54,24 +55,22 @@ class Call:
         """The rest of the message."""
         self._writer.write(frame(DATA, END_STREAM, 1, data))
 
-    async def status(self, within_s: float) -> bytes | None:
-        """gRPC's status, as its number's digits; None where the call is not ended within that time."""
-        try:
-            await asyncio.wait_for(self._reader.readuntil(b"grpc-status\x01"), within_s)
-            return await asyncio.wait_for(self._reader.readexactly(1), within_s)
-        except asyncio.TimeoutError:
-            return None
+    async def status(self) -> bytes:
+        """gRPC's status, as its number's digit."""
+        await asyncio.wait_for(self._reader.readuntil(b"grpc-status\x01"), PATIENCE_S)
+        return await self._reader.readexactly(1)
 
     def close(self) -> None:
         self._writer.close()
 
 
 @asynccontextmanager
-async def serving(folder: Path, **settings: object) -> AsyncIterator[Callable[[], Call]]:
+async def serving(folder: Path, **settings: object) -> AsyncIterator[tuple[Callable[[], Call], Core]]:
     """Makes calls to a service without models, which lets two slow messages come."""
     port, calls = free_port(), []
     given = {"max_body_bytes": 1 << 20, "max_inflight_bytes": 2 << 20, **settings}
-    server = GrpcServer(Core(Settings(repository=folder, grpc_port=port, **given), Peers()))  # type: ignore[arg-type]
+    core = Core(Settings(repository=folder, grpc_port=port, **given), Peers())  # type: ignore[arg-type]
+    server = GrpcServer(core)
     await server.start()
 
     def call() -> Call:
@@ -79,7 +78,7 @@ async def serving(folder: Path, **settings: object) -> AsyncIterator[Callable[[]
         return calls[-1]
 
     try:
-        yield call
+        yield call, core
     finally:
         for made in calls:
             made.close()
@@ -91,45 +90,54 @@ async def test_of_messages_that_come_slowly_few_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr(arrivals, "QUICK_S", 0.2)
-    async with serving(tmp_path, body_timeout_ms=2000) as call:
-        slow = []
-        for _ in range(5):
-            slow.append(await call().begin(path, HALF))
-            await asyncio.sleep(0.05)
-        assert [await one.status(5) for one in slow[:3]] == [EXHAUSTED] * 3, "the oldest first"
-        assert await slow[3].status(0.5) is None
-        slow[4].end(bytes(990))
-        assert await slow[4].status(5) == INVALID, "whole, and no message"
-        assert await slow[3].status(8) == LATE, "nobody has all the time in the world"
+    async with serving(tmp_path, body_timeout_ms=4000) as (call, _):
+        calls = [await call().begin(path, HALF) for _ in range(5)]
+        slow = {asyncio.create_task(one.status()): one for one in calls}
+        ended: set[asyncio.Task[bytes]] = set()
+        while len(ended) < 3:
+            done, _ = await asyncio.wait(slow.keys() - ended, return_when=asyncio.FIRST_COMPLETED)
+            ended |= done
+        assert {task.result() for task in ended} == {EXHAUSTED}
+        whole, late = slow.keys() - ended
+        slow[whole].end(bytes(990))
+        assert await whole == INVALID, "it is no message"
+        assert await late == LATE, "nobody has all the time in the world"
 
 
 async def test_health_is_answered_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "QUICK_S", 0.1)
-    async with serving(tmp_path) as call:
+    async with serving(tmp_path) as (call, _):
         for path in [INFER, HEALTH] * 10:
             await call().begin(path, HALF)
         await asyncio.sleep(0.5)
         asked = await call().begin(HEALTH, WHOLE)
         asked.end()
-        assert await asked.status(5) == OK
+        assert await asked.status() == OK
 
 
 async def test_who_is_not_let_in_need_not_send(tmp_path: Path) -> None:
-    async with serving(tmp_path, max_inflight_images=2) as call:
-        first, second, third = [await call().begin(INFER, HALF) for _ in range(3)]
-        assert await third.status(5) == EXHAUSTED
+    async with serving(tmp_path, max_inflight_images=2) as (call, core):
+
+        async def until(inside: int) -> None:
+            while core.admission.requests != inside:
+                await asyncio.sleep(0.01)
+
+        first = await call().begin(INFER, HALF)
+        await call().begin(INFER, HALF)
+        await asyncio.wait_for(until(2), PATIENCE_S)
+        assert await (await call().begin(INFER, HALF)).status() == EXHAUSTED
         first.close()
-        await asyncio.sleep(0.5)
-        assert await (await call().begin(INFER, HALF)).status(0.5) is None, "there is room again"
-        assert await second.status(0.1) is None
+        await asyncio.wait_for(until(1), PATIENCE_S)
+        await call().begin(INFER, HALF)
+        await asyncio.wait_for(until(2), PATIENCE_S)
 
 
 async def test_a_call_without_a_message_is_refused(tmp_path: Path) -> None:
-    async with serving(tmp_path) as call:
+    async with serving(tmp_path) as (call, _):
         for path in (INFER, HEALTH, LIVE):
             empty = await call().begin(path)
             empty.end()
-            assert await empty.status(5) == INVALID, path
+            assert await empty.status() == INVALID, path
 
 
 async def test_who_is_quick_is_not_counted() -> None:
