@@ -25,7 +25,7 @@ print(json.dumps(sorted(found)))
 
 def sbom(image: str) -> dict[str, object]:
     """The document; subprocess.CalledProcessError where the image is missing or has no Python."""
-    command = ["docker", "run", "--rm", "-i", "--network=none", "--entrypoint=python3", image, "-"]
+    command = ["docker", "run", "--rm", "-i", "--pull=never", "--network=none", "--entrypoint=python3", image, "-"]
     answer = subprocess.run(command, input=ASK, capture_output=True, text=True, check=True, timeout=120)
     components = [
         {"type": "library", "name": name, "version": version, "purl": f"pkg:{kind}/{name}@{version}"}
@@ -45,5 +45,7 @@ if __name__ == "__main__":
         sys.exit("usage: python deploy/sbom.py IMAGE")
     try:
         print(json.dumps(sbom(sys.argv[1]), indent=1))
+    except FileNotFoundError:
+        sys.exit("docker is not installed, or not in PATH; the image is asked by it")
     except subprocess.CalledProcessError as error:
         sys.exit(f"{sys.argv[1]} could not be asked: {error.stderr.strip()}")

@@ -51,6 +51,14 @@ def test_bill_of_materials_lists_what_was_pinned(stack: Stack) -> None:
     assert any(purl.startswith("pkg:deb/debian/libc6@") for purl in found)
 
 
+def test_no_image_is_fetched_to_be_listed(stack: Stack) -> None:
+    """It would be run: whoever has the name in a registry is not who built it here."""
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        sbom("eca-serve/never-built:1")
+    assert "No such image" in caught.value.stderr
+    assert "registry" not in caught.value.stderr
+
+
 @pytest.mark.parametrize("service", OWN)
 def test_says_what_it_is(stack: Stack, service: str) -> None:
     label = '{{index .Config.Labels "org.opencontainers.image.%s"}}'
