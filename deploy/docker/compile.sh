@@ -3,6 +3,10 @@
 # where they are there. What was built before is found unchanged and costs little.
 set -eu
 folder=${1:?usage: compile-checkpoints FOLDER}
+if [ ! -r "$folder" ] || [ ! -x "$folder" ]; then
+    echo "the folder of ECA_CHECKPOINTS cannot be read by user $(id -u); chmod a+rx on it, and a+r on its files" >&2
+    exit 2
+fi
 set --
 for file in "$folder"/*.pth "$folder"/*.pth.tar "$folder"/*.safetensors; do
     if [ -f "$file" ]; then set -- "$@" "$file"; fi

@@ -69,6 +69,17 @@ def test_says_what_it_is(stack: Stack, service: str) -> None:
     assert docker("image", "inspect", "-f", "{{.Config.User}}", image) == "10001:10001"
 
 
+def test_checkpoints_that_cannot_be_read_are_told_apart_from_none(stack: Stack, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    run = ["docker", "run", "--rm", "--network=none", "-v", f"{folder}:/checkpoints:ro", image_of(stack, "build")]
+    for mode, said in ((0o755, "there is no .pth"), (0o700, "cannot be read by user 10001")):
+        folder.chmod(mode)
+        done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
 def build(context: Path, *arguments: str) -> str:
     """Builds the gateway's image from `context` and returns what BuildKit says of each step."""
     command = ["docker", "build", "--progress=plain", "--target=gateway", "-f", "deploy/docker/service.Dockerfile"]
