@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shlex
 import ssl
 import threading
 import time
@@ -92,6 +94,21 @@ def test_doctor_gives_the_verdict(stack: Stack) -> None:
     said = docker("exec", stack.container("gateway"), "eca-serve", "doctor", "--seconds", "1")
     assert f"{MODEL} version 1: resnet14_cifar, fp32, onnx." in said
     assert "The service at http://127.0.0.1:8080 is ready.\nNobody asked for anything in " in said
+
+
+def test_the_runbooks_commands_work(stack: Stack) -> None:
+    """As they stand there: all that only look, of containers that run, and one that does not."""
+    pages = "".join(page.read_text() for page in sorted((ROOT / "deploy" / "runbooks").glob("*.md")))
+    commands = sorted(set(re.findall(r"`docker compose ([^`]+)`", pages)))
+    looking = [words for words in map(shlex.split, commands) if {"ps", "logs", "exec"} & set(words)]
+    assert len(looking) >= 6
+    for words in looking:
+        stack.compose(*(["exec", "-T", *words[1:]] if words[0] == "exec" else words))
+    docker("stop", stack.container("gateway"))
+    shown = stack.compose(*next(words for words in looking if words[:2] == ["ps", "-a"] and "gateway" in words))
+    docker("start", stack.container("gateway"))
+    assert re.search(r"Exit", shown), "the one that is looked for is listed"
+    stack.await_ready()
 
 
 def test_survives_the_death_of_triton(stack: Stack) -> None:
@@ -246,6 +263,30 @@ def test_keys_and_tls_are_files_that_may_change(stack: Stack, tmp_path: Path) ->
     finally:
         stack.compose("up", "-d", "--no-deps", "gateway")
         stack.await_ready()
+
+
+def test_the_balancer_takes_over_a_renewed_certificate(stack: Stack, tmp_path: Path) -> None:
+    """When it is told to, as deploy/secrets/README.md says."""
+    pem, port = tmp_path / "balancer.pem", stack.ports["ECA_BALANCED_HTTP_PORT"]
+
+    def renew() -> None:
+        issued = trustme.CA().issue_cert("localhost")
+        pem.write_bytes(issued.private_key_and_cert_chain_pem.bytes())
+        os.chown(pem, 10001, 10001)
+
+    renew()
+    tmp_path.chmod(0o755)
+    settings = {"ECA_SECRETS": str(tmp_path), "ECA_BALANCER_TLS": "/run/secrets/balancer.pem"}
+    stack.compose("up", "-d", "--no-deps", "balancer", **settings)
+    try:
+        await_health(stack.container("balancer"), "healthy", 60)
+        served = ssl.get_server_certificate(("127.0.0.1", port))
+        renew()
+        stack.compose("kill", "-s", "USR2", "balancer", **settings)
+        until(lambda: ssl.get_server_certificate(("127.0.0.1", port)) != served, 10)
+        assert stack.state("balancer")["Status"] == "running"
+    finally:
+        stack.compose("rm", "-sf", "balancer")
 
 
 def test_ends_under_load_without_losing_a_request(stack: Stack) -> None:
