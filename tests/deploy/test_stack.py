@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -276,7 +277,7 @@ def test_the_balancer_takes_over_a_renewed_certificate(stack: Stack, tmp_path: P
 
     renew()
     tmp_path.chmod(0o755)
-    settings = {"ECA_SECRETS": str(tmp_path), "ECA_BALANCER_TLS": "/run/secrets/balancer.pem"}
+    settings: Any = {"ECA_SECRETS": str(tmp_path), "ECA_BALANCER_TLS": "/run/secrets/balancer.pem"}
     stack.compose("up", "-d", "--no-deps", "balancer", **settings)
     try:
         await_health(stack.container("balancer"), "healthy", 60)
