@@ -33,6 +33,7 @@ OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.enable_http_proxy", 0),  # http_proxy is for what is outside
 ]
 # Before, a call that is cancelled as it is answered can end the server:
 # https://github.com/triton-inference-server/server/issues/8034

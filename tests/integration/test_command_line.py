@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.conftest import MODEL, ROOT, Service, run
+from tests.integration.conftest import MODEL, ROOT, Service, run, start
+from tests.ports import free_port
 
 IMAGES = ROOT / "build" / "demo" / "images"
 FAMILY = ("resnet14-eca", "resnet14-se")
@@ -65,6 +67,26 @@ def test_a_pattern_as_csv_by_two_models(service: Service) -> None:
     ]
     assert {row["label"] for row in rows if row["rank"] == "1"} == {"dog"}
     assert "2 of 6 failed" in done.stderr
+
+
+def test_what_is_on_this_machine_is_asked_through_no_proxy(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the gateway its Triton, by the commands the gateway: the proxy, for what is outside, would not find them."""
+    proxied = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), f"http://127.0.0.1:{free_port()}")
+    proxied |= {"no_proxy": "", "NO_PROXY": ""}
+    with monkeypatch.context() as patch:
+        for name, value in proxied.items():
+            patch.setenv(name, value)
+        running = start(repository, tmp_path)
+    try:
+        running.await_ready()
+        for url in (running.url, f"grpc://localhost:{running.grpc_port}"):
+            done = run("eca_service", "classify", IMAGES / "dog-1.jpg", "--url", url, environment=proxied)
+            assert (done.returncode, "dog" in done.stdout) == (0, True), done.stderr
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 0
 
 
 @pytest.mark.parametrize(

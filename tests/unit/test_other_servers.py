@@ -156,6 +156,16 @@ def test_a_proxy_s_refusal_is_tried_again(kind: type, status: int, body: bytes) 
 
 
 @both
+def test_a_proxy_is_for_other_machines(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    with server(503, b"") as (place, seen):
+        monkeypatch.setenv("http_proxy", f"http://{place}")
+        for host in ("images.example.org", "127.0.0.1:1", "localhost:1", "[::1]:1"):
+            error_of(kind, f"http://{host}", classified, retry=Retry(1))
+        assert [path for path, _ in seen] == ["http://images.example.org/v1/classify"]
+
+
+@both
 @pytest.mark.parametrize("status", [200, 302, 404, 500])
 @pytest.mark.parametrize(
     "body",

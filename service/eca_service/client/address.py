@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from eca_service.client.failures import ClientError
 
@@ -13,6 +15,15 @@ def as_address(url: str) -> str:
     """The address without a slash at its end, its scheme in lower case: schemes are compared, and may be given so."""
     scheme, separator, rest = url.rstrip("/").partition("://")
     return scheme.lower() + separator + rest
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the address is this machine's own: no proxy can reach it, whatever http_proxy says."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def as_key(key: str | None) -> str | None:

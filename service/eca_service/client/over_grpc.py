@@ -10,11 +10,11 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from eca_service.client.address import is_loopback
 from eca_service.client.calls import Call
 from eca_service.client.failures import ClientError, understood
 
 T = TypeVar("T")
-OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
 class Grpc:
@@ -24,8 +24,9 @@ class Grpc:
         self._url = url
         self._key = key
         target, credentials = _address(url, ca)
+        options = _options(url)
         self._channel = (
-            grpc.secure_channel(target, credentials, OPTIONS) if credentials else grpc.insecure_channel(target, OPTIONS)
+            grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -51,10 +52,11 @@ class AsyncGrpc:
         self._url = url
         self._key = key
         target, credentials = _address(url, ca)
+        options = _options(url)
         self._channel = (
-            grpc.aio.secure_channel(target, credentials, OPTIONS)
+            grpc.aio.secure_channel(target, credentials, options)
             if credentials
-            else grpc.aio.insecure_channel(target, OPTIONS)
+            else grpc.aio.insecure_channel(target, options)
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -72,6 +74,14 @@ class AsyncGrpc:
     async def close(self) -> None:
         """Closes the channel."""
         await self._channel.close()
+
+
+def _options(url: str) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.enable_http_proxy", int(not is_loopback(url))),
+    ]
 
 
 def _address(url: str, ca: Path | None) -> tuple[str, Any]:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
+from eca_service.client.address import is_loopback
 from eca_service.client.calls import DEFAULT_URL, Call
 from eca_service.client.failures import ClientError, understood
 from eca_service.errors import CODES
@@ -95,6 +96,7 @@ def _options(url: str, key: str | None, ca: Path | None, pinned: bool) -> dict[s
         "base_url": url,
         "headers": {"authorization": f"Bearer {key}"} if key else {},
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=256),
+        "trust_env": not is_loopback(url),
         "verify": False if url.startswith("http:") else _trusted(ca, pinned),
     }
 
