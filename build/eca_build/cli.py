@@ -176,10 +176,10 @@ def init(arch: str, attention: str, classes: int | None, width: float, seed: int
 @_option(
     "--attention-graph",
     type=click.Choice(["plain", "hoisted", "fused", "hoisted-fused", "epilogue", "auto"]),
-    default="plain",
     help="hoisted: the gate from the input of the block's last 1x1 convolution; fused: one operator from the pooling "
     "to the ReLU; hoisted-fused, epilogue: the hoisted gate, joined to the map by one operator behind the convolution "
-    "or with it. A CPU runs the fused operators as plain ones. auto: all that the network has, the fastest published.",
+    "or with it. A CPU runs the fused operators as plain ones. auto: all that the network has, the fastest published; "
+    "the default for engines of this machine's GPU. Else plain is, which CPUs run fastest.",
 )
 @_option(
     "--expose-gates",
@@ -206,7 +206,7 @@ def compile_(
     precision: Precision | Auto,
     runtime: Runtime | Auto,
     frontend: Frontend | Auto,
-    attention_graph: AttentionGraph | Auto,
+    attention_graph: AttentionGraph | Auto | None,
     expose_gates: bool,
     max_batch: int,
     resize: int | None,
@@ -218,14 +218,15 @@ def compile_(
     Stops at the first that fails; those before it stay published.
     """
     from eca_build import compile as build
-    from eca_build.targets import Wish
+    from eca_build.targets import Wish, usual_graph
 
     if name and len(checkpoints) > 1:
         raise click.UsageError("--name is for one checkpoint; several are named after their files")
     if (resize or crop) and (not (resize and crop) or crop > resize):
         raise click.UsageError("--resize and --crop go together, and the crop is not larger than the resize")
     size = (resize, crop) if resize and crop else None
-    wish = Wish(target, precision, attention_graph, max_batch, expose_gates, runtime, frontend)
+    graph = attention_graph or usual_graph(target)
+    wish = Wish(target, precision, graph, max_batch, expose_gates, runtime, frontend)
     steps = build.steps(wish)
     for checkpoint in checkpoints:
         kind = _kind(attention)

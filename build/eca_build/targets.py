@@ -6,6 +6,8 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+
 from eca_build import inductor, tensorrt_plan, tensorrt_rtx
 from eca_build.errors import BuildError
 from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph
@@ -104,6 +106,15 @@ def gate(variant: Variant, random_weights: bool = False) -> Gate:
     if variant.precision == "int8" or (variant.runtime == "openvino" and variant.precision == "bf16"):
         return RANDOM if random_weights else ACCURACY
     return EXACT[variant.precision]
+
+
+def usual_graph(target: TargetName) -> AttentionGraph | Auto:
+    """What is built where no graph is asked for: for this machine's GPU all, of which the fastest is published.
+
+    A CPU runs fused operators as plain ones and is slower with a hoisted gate, or no faster (build/README.md).
+    """
+    gpu = target == "tensorrt" or (target == "inductor" and torch.cuda.is_available())
+    return "auto" if gpu else "plain"
 
 
 def variants(wish: Wish) -> list[Variant]:

@@ -23,7 +23,7 @@ KSERVE = ROOT / "deploy" / "kserve" / "runtime.yaml"
 FOREIGN = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "ServingRuntime", "InferenceService"}
 KUBERNETES = ("1.29.0", "1.33.0", "1.37.0")
 ALL = {
-    "build": {"enabled": True, "checkpointsClaim": "checkpoints", "env": {"ECA_ATTENTION_GRAPH": "auto"}},
+    "build": {"enabled": True, "checkpointsClaim": "checkpoints", "env": {"ECA_PRECISION": "fp16"}},
     "autoscaling": {"kind": "keda"},
     "networkPolicy": {"egress": [{"ports": [{"port": 4317, "protocol": "TCP"}]}]},
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "apiKey": "scrapes"},
@@ -80,6 +80,7 @@ def test_manifests_are_valid(case: str, version: str) -> None:
         ({"gateway": {"env": {"ECA_HTTP_PORT": "9000"}}}, "gateway.env: the chart itself sets ECA_HTTP_PORT"),
         ({"gateway": {"env": {"ECA_WORKERS": "4"}}}, "gateway.env: the chart itself sets ECA_WORKERS"),
         ({"triton": {"gpus": 0}}, "set triton.image to eca-serve/triton-cpu"),
+        (CPU | {"build": {"enabled": True, "checkpointsClaim": "c"}}, "set build.target to onnx"),
         ({"autoscaling": {"gateway": {"min": 20}}}, "autoscaling.gateway: min 20 is above max 10"),
         ({"autoscaling": {"kind": "keda", "triton": {"max": 1, "min": 2}}}, "autoscaling.triton: min 2 is above max 1"),
         ({"monitoring": {"enabled": True}, "gateway": {"env": {"ECA_METRICS": "key"}}}, "set monitoring.apiKey"),
@@ -300,7 +301,7 @@ def test_the_build_job_has_its_options() -> None:
     job = next(document for (kind, _), document in manifests(ALL).items() if kind == "Job")
     (container,) = job["spec"]["template"]["spec"]["containers"]
     options = {entry["name"]: entry["value"] for entry in container["env"]}
-    assert options == {"ECA_TARGET": "onnx", "ECA_ATTENTION_GRAPH": "auto"}
+    assert options == {"ECA_TARGET": "tensorrt", "ECA_PRECISION": "fp16"}
 
 
 def test_the_rules_are_in_the_chart() -> None:

@@ -131,6 +131,16 @@ def test_variants_from_the_plainest() -> None:
     assert len(names(Wish(precision="auto", attention_graph="auto"))) == 10
 
 
+def test_for_the_gpu_of_this_machine_all_graphs_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = [targets.usual_graph(target) for target in targets.TARGETS]
+    assert dict(zip(targets.TARGETS, usual, strict=True)) | {"inductor": ""} == {
+        "onnx": "plain", "tensorrt": "auto", "tensorrt-rtx": "plain", "inductor": "",
+    }  # fmt: skip
+    for gpu, graph in ((True, "auto"), (False, "plain")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+        assert targets.usual_graph("inductor") == graph
+
+
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs the extra `openvino`")
 def test_variants_of_both_runtimes() -> None:
     assert names(Wish(precision="auto", runtime="auto")) == [

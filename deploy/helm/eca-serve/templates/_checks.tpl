@@ -8,6 +8,9 @@
 {{- if and (not .Values.triton.gpus) (contains "nvcr.io/" .Values.triton.image) }}
 {{- fail "triton.gpus is 0 and triton.image is NVIDIA's; set triton.image to eca-serve/triton-cpu, which runs on CPUs" }}
 {{- end }}
+{{- if and .Values.build.enabled (not .Values.triton.gpus) (ne .Values.build.target "onnx") }}
+{{- fail (printf "triton.gpus is 0 and build.target %s; set build.target to onnx, which CPUs run" .Values.build.target) }}
+{{- end }}
 {{- range $part := tuple "gateway" "triton" }}
 {{- with get $.Values.autoscaling $part }}
 {{- if gt (int .min) (int .max) }}
