@@ -38,9 +38,9 @@ def module(name: str) -> list[str]:
     return [sys.executable, "-c", AS_MODULE.format(name=name, parent=os.getpid())]
 
 
-def last_line(stderr: str, status: int) -> str:
+def last_line(written: str, status: int) -> str:
     """What a process said last, or how it ended."""
-    return (stderr.strip().splitlines() or [f"exit status {status}"])[-1].strip()
+    return (written.strip().splitlines() or [f"exit status {status}"])[-1].strip()
 
 
 def run(
@@ -51,8 +51,9 @@ def run(
 ) -> str:
     """Runs `command` to its end, however long it works; what it printed. `environment` is beside ours.
 
-    Raises BuildError, which begins with `failure`: where it fails, with what `told` makes of its stderr and its status,
-    and where it and those it started use less than LEAST of a core for STILL_S seconds, after which it is ended.
+    Raises BuildError, which begins with `failure`: where it fails, with what `told` makes of what it wrote
+    (stderr after stdout) and of its status, and where it and those it started use less than LEAST of a core for STILL_S
+    seconds, after which it is ended.
     """
     with subprocess.Popen(
         command,
@@ -77,7 +78,7 @@ def run(
         finally:
             process.kill()
     if process.returncode:
-        raise BuildError(f"{failure}: {told(errors, process.returncode)}")
+        raise BuildError(f"{failure}: {told(printed + errors, process.returncode)}")
     return printed
 
 

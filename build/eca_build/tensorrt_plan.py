@@ -116,7 +116,7 @@ def _build(command: Sequence[str], plan: Path, max_batch: int, nodes: int, front
     printed = processes.run(
         [*command, *given],
         "TensorRT could not build the plan",
-        lambda stderr, status: sentence(stderr, status, gpu, max_batch),
+        lambda written, status: sentence(written, status, gpu, max_batch),
     )
     made = PLUGINS.search(printed)
     if not made:
@@ -142,14 +142,14 @@ def timing_cache(gpu: Gpu) -> Path:
     return home / f"tensorrt-timing-{hashlib.sha256(of.encode()).hexdigest()[:16]}.cache"
 
 
-def sentence(stderr: str, status: int, gpu: Gpu, max_batch: int) -> str:
+def sentence(written: str, status: int, gpu: Gpu, max_batch: int) -> str:
     """What went wrong, from what a worker wrote: what users can mend, else TensorRT's own last error."""
     for pattern, text in REASONS:
-        found = re.search(pattern, stderr)
+        found = re.search(pattern, written)
         if found:
             return text.format(*found.groups(), batch=max_batch, driver=gpu.driver)
-    errors = [line.strip() for line in stderr.splitlines() if "[E]" in line]
-    return errors[-1] if errors else processes.last_line(stderr, status)
+    errors = [line.strip() for line in written.splitlines() if "[E]" in line]
+    return errors[-1] if errors else processes.last_line(written, status)
 
 
 def name_plugins(model: onnx.ModelProto) -> int:

@@ -1,6 +1,6 @@
 """ONNX to a TensorRT-RTX engine, in a new process: it needs no GPU, and the engine runs on all of CHIPS.
 
-    python -m eca_build.tensorrt_rtx MODEL.onnx MODEL.engine MAX_BATCH
+    python -m eca_build.tensorrt_rtx MODEL.onnx MODEL.engine MAX_BATCH CHIP...
 
 is that process. The builder is NVIDIA's, from PyPI's wheels (extra `tensorrt-rtx`).
 """
@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -23,6 +24,7 @@ from eca_build.errors import BuildError
 from eca_build.provenance import versions
 
 CHIPS = ("SM80", "SM86", "SM89", "SM120")  # those that it can name; it has none for Hopper
+CURRENT = ("CURRENT",)  # the GPU of the machine that builds, whether it has a name or not
 
 
 def require() -> Path:
@@ -39,11 +41,24 @@ def tools() -> dict[str, str]:
     return builder | {"kernels": kernels_sha256()}
 
 
-def build(onnx_file: Path, engine: Path, max_batch: int) -> Passport:
-    """Writes the engine for batches of 1 to `max_batch`; what it was built with.
+def build(onnx_file: Path, engine: Path, max_batch: int, chips: Sequence[str] = CHIPS) -> Passport:
+    """Writes the engine for batches of 1 to `max_batch`, of `chips` that the builder names; what it was built with.
 
     The ONNX model says which types run. Its custom nodes become plugins, which the process that runs the engine
     registers too (`eca_plugin.rtx_plugins`). Raises BuildError with the builder's first error where it cannot.
+    """
+    command = [*processes.module("eca_build.tensorrt_rtx"), str(onnx_file), str(engine), str(max_batch), *chips]
+    version, plugins = run(command, "TensorRT-RTX could not build the engine").split()
+    nodes = sum(node.domain == NAMESPACE for node in onnx.load(onnx_file).graph.node)
+    if int(plugins) != nodes:
+        raise BuildError(f"TensorRT-RTX made {plugins} plugins of the model's {nodes} custom nodes")
+    return Passport(tensorrt=version, kernels_sha256=kernels_sha256() if nodes else None)
+
+
+def run(command: Sequence[str], failure: str) -> str:
+    """Runs a process that loads TensorRT-RTX's libraries, to its end; what it printed.
+
+    Raises BuildError as `require`, and, where it fails, with `failure` and the libraries' first error.
     """
     libraries = require()
     with tempfile.TemporaryDirectory(prefix="eca-rtx-") as folder:
@@ -52,25 +67,15 @@ def build(onnx_file: Path, engine: Path, max_batch: int) -> Passport:
             for name in (library.name, library.name.split(".so.")[0] + ".so"):
                 Path(folder, name).symlink_to(library)
         searched = os.pathsep.join(filter(None, [folder, os.environ.get("LD_LIBRARY_PATH", "")]))
-        printed = processes.run(
-            [*processes.module("eca_build.tensorrt_rtx"), str(onnx_file), str(engine), str(max_batch)],
-            "TensorRT-RTX could not build the engine",
-            _first_error,
-            {"LD_LIBRARY_PATH": searched},
-        )
-    version, plugins = printed.split()
-    nodes = sum(node.domain == NAMESPACE for node in onnx.load(onnx_file).graph.node)
-    if int(plugins) != nodes:
-        raise BuildError(f"TensorRT-RTX made {plugins} plugins of the model's {nodes} custom nodes")
-    return Passport(tensorrt=version, kernels_sha256=kernels_sha256() if nodes else None)
+        return processes.run(command, failure, _first_error, {"LD_LIBRARY_PATH": searched})
 
 
-def _first_error(stderr: str, status: int) -> str:
-    errors = (line.strip() for line in stderr.splitlines() if "[E]" in line)
-    return next(errors, processes.last_line(stderr, status))
+def _first_error(written: str, status: int) -> str:
+    errors = (line.strip() for line in written.splitlines() if "[E]" in line)  # NVIDIA's go to stdout, before ours
+    return next(errors, processes.last_line(written, status))
 
 
-def _build(source: str, target: str, max_batch: int) -> None:
+def _build(source: str, target: str, max_batch: int, chips: Sequence[str]) -> None:
     import tensorrt_rtx_bindings as trt
     from eca_plugin import rtx_plugins
 
@@ -84,8 +89,8 @@ def _build(source: str, target: str, max_batch: int) -> None:
     kinds = [network.get_layer(index).type for index in range(network.num_layers)]
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # its products have ten bits, float32's tolerance is 1e-5
-    config.num_compute_capabilities = len(CHIPS)
-    for index, chip in enumerate(CHIPS):
+    config.num_compute_capabilities = len(chips)
+    for index, chip in enumerate(chips):
         config.set_compute_capability(getattr(trt.ComputeCapability, chip), index)
     shape = tuple(network.get_input(0).shape)[1:]
     profile = builder.create_optimization_profile()
@@ -100,4 +105,4 @@ def _build(source: str, target: str, max_batch: int) -> None:
 
 
 if __name__ == "__main__":
-    _build(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    _build(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])

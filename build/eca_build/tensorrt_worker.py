@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from eca_service.contract import INPUT, PROBABILITIES
@@ -21,6 +21,8 @@ from eca_build.sessions import Session
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from torch import Tensor
 
 OLDEST = (10, 15)
 
@@ -59,7 +61,7 @@ def _build(source: str, target: str, max_batch: int, chip: int, cache_file: Path
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        sys.exit("[E] no plan could be built")
+        sys.exit("no plan could be built")  # TensorRT has said why, with [E]
     Path(target).write_bytes(plan)
     keep(cache_file, bytes(config.get_timing_cache().serialize()))
     kinds = [network.get_layer(index).type for index in range(network.num_layers)]
@@ -81,6 +83,36 @@ def cuda_version() -> str:
     return torch.version.cuda or "unknown"
 
 
+def read(trt: ModuleType, engine: Path) -> Any:
+    """The engine on disk as an ICudaEngine of `trt`, which is TensorRT or TensorRT-RTX.
+
+    Raises RuntimeError where that cannot read it.
+    """
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    plan = runtime.deserialize_cuda_engine(engine.read_bytes())
+    if plan is None:
+        raise RuntimeError("TensorRT cannot read the plan back")
+    return plan
+
+
+def bind(plan: Any, context: Any, image: Tensor) -> dict[str, Tensor]:
+    """Has an execution context of the plan run on `image`, uint8 [N, H, W, 3] on the GPU; that and the outputs by name.
+
+    All of them are to be kept for as long as it runs.
+    """
+    import torch
+
+    context.set_input_shape(INPUT, tuple(image.shape))
+    held = {INPUT: image}
+    for index in range(plan.num_io_tensors):
+        name = plan.get_tensor_name(index)
+        if name != INPUT:
+            held[name] = torch.empty(tuple(context.get_tensor_shape(name)), device=image.device)
+    for name, tensor in held.items():
+        context.set_tensor_address(name, tensor.data_ptr())
+    return held
+
+
 def open_plan(engine: Path) -> Session:
     """The plan on the GPU, as a function from images, uint8 [N, H, W, 3], to probabilities float32 [N, K].
 
@@ -89,26 +121,15 @@ def open_plan(engine: Path) -> Session:
     import tensorrt as trt
     import torch
 
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    plan = runtime.deserialize_cuda_engine(engine.read_bytes())
-    if plan is None:
-        raise RuntimeError("TensorRT cannot read the plan back")
+    plan = read(trt, engine)
     context = plan.create_execution_context()
     if context is None:
         raise RuntimeError("the GPU has too little free memory to run the plan; end what else uses it")
     largest = plan.get_tensor_profile_shape(INPUT, 0)[2][0]
     stream = torch.cuda.Stream()
 
-    def once(images: torch.Tensor) -> torch.Tensor:
-        image = images.cuda().contiguous()
-        context.set_input_shape(INPUT, tuple(image.shape))
-        held = {INPUT: image}
-        for index in range(plan.num_io_tensors):
-            name = plan.get_tensor_name(index)
-            if name != INPUT:
-                held[name] = torch.empty(tuple(context.get_tensor_shape(name)), device="cuda")
-        for name, tensor in held.items():
-            context.set_tensor_address(name, tensor.data_ptr())
+    def once(images: Tensor) -> Tensor:
+        held = bind(plan, context, images.cuda().contiguous())
         torch.cuda.synchronize()
         if not context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError("TensorRT could not run the plan")

@@ -111,6 +111,13 @@ def test_a_model_that_cannot_be_built_is_a_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "model.engine").exists()
 
 
+def test_the_builder_s_own_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    export(tiny("none"), SMALL, tmp_path / "model.onnx")
+    with pytest.raises(BuildError, match=r"could not build the engine: .*Cuda Runtime .*(driver|device)"):
+        tensorrt_rtx.build(tmp_path / "model.onnx", tmp_path / "model.engine", 4, tensorrt_rtx.CURRENT)
+
+
 def test_a_missing_builder_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BuildError, match=r"pip install 'eca-serve\[tensorrt-rtx\]'"):
