@@ -2,9 +2,10 @@
 
     python -m tests.gpu.measure --out FOLDER [--write build/plugin/MEASURED.md]
 
-from the repository's root. It needs PyTorch 2.11, Triton 3.6 and this repository, no installation. Every figure is
-written to FOLDER/measured.json and to the page as soon as there is one; FOLDER/kernels.json is the table of the fastest
-kernels. Each section runs in a process of its own: after a kernel that fails nothing else runs in the same.
+from the repository's root. It needs PyTorch 2.11, Triton 3.6 and this repository, no installation; the sections `rtx`
+(TensorRT-RTX's engines) and `service` need more, and say what of it is missing. Every figure is written to
+FOLDER/measured.json and to the page as soon as there is one; FOLDER/kernels.json is the table of the fastest kernels.
+Each section runs in a process of its own: after a kernel that fails nothing else runs in the same.
 `--dry-run` goes through all of it on a CPU, under Triton's interpreter, with tiny shapes: its figures mean nothing.
 """
 
@@ -21,7 +22,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-for home in (ROOT, ROOT / "build", ROOT / "build" / "plugin", ROOT / "service"):
+HOMES = (ROOT, ROOT / "build", ROOT / "build" / "plugin", ROOT / "service")
+for home in HOMES:
     if str(home) not in sys.path:
         sys.path.insert(0, str(home))
 if "--dry-run" in sys.argv:
@@ -95,6 +97,8 @@ def main() -> None:
     parser.add_argument("--only", choices=SECTIONS, action="append", help="a section; may be given again")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny shapes, to see that nothing breaks")
     options = parser.parse_args()
+    # what the sections start finds this repository too, where it is not installed
+    os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, HOMES), *filter(None, [os.environ.get("PYTHONPATH")])])
     options.out.mkdir(parents=True, exist_ok=True)
     found, chip, cache_bytes = environment(options.dry_run)
     try:

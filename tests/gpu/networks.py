@@ -34,10 +34,15 @@ class Variant:
     mode: Mode = "eager"
 
     @property
+    def label(self) -> str:
+        """The network and its graph."""
+        attention = {"none": "baseline", "se": "SE", "eca": "ECA"}[self.attention]
+        return f"{attention} {self.graph}" if self.attention != "none" else attention
+
+    @property
     def name(self) -> str:
         """It, on one line."""
-        attention = {"none": "baseline", "se": "SE", "eca": "ECA"}[self.attention]
-        return f"{attention} {self.graph}, {self.mode}" if self.attention != "none" else f"{attention}, {self.mode}"
+        return f"{self.label}, {self.mode}"
 
 
 EAGER = (

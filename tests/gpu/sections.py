@@ -14,7 +14,7 @@ from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph
 from eca_plugin import tuner, tuning
 from eca_plugin.timing import Spread
 
-from tests.gpu import kernels, networks, service, sites
+from tests.gpu import kernels, networks, portable, service, sites
 from tests.gpu.report import Report, Row
 
 if TYPE_CHECKING:
@@ -220,6 +220,11 @@ def _networks(run: Run, arch: str, variants: tuple[networks.Variant, ...], batch
         yield row
 
 
+def rtx(run: Run) -> Iterator[Row]:
+    """TensorRT-RTX's engines, where it is installed: whether this GPU runs them."""
+    yield from portable.measure(run.archs, run.batches[0], run.dtype, run.folder, run.report, run.end)
+
+
 def serving(run: Run) -> Iterator[Row]:
     """The whole service over its HTTP interface, with the engine that this machine runs."""
     yield from service.measure(run.folder, run.dry, run.end, run.report.note)
@@ -231,7 +236,8 @@ SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
     "networks": eager,
     "compiled": compiled,
     "aot": aot,
+    "rtx": rtx,
     "service": serving,
 }
 # Of the time that is left when a section begins, how much it may take.
-SHARES = {"correctness": 0.4, "bandwidth": 0.45, "networks": 0.55, "compiled": 0.5, "aot": 0.7, "service": 1.0}
+SHARES = dict(zip(SECTIONS, (0.4, 0.45, 0.55, 0.5, 0.7, 0.3, 1.0), strict=True))

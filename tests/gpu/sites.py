@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from eca_build import custom_nodes
 from eca_build.graphs import AttentionGraph, fold_batch_norms, rewrite
-from eca_build.networks import create, with_formula
+from eca_build.networks import NetworkSpec, create, with_formula
 from eca_build.networks.attention import Kind
 from eca_plugin import tuning
 from eca_plugin.ahead_of_time import Type
@@ -27,13 +27,17 @@ FUSED: dict[AttentionGraph, str] = {
 }
 
 
+def spec(arch: str, attention: Kind) -> NetworkSpec:
+    """The network's sizes; `tiny` is one that an interpreter can run."""
+    if arch == TINY:
+        return with_formula("mobilenetv2_cifar", attention, 10, 0.1)
+    return with_formula(arch, attention, 1000)
+
+
 def network(arch: str, attention: Kind, graph: AttentionGraph = "plain") -> nn.Module:
-    """The network with random weights, batch norms folded, rewritten; `tiny` is one that an interpreter can run."""
+    """The network with random weights, batch norms folded, rewritten."""
     torch.manual_seed(0)
-    spec = (
-        with_formula("mobilenetv2_cifar", attention, 10, 0.1) if arch == TINY else with_formula(arch, attention, 1000)
-    )
-    made = create(spec)
+    made = create(spec(arch, attention))
     fold_batch_norms(made.eval())
     rewrite(made, graph)
     return made

@@ -9,9 +9,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -57,14 +58,11 @@ def test_pytorch_and_triton_are_enough(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-1000:]
 
 
-def test_dry_run_goes_through_every_section(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    sections = ["correctness", "bandwidth", "networks", "compiled", "aot"]  # the service: tests/integration
+def dry_run(folder: Path, sections: Sequence[str], *options: str) -> Any:
+    """What a dry run of these sections has found."""
     only = [word for section in sections for word in ("--only", section)]
-    command = ["-m", "tests.gpu.measure", "--dry-run", "--out", str(tmp_path), "--write", str(page), *only]
     done = subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, "-m", "tests.gpu.measure", "--dry-run", "--out", str(folder), *only, *options],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -72,7 +70,14 @@ def test_dry_run_goes_through_every_section(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "measured.json").read_text())
+    return json.loads((folder / "measured.json").read_text())
+
+
+def test_dry_run_goes_through_every_section(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    # rtx: test_portable.py; the service: tests/integration
+    found = dry_run(tmp_path, ("correctness", "bandwidth", "networks", "compiled", "aot"), "--write", str(page))
     assert "dry run" in found["environment"]["chip"]
     assert found["notes"] == ["bandwidth of the kernels: an interpreter has none"]
     assert found["failed"] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -59,6 +58,15 @@ def test_nodes_with_a_residual_get_the_name_of_their_plugin(tmp_path: Path) -> N
 
 # Bindings of another version to look at too, unpacked from `pip download --no-deps tensorrt-cu13-bindings==11.*`.
 OTHER_BINDINGS = os.environ.get("TENSORRT_BINDINGS")
+# What prints those of the names, all but the first argument, that the module of the first lacks.
+LACKING_NAMES = """\
+import functools, importlib, sys
+def has(module, name):
+    try: functools.reduce(getattr, name.split('.'), module)
+    except AttributeError: return False
+    return True
+print([name for name in sys.argv[2:] if not has(importlib.import_module(sys.argv[1]), name)])
+"""
 
 
 @pytest.mark.parametrize("home", [None, *([OTHER_BINDINGS] if OTHER_BINDINGS else [])])
@@ -82,16 +90,8 @@ def test_every_name_of_tensorrt_s_that_we_use_is_in_its_bindings(tmp_path: Path,
     run = source[source.index("def _build") :]
     used |= {f"{kind}.{name}" for word, kind in objects.items() for name in re.findall(rf"\b{word}\.(\w+)\(", run)}
     assert len(used) > 25
-    look = (
-        "import functools, json, sys, tensorrt_bindings as trt\n"
-        "def has(name):\n"
-        "    try: functools.reduce(getattr, name.split('.'), trt)\n"
-        "    except AttributeError: return False\n"
-        "    return True\n"
-        "print([name for name in json.loads(sys.argv[1]) if not has(name)])"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", look, json.dumps(sorted(used))],
+        [sys.executable, "-c", LACKING_NAMES, "tensorrt_bindings", *sorted(used)],
         env=os.environ | {"LD_LIBRARY_PATH": str(empty_libraries(tmp_path)), "PYTHONPATH": home or ""},
         capture_output=True,
         text=True,
