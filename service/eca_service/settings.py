@@ -107,6 +107,15 @@ class Settings(BaseSettings):
         """The origins of `cors_origins`."""
         return [origin.strip() for origin in (self.cors_origins or "").split(",") if origin.strip()]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_empty(cls, given: dict[str, object]) -> dict[str, object]:
+        """What is there and empty is no way to leave a setting out: it was to be a file of keys, or an address."""
+        for name, value in given.items():
+            if isinstance(value, str) and not value.strip():
+                raise ValueError(f"{PREFIX}{name.upper()} is empty; give it a value or take it out")
+        return given
+
     @model_validator(mode="after")
     def _agree(self) -> Settings:
         """What no field can check alone; the message begins with the variable's name."""

@@ -70,12 +70,24 @@ def test_loopback_is_the_default() -> None:
         ({"triton_url": "::1:8001"}, "is no host and port"),
         ({"rate_limit": "inf", "rate_by": "address"}, "ECA_RATE_LIMIT='inf': input should be less than or equal to"),
         ({"rate_limit": "1e-320", "rate_by": "address"}, "ECA_RATE_LIMIT='1e-320': input should be greater than"),
-        ({"triton_url": ""}, "ECA_TRITON_URL: '' is no host and port"),
+        ({"triton_url": ","}, "ECA_TRITON_URL: '' is no host and port"),
     ],
 )
 def test_settings_that_do_not_agree(given: dict[str, str], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         load(given)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("empty", ["", " "])
+def test_what_is_there_and_empty_is_told(monkeypatch: pytest.MonkeyPatch, name: str, empty: str) -> None:
+    """Whatever kind of setting it is: no key would be asked, or all the world be listened to."""
+    sentence = f"^{PREFIX}{name.upper()} is empty; give it a value or take it out$"
+    with pytest.raises(SettingsError, match=sentence):
+        load({name: empty})
+    monkeypatch.setenv(PREFIX + name.upper(), empty)
+    with pytest.raises(SettingsError, match=sentence):
+        load({})
 
 
 @pytest.mark.parametrize("command", ["up", "gateway"])
