@@ -8,7 +8,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from eca_service.answers import Prediction
@@ -22,9 +22,9 @@ from eca_service.labels import top_k_of
 from eca_service.openapi import COMPARED, EXPLAINED, takes_images
 from eca_service.overlay import overlay_png
 from eca_service.registry import Model
-from eca_service.routes import TopK, core_of, deadlines, gone
+from eca_service.routes import TopK, core_of, deadlines, given_once, gone
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(given_once)])
 T = TypeVar("T")
 PNG = "image/png"
 EXPLAINS = ("X-Model-Version", "X-Class-Index", "X-Class-Label", "X-Class-Score")  # what is told beside the picture
@@ -80,7 +80,9 @@ async def explain_route(
 @router.post("/v1/compare", openapi_extra=takes_images(COMPARED, "/v1/compare"))
 async def compare_route(
     request: Request,
-    models: Annotated[str | None, Query(description="names, separated by commas; default: the family")] = None,
+    models: Annotated[
+        list[str] | None, Query(description="names, repeated or separated by commas; default: the family")
+    ] = None,
     top_k: TopK = None,
 ) -> Response:
     """Each model's predictions for one image.
@@ -91,7 +93,7 @@ async def compare_route(
     if models is None:
         chosen = family(core.registry)
     else:
-        names = dict.fromkeys(name.strip() for name in models.split(",") if name.strip())
+        names = dict.fromkeys(name.strip() for name in ",".join(models).split(",") if name.strip())
         if not names:
             raise ServiceError("bad_parameter", "models names no model; separate names by commas")
         chosen = [core.registry.get(name) for name in names]

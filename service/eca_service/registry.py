@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from eca_service import metrics
@@ -27,6 +29,11 @@ class Model:
 
     contract: Contract
     folder: Path
+
+    @cached_property
+    def listed(self) -> bytes:
+        """Its contract as JSON for callers, encoded once: the golden answers of many classes are megabytes."""
+        return json.dumps(self.contract.public(), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class Registry:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from eca_service import metrics
@@ -20,7 +20,17 @@ from eca_service.errors import ServiceError
 from eca_service.labels import top_k_of
 from eca_service.openapi import CLASSIFIED, takes_images
 
-router = APIRouter()
+SEVERAL = frozenset({"models"})  # parameters that may be given more than once
+
+
+async def given_once(request: Request) -> None:
+    """Of a parameter that is given twice FastAPI takes the last. Raises bad_request."""
+    for parameter in request.scope["route"].dependant.query_params:
+        if parameter.alias not in SEVERAL and (times := len(request.query_params.getlist(parameter.alias))) > 1:
+            raise ServiceError("bad_request", f"{parameter.alias} is given {times} times; give it once")
+
+
+router = APIRouter(dependencies=[Depends(given_once)])
 scraped = APIRouter()
 SCRAPED = "/metrics"
 TopK = Annotated[int | None, Query(description="how many classes to answer; default: 5, or all of fewer")]
@@ -64,14 +74,15 @@ CLASSIFY = dict(zip(((False, False), (True, False), (True, True)), router.routes
 async def models(request: Request) -> Response:
     """All contracts, without the head's weights, and the name of the model that answers where none is named."""
     registry = core_of(request).registry
-    contracts = [model.contract.public() for model in registry.models.values()]
-    return JSONResponse({"models": contracts, "default": registry.default})
+    listed = b",".join(model.listed for model in registry.models.values())
+    default = bytes(JSONResponse(registry.default).body)
+    return Response(b'{"models":[%b],"default":%b}' % (listed, default), media_type=JSONResponse.media_type)
 
 
 @router.get("/v1/models/{model}")
 async def one_model(request: Request, model: str) -> Response:
     """One contract, without the head's weights."""
-    return JSONResponse(core_of(request).registry.get(model).contract.public())
+    return Response(core_of(request).registry.get(model).listed, media_type=JSONResponse.media_type)
 
 
 @router.head("/livez", include_in_schema=False)

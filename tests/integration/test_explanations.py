@@ -225,3 +225,6 @@ def test_a_comparison_gives_each_model_s_own_answer_and_decodes_once(service: Se
         assert set(row["timing_ms"]) == {"decode", "queue", "infer", "total"}
     named = FRESH.post(service.url + "/v1/compare", params={"models": f"{MODEL}, {MODEL}"}, content=image)
     assert [row["model"] for row in named.json()["results"]] == [MODEL]
+    several = {"models": [family[-1], f"{MODEL},{family[0]}", family[-1]]}
+    named = FRESH.post(service.url + "/v1/compare", params=several, content=image)
+    assert [row["model"] for row in named.json()["results"]] == list(dict.fromkeys([family[-1], MODEL, family[0]]))
