@@ -41,15 +41,17 @@ class ClassMap:
 def head_of(folder: Path, engine_sha256: str) -> LinearHead:
     """The head of the version in `folder`, read when it is first asked for; the hash tells versions apart.
 
-    Raises model_not_ready where the contract has none, or not the one that was asked for.
+    Raises bad_parameter where the contract has none; model_not_ready where it cannot be read, or is another build's.
     """
     try:
         contract = read(folder, head=True)
     except ContractError as error:
         raise ServiceError("model_not_ready", str(error)) from None
+    if contract.engine_sha256 != engine_sha256:
+        raise ServiceError("model_not_ready", f"{folder} was replaced while it is served; publish it as a new version")
     head = contract.head
-    if head is None or contract.engine_sha256 != engine_sha256:
-        raise ServiceError("model_not_ready", f"{contract.name} has no classifier in its contract; build it again")
+    if head is None:  # no waiting helps
+        raise ServiceError("bad_parameter", f"{contract.name} has no classifier in its contract; build it again")
     weight, bias = (np.frombuffer(base64.b64decode(part), "<f4") for part in (head.weight, head.bias))
     return LinearHead(weight.reshape(head.classes, head.channels), bias)
 

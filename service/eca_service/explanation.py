@@ -61,7 +61,8 @@ async def explain(
 ) -> Explanation:
     """The map of the class `wanted`, an index or a label; None is the best class.
 
-    Raises bad_parameter for a class or gates that the model has not, what decoding raises, and what inference raises.
+    Raises bad_parameter for a class, gates or a classifier that the model has not, what decoding raises, and what
+    inference raises.
     """
     contract, entry = model.contract, permit.entry
     entry.images = 1

@@ -49,9 +49,12 @@ def test_the_map_adds_up_to_the_logit() -> None:
 
 
 def test_a_contract_without_a_head_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="no classifier in its contract"):
+    with pytest.raises(ServiceError, match=r"^bad_parameter: m has no classifier in its contract") as without:
         head_of(write(tmp_path, head=None), CONTRACT.engine_sha256)
-    with pytest.raises(ServiceError, match="is missing"):
+    assert without.value.retry_after_s is None, "it has none later either"
+    with pytest.raises(ServiceError, match=r"^model_not_ready: .* was replaced while it is served"):
+        head_of(tmp_path, "other")
+    with pytest.raises(ServiceError, match=r"^model_not_ready: .* is missing"):
         head_of(tmp_path / "gone", "other")
 
 
