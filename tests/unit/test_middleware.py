@@ -200,6 +200,16 @@ async def test_the_page_has_its_own_policy_and_switch(tmp_path: Path) -> None:
         assert {(await client.get(path)).status_code for path in page.PATHS} == {404}
 
 
+async def test_the_page_has_no_link_to_where_nothing_is(tmp_path: Path) -> None:
+    tags = set()
+    for value, status, links in (("on", 200, 2), ("off", 404, 0)):
+        async with client_of(application(tmp_path, docs=value)) as client:
+            found = await client.get("/")
+            assert ((await client.get("/docs")).status_code, found.text.count('href="docs"')) == (status, links)
+            tags.add(found.headers["etag"])
+    assert len(tags) == 2, "a browser that holds the other asks anew"
+
+
 async def test_the_page_is_sent_again_only_where_it_changed(tmp_path: Path) -> None:
     kinds = {"": "text/html", ".css": "text/css", ".js": "text/javascript"}
     async with client_of(application(tmp_path)) as client:

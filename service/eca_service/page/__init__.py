@@ -1,8 +1,12 @@
-"""The page at `/`: a document, a style sheet, a script in modules, served as they are; it asks this service alone."""
+"""The page at `/`: a document, a style sheet, a script in modules; it asks this service alone.
+
+They are served as they are, but for the links to /docs where that is switched off.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -27,15 +31,21 @@ FILES = {"/": ("index.html", "text/html; charset=utf-8")}
 FILES |= {f"/page/{file.name}": (file.name, KINDS[file.suffix]) for file in FOLDER.iterdir() if file.suffix in KINDS}
 PATHS = frozenset(FILES)  # they ask for no key: whoever has one types it into the page
 
+DOCS = re.compile(rb"<!-- docs -->.*?<!-- /docs -->")
+
 router = APIRouter(include_in_schema=False)
 
 
 def _serve(path: str, name: str, kind: str) -> None:
-    content = (FOLDER / name).read_bytes()
-    tag = f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'  # weak: it may travel compressed
-    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache", "ETag": tag}
+    whole = (FOLDER / name).read_bytes()
+    contents = {True: whole, False: DOCS.sub(b"", whole)}  # by whether there is /docs
+    # weak: it may travel compressed
+    tags = {docs: f'W/"{hashlib.sha256(content).hexdigest()[:32]}"' for docs, content in contents.items()}
 
     async def file(request: Request) -> Response:
+        docs = request.app.openapi_url is not None
+        content, tag = contents[docs], tags[docs]
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache", "ETag": tag}
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return Response(content, media_type=kind, headers=headers)
