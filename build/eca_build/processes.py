@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from glob import glob
 from pathlib import Path
+from typing import NamedTuple
 
 from eca_build.errors import BuildError
 
 STILL_S = 60.0  # none of our processes waits this long for anything
 LEAST = 0.05  # of a core: threads that wait for each other still look whether they may go on, which takes up to 0.01
+STARVED = 0.5  # of the time: a thread that works and gets no core waits nearly all of it, one that looks up to a third
 # What libraries say of a GPU's memory, and the sentence instead.
 NO_MEMORY = (
     r"out of memory|OutOfMemory",
@@ -51,9 +54,10 @@ def run(
 ) -> str:
     """Runs `command` to its end, however long it works; what it printed. `environment` is beside ours.
 
-    Raises BuildError, which begins with `failure`: where it fails, with what `told` makes of what it wrote
-    (stderr after stdout) and of its status, and where it and those it started use less than LEAST of a core for STILL_S
-    seconds, after which it is ended.
+    Raises BuildError, which begins with `failure`: where it fails, with what `told` makes of what it wrote (stderr
+    after stdout) and of its status, and where it and those it started use less than LEAST of a core for STILL_S
+    seconds, after which it is ended; unless a thread waited for a core meanwhile, STARVED of the time: on a busy
+    machine one that works may get next to none.
     """
     with subprocess.Popen(
         command,
@@ -63,15 +67,17 @@ def run(
         text=True,
         errors="replace",
     ) as process:
-        worked = 0.0
+        now = _Use(0.0, {})
         try:
             while True:
                 try:
                     printed, errors = process.communicate(timeout=STILL_S)
                     break
                 except subprocess.TimeoutExpired:
-                    before, worked = worked, _processor_s(process.pid)
-                    if worked - before < LEAST * STILL_S:
+                    before, now = now, _use(process.pid)
+                    worked_s = now.worked_s - before.worked_s
+                    waited_s = max((s - before.waited_s.get(tid, 0.0) for tid, s in now.waited_s.items()), default=0.0)
+                    if worked_s < LEAST * STILL_S and waited_s < STARVED * STILL_S:
                         raise BuildError(
                             f"{failure}: it did nothing for {STILL_S:.0f} s and was ended; build again"
                         ) from None
@@ -82,8 +88,15 @@ def run(
     return printed
 
 
-def _processor_s(pid: int) -> float:
-    """What a process and those below it have used of the processor, in seconds (proc(5), `stat`: 4, 14 to 17)."""
+class _Use(NamedTuple):
+    """Of a process and those below it: the processor they used, and by thread how long it waited for it; seconds."""
+
+    worked_s: float
+    waited_s: dict[int, float]
+
+
+def _use(pid: int) -> _Use:
+    """From proc(5): fields 4 and 14 to 17 of `stat`; the second of `schedstat`, where the kernel keeps it."""
     below, used = defaultdict[int, list[int]](list), dict[int, int]()
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -93,9 +106,14 @@ def _processor_s(pid: int) -> float:
         one = int(file.parent.name)
         below[int(fields[1])].append(one)
         used[one] = sum(map(int, fields[11:15]))
-    ticks, waiting = 0, [pid]
-    while waiting:
-        one = waiting.pop()
+    ticks, waited_s, left = 0, dict[int, float](), [pid]
+    while left:
+        one = left.pop()
         ticks += used.get(one, 0)
-        waiting += below[one]
-    return ticks / os.sysconf("SC_CLK_TCK")
+        left += below[one]
+        for name in glob(f"/proc/{one}/task/*/schedstat"):
+            try:
+                waited_s[int(Path(name).parent.name)] = int(Path(name).read_text().split()[1]) / 1e9
+            except OSError:
+                continue
+    return _Use(ticks / os.sysconf("SC_CLK_TCK"), waited_s)

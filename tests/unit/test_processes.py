@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,16 +35,49 @@ while time.process_time() < 1.5:
     pass
 open(sys.argv[1], "w").write("done")
 """
+# takes what is put in front of it to where it has a seventieth of a core: on one core, beside a loop, which is nicer
+STARVES = "import os; os.sched_setaffinity(0, {%d}); os.nice(19)\n"
 
 
 def test_one_that_stands_still_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "STILL_S", 2.0)
+    _is_ended(HANGS, tmp_path)
+
+
+def _is_ended(hangs: str, tmp_path: Path) -> None:
     started = time.monotonic()
-    sentence = r"^the engine could not be run: it did nothing for 2 s and was ended; build again$"
+    sentence = r"^the engine could not be run: it did nothing for \d s and was ended; build again$"
     with pytest.raises(BuildError, match=sentence):
-        processes.run([sys.executable, "-c", HANGS, str(tmp_path / "pid")], "the engine could not be run")
+        processes.run([sys.executable, "-c", hangs, str(tmp_path / "pid")], "the engine could not be run")
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
     assert time.monotonic() - started < 30, "it did not end itself"
+
+
+@pytest.fixture
+def busy_core() -> Iterator[int]:
+    """A core on which somebody else's loop runs."""
+    core = min(os.sched_getaffinity(0))
+    loop = f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", loop]) as other:
+        yield core
+        other.kill()
+
+
+def test_one_that_waits_for_a_core_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy_core: int
+) -> None:
+    monkeypatch.setattr(processes, "STILL_S", 1.0)
+    works = STARVES % busy_core + "import time; end = time.process_time() + 0.05\n" + WORKS.replace("1.5", "end")
+    processes.run([sys.executable, "-c", works, str(tmp_path / "told")], "never said")
+    assert (tmp_path / "told").read_text() == "done"
+
+
+def test_one_that_stands_still_is_ended_on_a_busy_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy_core: int
+) -> None:
+    """It too waits for a core, whenever it looks whether it may go on."""
+    monkeypatch.setattr(processes, "STILL_S", 4.0)
+    _is_ended(STARVES % busy_core + HANGS, tmp_path)
 
 
 @pytest.fixture
