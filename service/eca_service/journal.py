@@ -24,8 +24,8 @@ class Entry:
 
     `given_id` is kept as the request's id where it is a sound one, else a new one is made. `quiet` requests, such as
     health checks, are logged at debug level. `size` is the body's, in bytes, and `receive_s` how long it took to come;
-    `caller` the name of the key that was used, `account` whose rate limit it
-    counts for; `status` HTTP's number or gRPC's name.
+    `caller` the name of the key that was used, `account` whose rate limit it counts for; `status` HTTP's number or
+    gRPC's name.
     """
 
     __slots__ = (
