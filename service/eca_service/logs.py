@@ -25,6 +25,14 @@ def start(form: str | None, level: str) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_tells)
+
+
+def _tells(record: logging.LogRecord) -> bool:
+    """Not so what grpc.aio writes, with a traceback, where a call's deadline passed or its caller left just as its
+    answer was being sent: it knows of that only where the news comes before the failure."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (type(error).__name__ == "ExecuteBatchError" and str(error).startswith('Failed "execute_batch"'))
 
 
 class JsonLines(logging.Formatter):
