@@ -37,13 +37,14 @@ Example:
   eca-build init resnet50 --attention eca -o resnet50-eca.safetensors
   eca-build compile resnet50-eca.safetensors
 """
+RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
 ATTENTION_HELP = "Expect this attention (see `archs`); default: found. SE-Var1 has no weights, so it must be given."
 
 
-def _option(flag: str, **more: Any) -> Callable[[Command], Command]:
+def _option(flag: str, *name: str, **more: Any) -> Callable[[Command], Command]:
     """An option that is an environment variable too: ECA_ and its own name, as --help shows."""
     variable = "ECA_" + flag.removeprefix("--").replace("-", "_").upper()
-    return click.option(flag, envvar=variable, show_envvar=True, **more)
+    return click.option(flag, *name, envvar=variable, show_envvar=True, **more)
 
 
 class _Commands(click.Group):
@@ -189,6 +190,9 @@ def init(arch: str, attention: str, classes: int | None, width: float, seed: int
 @_option("--max-batch", type=click.IntRange(1, 1024), default=32)
 @_option("--resize", type=click.IntRange(1, 4096), help="Shorter side in pixels; default: the network's.")
 @_option("--crop", type=click.IntRange(1, 4096), help="Centre crop in pixels; default: the network's.")
+@_option("--filter", "filter_", type=click.Choice(["bilinear", "bicubic"]), help="Of the resize; default: bilinear.")
+@_option("--mean", type=click.FloatRange(0, 1), **RGB, help="Of R, G, B in [0, 1]; default: the network's.")
+@_option("--std", type=click.FloatRange(0, 1, min_open=True), **RGB, help="Of R, G, B; default: the network's.")
 @_option(
     "--repository",
     type=click.Path(path_type=Path, file_okay=False),
@@ -211,6 +215,9 @@ def compile_(
     max_batch: int,
     resize: int | None,
     crop: int | None,
+    filter_: str | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
     repository: Path,
 ) -> None:
     """Builds each CHECKPOINT into a verified, published model version.
@@ -222,15 +229,13 @@ def compile_(
 
     if name and len(checkpoints) > 1:
         raise click.UsageError("--name is for one checkpoint; several are named after their files")
-    if (resize or crop) and (not (resize and crop) or crop > resize):
-        raise click.UsageError("--resize and --crop go together, and the crop is not larger than the resize")
-    size = (resize, crop) if resize and crop else None
+    recipe = {"resize": resize, "crop": crop, "filter": filter_, "mean": mean, "std": std}
     graph = attention_graph or usual_graph(target)
     wish = Wish(target, precision, graph, max_batch, expose_gates, runtime, frontend)
     steps = build.steps(wish)
     for checkpoint in checkpoints:
         kind = _kind(attention)
-        options = build.Options(checkpoint, repository, size, name, arch, labels, images, kind, wish, calibration)
+        options = build.Options(checkpoint, repository, recipe, name, arch, labels, images, kind, wish, calibration)
         with tqdm(total=steps, desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
             click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, count()))))
 

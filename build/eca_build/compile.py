@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Options:
 
     checkpoint: Path
     repository: Path
-    size: tuple[int, int] | None = None  # of the resize and of the crop, in pixels
+    preprocessing: Mapping[str, object] = field(default_factory=dict)  # where it is not the architecture's, by field
     name: str | None = None
     arch: str | None = None
     labels: Path | None = None

@@ -20,7 +20,7 @@ from eca_build.checkpoint import Checkpoint
 from eca_build.errors import BuildError
 from eca_build.labels import read_labels
 from eca_build.provenance import code_sha256, versions
-from eca_build.recipes import default_recipe
+from eca_build.recipes import recipe_of
 from eca_build.targets import Variant, Wish
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def gather(options: Options) -> Inputs:
         )
     variants = targets.variants(options.wish)
     loaded = checkpoint.load(options.checkpoint, options.arch, options.attention)
-    recipe = default_recipe(loaded.spec.arch)
-    if options.size:
-        recipe = recipe.model_copy(update={"resize": options.size[0], "crop": options.size[1]})
+    recipe = recipe_of(loaded.spec.arch, options.preprocessing)
     random = loaded.weights == "random"
     labels = read_labels(options.labels, loaded.spec.classes, random)
     if options.images:

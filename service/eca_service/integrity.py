@@ -6,21 +6,29 @@ import functools
 import hashlib
 from pathlib import Path
 
-from eca_service.contract import ENGINE_FILES, GOLDEN_FILE, Contract
+from eca_service.contract import ENGINE_FILES, GOLDEN_FILE, Contract, Preprocessing
 
 
 def again(contract: Contract) -> str:
     """The command that builds the same model: its next version must have the tensors and labels of this one."""
-    recipe, numbered = contract.preprocessing, tuple(f"class {index}" for index in range(contract.classes))
+    recipe, usual = contract.preprocessing, Preprocessing()
+    numbered = tuple(f"class {index}" for index in range(contract.classes))
     return (
         f"eca-build compile CHECKPOINT --name {contract.name} --target {contract.engine} --precision "
         f"{contract.precision} --attention {contract.attention} --attention-graph {contract.attention_graph} "
         f"--max-batch {contract.max_batch} --resize {recipe.resize} --crop {recipe.crop}"
+        + ("" if recipe.filter == usual.filter else f" --filter {recipe.filter}")
+        + ("" if recipe.mean == usual.mean else f" --mean {_three(recipe.mean)}")
+        + ("" if recipe.std == usual.std else f" --std {_three(recipe.std)}")
         + (f" --runtime {contract.runtime}" if contract.runtime else "")
         + (" --expose-gates" if contract.gates else "")
         + (" --labels LABELS" if contract.weights == "trained" and contract.labels != numbered else "")
         + (" --calibration IMAGES" if contract.calibration else "")
     )
+
+
+def _three(values: tuple[float, float, float]) -> str:
+    return " ".join(map(str, values))
 
 
 def damage(contract: Contract, folder: Path) -> str | None:

@@ -68,7 +68,7 @@ def test_what_was_damaged_is_built_again(options: Options, damage: Callable[[Pat
     [
         ({"wish": Wish(max_batch=4)}, "config.pbtxt"),
         ({"wish": Wish(expose_gates=True)}, "config.pbtxt"),
-        ({"size": (40, 40)}, "config.pbtxt"),
+        ({"preprocessing": {"resize": 40, "crop": 40}}, "config.pbtxt"),
         ({"labels": None}, "labels.txt"),
     ],
 )

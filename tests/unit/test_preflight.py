@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from eca_build.cli import compile_
 from eca_service import metrics
 from eca_service.cli import main
-from eca_service.contract import Calibration, Contract, GateSite, Passport
+from eca_service.contract import Calibration, Contract, GateSite, Passport, Preprocessing
 from eca_service.preflight import Gpu, Machine, look, obstacle, obstacle_of
 from eca_service.registry import Registry
 
@@ -69,6 +69,10 @@ def test_a_difference_is_named_with_the_command(contract: Contract, machine: Mac
     [
         ({"max_batch": 4, "labels": ("class 0", "class 1")}, "--max-batch 4 --resize 32 --crop 32"),
         ({"weights": "random"}, "--max-batch 8 --resize 32 --crop 32"),
+        (
+            {"weights": "random", "preprocessing": Preprocessing(filter="bicubic", mean=(0, 0.5, 1), std=(0.1,) * 3)},
+            "--max-batch 8 --resize 256 --crop 224 --filter bicubic --mean 0.0 0.5 1.0 --std 0.1 0.1 0.1",
+        ),
         (
             {
                 "precision": "int8",

@@ -1,0 +1,58 @@
+"""Which preprocessing a model is built with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner
+from eca_build import checkpoint, cli, images
+from eca_build.errors import BuildError
+from eca_build.recipes import default_recipe, recipe_of
+from eca_service.contract import Preprocessing, read
+
+WEIGHTS = Path(__file__).parents[2] / "build" / "demo" / "resnet14-eca.safetensors"
+OTHER = "--resize 40 --crop 36 --filter bicubic --mean 0.5 0.4 0.3 --std 0.5 0.25 0.125"
+
+
+def test_what_is_not_asked_for_is_the_architecture_s_own() -> None:
+    assert recipe_of("resnet50", {"resize": None, "mean": None}) == Preprocessing()
+    assert recipe_of("resnet50", {"resize": 232}) == Preprocessing(resize=232)
+    assert recipe_of("resnet14_cifar", {"std": (1, 1, 1)}).mean == default_recipe("resnet14_cifar").mean
+    with pytest.raises(BuildError, match="a crop of 288 pixels cannot be cut from images of 256; give --resize"):
+        recipe_of("resnet50", {"crop": 288})
+
+
+def test_another_normalisation_is_in_the_engine(tmp_path: Path) -> None:
+    asked = [str(WEIGHTS), "--repository", str(tmp_path), "--name", "m", *OTHER.split()]
+    done = CliRunner().invoke(cli.main, ["compile", *asked])
+    assert done.exit_code == 0, done.output
+    recipe = read(tmp_path / "m" / "1").preprocessing
+    assert recipe == Preprocessing(resize=40, crop=36, filter="bicubic", mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.125))
+    sample = images.synthetic(36, 8)
+    session = onnxruntime.InferenceSession(tmp_path / "m" / "1" / "model.onnx")
+    (answers,) = session.run(["probabilities"], {"image": sample})
+    network = checkpoint.load(WEIGHTS).network.eval()
+    pixels = torch.from_numpy(sample).permute(0, 3, 1, 2) / 255
+    for channel, (mean, std) in enumerate(zip((0.5, 0.4, 0.3), (0.5, 0.25, 0.125), strict=True)):
+        pixels[:, channel] = (pixels[:, channel] - mean) / std
+    with torch.inference_mode():
+        wanted = network(pixels).softmax(1).numpy()
+    assert np.abs(answers - wanted).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--mean 123.7 116.3 103.5", "123.7 is not in the range 0<=x<=1"),
+        ("--std 0 1 1", "0.0 is not in the range 0<x<=1"),
+        ("--mean 0.5", "requires 3 arguments"),
+        ("--filter lanczos", "is not one of 'bilinear', 'bicubic'"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: str, sentence: str) -> None:
+    done = CliRunner().invoke(cli.main, ["compile", str(WEIGHTS), *options.split()])
+    assert (done.exit_code, sentence in done.output) == (2, True), done.output
