@@ -49,7 +49,7 @@ def staging(repository: Path) -> Iterator[Path]:
                 folder.mkdir()
             yield folder
         except OSError as error:
-            where = f"{error.filename}: {error.strerror}" if error.filename else error
+            where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
             raise BuildError(f"the build could not read or write a file: {where}") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)

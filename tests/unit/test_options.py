@@ -77,6 +77,12 @@ def test_help_has_the_precisions_of_each_target() -> None:
     }
 
 
+def test_triton_alone_has_no_options_of_the_gateway() -> None:
+    done = CliRunner().invoke(eca_service.cli.main.commands["triton"], ["--help"])
+    assert "--triton-threads" in done.output
+    assert "--http-port" not in done.output
+
+
 def test_what_help_says_of_settings_can_be_copied() -> None:
     shown = " ".join(CliRunner().invoke(eca_service.cli.main, ["up", "--help"]).output.split())
     for name, field in Settings.model_fields.items():

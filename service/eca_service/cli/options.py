@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from eca_service.keys import read_secret
 from eca_service.settings import PREFIX, Settings, default_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+OF_TRITON = "repository triton_host triton_grpc_port triton_log triton_threads otlp_endpoint log_format log_level"
 
 
 def option(flag: str, *names: str, envvar: str = "", **more: Any) -> Callable[[Command], Command]:
@@ -25,13 +26,24 @@ def option(flag: str, *names: str, envvar: str = "", **more: Any) -> Callable[[C
 
 def with_settings(command: Any) -> Any:
     """Gives a command one option for each setting, with its variable and default in --help."""
-    for name, field in reversed(Settings.model_fields.items()):
+    return _with(command, Settings.model_fields)
+
+
+def with_triton_settings(command: Any) -> Any:
+    """The same of those that the embedded Triton alone has."""
+    return _with(command, OF_TRITON.split())
+
+
+def _with(command: Any, names: Iterable[str]) -> Any:
+    for name in reversed(list(names)):
+        field = Settings.model_fields[name]
         default = f"; default {shown}" if (shown := default_of(field)) else ""
         text = field.description or name
+        text = text if text.startswith("gRPC") else text[0].upper() + text[1:]
         command = click.option(
             "--" + name.replace("_", "-"),
             name,
-            help=f"{text[0].upper()}{text[1:]}  [{PREFIX}{name.upper()}{default}]",
+            help=f"{text}  [{PREFIX}{name.upper()}{default}]",
         )(command)
     return command
 

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from eca_service.cli.options import log, with_settings
+from eca_service.cli.options import log, with_settings, with_triton_settings
 from eca_service.settings import Settings, SettingsError, load
 from eca_service.stopping import Stopping
 from eca_service.tracing import http_endpoint
@@ -51,7 +51,7 @@ def gateway(**given: str | None) -> None:
 
 
 @click.command()
-@with_settings
+@with_triton_settings
 def triton(**given: str | None) -> None:
     """The embedded Triton alone."""
     settings = load(given)
