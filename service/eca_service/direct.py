@@ -1,7 +1,7 @@
 """Past FastAPI's layers: images to classify, the requests that there are many of.
 
 To find the route, its parameters and their types takes FastAPI a sixth of an image's time on the event loop, see
-tests/load/README.md. Here and there `routes.classify` answers.
+tests/load/TRIED.md. Here and there `routes.classify` answers.
 """
 
 from __future__ import annotations
