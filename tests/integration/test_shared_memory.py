@@ -27,15 +27,15 @@ def regions(triton_port: int) -> list[str]:
 
 
 def await_region(triton_port: int, pid: int, but: str = "") -> str:
-    """The one region of the gateway `pid`, once Triton has it and nothing of it is left to be found."""
+    """The one region of the gateway `pid`, once Triton has it and its name is gone, so that no crash leaves it."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         found = [name for name in regions(triton_port) if name != but]
-        if len(found) == 1 and found[0].startswith(f"eca_gateway_{pid}_"):
-            assert list(Path("/dev/shm").glob(f"eca_gateway_{pid}_*")) == [], "its name is gone, so no crash leaves it"
+        named = list(Path("/dev/shm").glob(f"eca_gateway_{pid}_*"))
+        if len(found) == 1 and found[0].startswith(f"eca_gateway_{pid}_") and not named:
             return found[0]
         time.sleep(0.1)
-    raise AssertionError(regions(triton_port))
+    raise AssertionError((found, named))
 
 
 def forget(triton_port: int, region: str) -> None:
