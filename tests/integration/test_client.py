@@ -150,6 +150,22 @@ def test_many_files_in_their_order(service: Service, way: str, tmp_path: Path) -
     assert sum(right) > 0.7 * len(right)
 
 
+@pytest.mark.parametrize("limit", [{"max_images": 3}, {"max_body_bytes": 3000}], ids=["images", "bytes"])
+def test_a_service_that_takes_less_is_sent_fewer_files(repository: Path, tmp_path: Path, limit: dict[str, Any]) -> None:
+    """Each file alone is well within its limits."""
+    paths = [*IMAGES[:9], tmp_path / "missing.jpg", *IMAGES[9:12]]
+    running = start(repository, tmp_path, **limit)
+    try:
+        running.await_ready()
+        for way in ("http", "grpc", "http-loop", "grpc-loop"):
+            found: list[FileResult] = asked(running, way, lambda client: client.classify_files(paths))
+            assert [result.path for result in found] == paths
+            assert [result.error.code for result in found if result.error] == ["unreadable"], way
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)
+
+
 @pytest.mark.parametrize("way", ["http", "http-loop"])
 def test_several_models(service: Service, way: str) -> None:
     names = [weights.stem for weights in DEMO if weights.stem.startswith("resnet14")]

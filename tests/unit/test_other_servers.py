@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import trustme
-from eca_service.client import AsyncClient, Client, ClientError, Retry
+from eca_service.client import AsyncClient, Client, ClientError, FileResult, Retry
 from eca_service.errors import CODES
 
 from tests.ports import free_port
@@ -153,6 +153,24 @@ def test_a_proxy_s_refusal_is_tried_again(kind: type, status: int, body: bytes) 
     assert (error.fatal, error.passing, error.retry_after_s) == (False, True, 0)
     assert CODES[error.code].http in {429, 503}
     assert str(status) in error.detail
+
+
+@both
+def test_a_proxy_that_takes_less_is_sent_fewer_files(kind: type, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_bytes(b"image")
+
+    async def gathered(client: AsyncClient) -> list[FileResult]:
+        return [one async for one in client.classify_files(paths)]
+
+    with server(413, b"<html>Request Entity Too Large</html>") as (place, seen):
+        call: Call = gathered if kind is AsyncClient else lambda client: list(client.classify_files(paths))
+        found = asked(kind, f"http://{place}", call)
+    assert [(one.path, one.error.code, one.error.fatal) for one in found] == [
+        (path, "body_too_large", False) for path in paths
+    ]
+    assert len(seen) == 5, "all three, one and two, each of the two"
 
 
 @both

@@ -17,7 +17,7 @@ from eca_service.client.address import as_address, as_key
 from eca_service.client.answers import Classification, Explanation, Model, Overlay
 from eca_service.client.calls import DEFAULT_URL, Call, Image
 from eca_service.client.failures import ClientError, Retry
-from eca_service.client.files import BATCH, CONCURRENCY, FileResult, as_names, batches, joined
+from eca_service.client.files import BATCH, CONCURRENCY, FileResult, as_names, batches, halves, joined
 from eca_service.client.over_http import Http
 from eca_service.client.threads import Threads, result_of
 
@@ -112,6 +112,8 @@ class Client:
     ) -> Iterator[FileResult]:
         """Each file's answer, in their order, as they come: `batch` files a request, `concurrency` requests at once.
 
+        Where the service takes less in one request, they are sent in smaller ones.
+
         By several models each file is decoded once, and has one result for each.
 
         An error is the file's own and ends nothing; `paths` is read no further than needed.
@@ -125,9 +127,11 @@ class Client:
                     compared = self.compare(group[0], models, top_k=top_k, timeout_s=timeout_s)
                     return joined(group, models, [compared[name] for name in models])
                 name = models[0] if models else None
-                return joined(group, models, self.classify_batch(group, name, top_k=top_k, timeout_s=timeout_s))
+                found = joined(group, models, self.classify_batch(group, name, top_k=top_k, timeout_s=timeout_s))
             except ClientError as error:
-                return joined(group, models, error)
+                found = joined(group, models, error)
+            smaller = halves(group, found)
+            return [result for half in smaller for result in ask(half)] if smaller else found
 
         threads = Threads(concurrency, ask)
         running: deque[Future[list[FileResult]]] = deque()

@@ -47,6 +47,11 @@ class ClientError(Exception):
         return self.code in OF_IMAGE
 
     @property
+    def of_many(self) -> bool:
+        """Whether fewer images in one request may be taken: these are too many, or too many bytes."""
+        return self.code in {"bad_request", "body_too_large"}
+
+    @property
     def passing(self) -> bool:
         """Whether the same call may succeed in a moment."""
         kind = CODES.get(self.code)

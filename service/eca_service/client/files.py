@@ -48,6 +48,14 @@ def batches(paths: Iterable[str | os.PathLike[str]], size: int) -> Iterator[list
         yield batch
 
 
+def halves(paths: list[Path], found: Iterable[FileResult]) -> list[list[Path]]:
+    """The paths as two requests, where the service took them as one for too much; else none."""
+    if len(paths) < 2 or not any(one.error and one.error.of_many for one in found):
+        return []
+    middle = len(paths) // 2
+    return [paths[:middle], paths[middle:]]
+
+
 def joined(
     paths: Sequence[Path], models: Sequence[str], outcome: Sequence[Classification | ClientError] | ClientError
 ) -> list[FileResult]:

@@ -23,6 +23,7 @@ T = TypeVar("T")
 SLACK_S = 1.0  # the service's own `deadline_exceeded` says more than a connection that was given up
 CONNECT_S = 5.0
 OF_PROXY = {  # what it means where the service itself did not answer
+    413: "body_too_large",
     429: "overloaded",
     502: "backend_unavailable",
     503: "backend_unavailable",
