@@ -229,7 +229,7 @@ def test_any_time_may_be_given(kind: type, timeout_s: float, sent: int) -> None:
 
 
 @both
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "x/../resnet14-se", " a"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "x/../resnet14-se", " a", "a\udcff"])
 def test_names_that_address_another_are_refused(kind: type, name: str) -> None:
     questions: list[Call] = [
         lambda client: client.classify(b"image", name),
@@ -242,6 +242,16 @@ def test_names_that_address_another_are_refused(kind: type, name: str) -> None:
         for question in questions:
             assert error_of(kind, f"http://{place}", question).code == "model_not_found"
         assert seen == []
+
+
+@both
+@pytest.mark.parametrize("ask", ["explain", "overlay"])
+def test_a_class_that_is_no_text_is_refused(kind: type, ask: str) -> None:
+    """As a command line has bytes that are no UTF-8."""
+    with server(200, b"{}") as (place, seen):
+        error = error_of(kind, f"http://{place}", lambda client: getattr(client, ask)(b"image", "a", "\udcff"))
+        assert (error.code, seen) == ("bad_parameter", [])
+        assert str(error).encode()
 
 
 @both

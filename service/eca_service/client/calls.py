@@ -26,7 +26,8 @@ class Call(Generic[T]):
     """One request; `read` makes the answer's value from its body: JSON, or (bytes, headers) for an overlay.
 
     What is not `idempotent` must not be made again where it may have been done. Raises ClientError for what no service
-    can be asked: a model of an impossible name, `model_not_found`; a version of no model, `bad_parameter`.
+    can be asked: a model of an impossible name, `model_not_found`; a version of no model, a value that is no text,
+    `bad_parameter`.
     """
 
     route: Route
@@ -38,6 +39,9 @@ class Call(Generic[T]):
     idempotent: bool = True
 
     def __post_init__(self) -> None:
+        for name, value in self.parameters.items():
+            if not _is_text(value):
+                raise ClientError("bad_parameter", f"{name} {value!r} cannot be sent: it is not UTF-8")
         if self.model is not None:
             _require_name(self.model)
         elif self.version is not None:
@@ -200,8 +204,17 @@ def _pinned(body: Any) -> int | None:
 
 def _require_name(name: str, separator: str = "/") -> None:
     """Raises ClientError, `model_not_found`, where an address, or a list with that separator, would name another."""
-    if name.strip() != name or name in {"", ".", ".."} or separator in name:
+    if name.strip() != name or name in {"", ".", ".."} or separator in name or not _is_text(name):
         raise ClientError("model_not_found", f"there is no model {name!r}")
+
+
+def _is_text(value: str) -> bool:
+    """Not so where a command line's bytes are no UTF-8: Python has them as halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _require(found: T, whole: bool) -> T:
