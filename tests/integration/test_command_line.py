@@ -98,12 +98,13 @@ def test_what_is_on_this_machine_is_asked_through_no_proxy(
         (("evaluate", str(ROOT / "build" / "demo")), "the folder 'images' is named by no class"),
         (("evaluate", str(IMAGES)), "has no sub-folder with images"),
         (("classify", str(IMAGES), "--url", "http://127.0.0.1:9"), "`eca-serve up` starts one"),
+        (("classify", str(IMAGES), "--url", "{}/v1"), "/v1 no route has this method and path; /docs lists them"),
         (("classify", str(IMAGES), "--api-key-file", "nothing"), "ECA_API_KEY_FILE=nothing cannot be read"),
     ],
 )
 def test_what_cannot_be_asked_is_a_sentence(service: Service, arguments: tuple[str, ...], sentence: str) -> None:
     url = () if "--url" in arguments else ("--url", service.url)
-    done = run("eca_service", *arguments, *url)
+    done = run("eca_service", *(argument.replace("{}", service.url) for argument in arguments), *url)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

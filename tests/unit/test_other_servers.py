@@ -156,6 +156,15 @@ def test_a_proxy_s_refusal_is_tried_again(kind: type, status: int, body: bytes) 
 
 
 @both
+@pytest.mark.parametrize("code", ["404", "405"])
+def test_an_address_with_something_behind_it_ends_all(kind: type, code: str) -> None:
+    told = f'{{"code": "{code}", "detail": "no such route", "request_id": "a"}}'.encode()
+    with server(int(code), told) as (place, _):
+        error = error_of(kind, f"http://{place}/v1", classified)
+    assert (error.code, error.fatal, error.detail) == (code, True, f"at http://{place}/v1 no such route")
+
+
+@both
 def test_a_proxy_that_takes_less_is_sent_fewer_files(kind: type, tmp_path: Path) -> None:
     paths = [tmp_path / name for name in "abc"]
     for path in paths:

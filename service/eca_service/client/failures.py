@@ -18,7 +18,8 @@ OWN = {
     "untrusted": "the service's certificate is not trusted",
 }
 OF_IMAGE = {"unsupported_image_format", "image_undecodable", "image_truncated", "image_too_many_pixels"}
-FATAL = {*OWN, "unauthorized", "model_not_found", "version_not_found", "bad_parameter"} - {"unreadable"}
+NO_ROUTE = {"404", "405"}  # the address has something behind the service's own, or the service is of another version
+FATAL = {*OWN, *NO_ROUTE, "unauthorized", "model_not_found", "version_not_found", "bad_parameter"} - {"unreadable"}
 
 
 class ClientError(Exception):

@@ -16,7 +16,7 @@ import httpx
 
 from eca_service.client.address import is_loopback
 from eca_service.client.calls import DEFAULT_URL, Call
-from eca_service.client.failures import ClientError, understood
+from eca_service.client.failures import NO_ROUTE, ClientError, understood
 from eca_service.errors import CODES
 
 T = TypeVar("T")
@@ -168,6 +168,8 @@ def _read(url: str, call: Call[T], response: httpx.Response, body: bytes) -> T:
             return call.read(told)
         code, detail = str(told.get("code")), str(told.get("detail", "no reason given"))
         ours = code in CODES or (code == str(response.status_code) and "request_id" in told)  # or no such route
+        if ours and code in NO_ROUTE:
+            detail = f"at {url} {detail}"
         if not ours:
             code = OF_PROXY[response.status_code]
             detail = f"what stands before the service at {url} answers {response.status_code}"
