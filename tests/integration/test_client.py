@@ -99,6 +99,7 @@ def test_any_time_may_be_given(service: Service, way: str) -> None:
     ("call", "code"),
     [
         (lambda client: client.classify(b"hello"), "unsupported_image_format"),
+        (lambda client: client.classify(b""), "unsupported_image_format"),
         (lambda client: client.classify("no/such/file.jpg"), "unreadable"),
         (lambda client: client.classify(DOG, "nobody"), "model_not_found"),
         (lambda client: client.classify(DOG, f"x/../{MODEL}"), "model_not_found"),

@@ -142,7 +142,7 @@ def _request(call: Call[Any], left_s: float) -> dict[str, Any]:
         request["json"] = {name: int(value) for name, value in call.parameters.items()} or None
     else:
         request["params"] = call.parameters
-    if len(call.images) == 1:
+    if len(call.images) == 1 and call.images[0]:  # a body of no bytes is no image, a part of a form is an empty one
         request["content"] = call.images[0]
     elif call.images:
         request["files"] = [("image", (str(number), image)) for number, image in enumerate(call.images)]
