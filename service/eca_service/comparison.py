@@ -70,9 +70,12 @@ def require_any(core: Core, models: Sequence[Model], deadline: float) -> None:
 
 
 async def compare(
-    core: Core, models: Sequence[Model], image: bytes, top_k: int, deadline: float, permit: Permit
+    core: Core, models: Sequence[Model], image: bytes, counts: Sequence[int], deadline: float, permit: Permit
 ) -> Comparison:
-    """Each model's answer. Raises what decoding raises; and where every model fails, the first one's error."""
+    """Each model's answer, of its `counts` best classes.
+
+    Raises what decoding raises; and where every model fails, the first one's error.
+    """
     entry = permit.entry
     entry.images = len(models)
     permit.grow(images=len(models) - 1)
@@ -83,7 +86,7 @@ async def compare(
         if recipe not in seen:
             seen[recipe] = await core.decoders.decode(image, model.contract, entry)
 
-    async def one(model: Model) -> Compared:
+    async def one(model: Model, top_k: int) -> Compared:
         contract = model.contract
         begun = time.perf_counter()
         decoded, decode_s = seen[contract.preprocessing_fingerprint]
@@ -97,7 +100,7 @@ async def compare(
         answer = Answer(contract, [result], decode_s + time.perf_counter() - begun)
         return Compared(contract, answer, crop_box(decoded.size, contract.preprocessing))
 
-    entries = await all_of(one(model) for model in models)
+    entries = await all_of(one(model, top_k) for model, top_k in zip(models, counts, strict=True))
     if all(entry.error for entry in entries):
         assert entries[0].error is not None
         raise entries[0].error.anew()

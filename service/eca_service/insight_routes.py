@@ -97,10 +97,10 @@ async def compare_route(
         if not names:
             raise ServiceError("bad_parameter", "models names no model; separate names by commas")
         chosen = [core.registry.get(name) for name in names]
-    most = min(top_k_of(top_k, model.contract) for model in chosen)
+    counts = [top_k_of(top_k, model.contract) for model in chosen]
 
     async def work(image: bytes, deadline: float) -> Any:
-        return await compare(core, chosen, image, most, deadline, request.scope["eca"].permit)
+        return await compare(core, chosen, image, counts, deadline, request.scope["eca"].permit)
 
     found = await _one_image(request, chosen, lambda deadline: require_any(core, chosen, deadline), work)
     body = {

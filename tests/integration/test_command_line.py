@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -17,9 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eca_service.client import Classification, Client
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
-from tests.integration.conftest import MODEL, ROOT, Service, run, start
+from tests.integration.conftest import MODEL, OTHER, ROOT, Service, ready, run, start
 from tests.ports import free_port
 
 IMAGES = ROOT / "build" / "demo" / "images"
@@ -150,6 +153,35 @@ def test_evaluate_counts_what_is_right(service: Service, labelled: Path, tmp_pat
     done = run("eca_service", "evaluate", labelled, *models, "--url", service.url)
     assert f"{found['models'][MODEL]['top1']:.2%}" in done.stdout
     assert done.stdout.splitlines()[0].split() == list(FAMILY)
+
+
+def test_models_of_other_classes_are_evaluated_side_by_side(repository: Path, tmp_path: Path) -> None:
+    """Four classes, in another order, two of one label: lines are by label, each model has its own best five."""
+    weights = load_file(ROOT / "build" / "demo" / f"{OTHER}.safetensors")
+    order = [5, 3, 8, 4]
+    save_file(weights | {f"fc.{part}": weights[f"fc.{part}"][order] for part in ("weight", "bias")}, tmp_path / "four")
+    (tmp_path / "labels.txt").write_text("dog\nwolf\nship\nwolf\n")
+    served = tmp_path / "served"
+    shutil.copytree(repository / MODEL, served / MODEL)
+    labels = ("--labels", tmp_path / "labels.txt", "--images", IMAGES)
+    assert run("eca_build", "compile", tmp_path / "four", "--repository", served, *labels).returncode == 0
+    for label in ("ship", "dog"):
+        (tmp_path / "labelled" / label).mkdir(parents=True)
+        for path in IMAGES.glob(f"{label}-*.jpg"):
+            shutil.copy(path, tmp_path / "labelled" / label)
+    asked = ("evaluate", tmp_path / "labelled", "--model", MODEL, "--model", "four")
+    with ready(served, tmp_path) as running:
+        table = run("eca_service", *asked, "--url", running.url)
+        told = run("eca_service", *asked, "--url", running.url, "--json")
+        with Client(running.url) as client:
+            found = client.compare(IMAGES / "dog-1.jpg", [MODEL, "four"])
+    assert [len(one.predictions) for one in found.values() if isinstance(one, Classification)] == [5, 4]
+    assert (table.returncode, table.stderr) == (0, "")
+    lines = [line.split()[:3] for line in table.stdout.splitlines()[-2:]]
+    classes = [json.loads(told.stdout)["models"][name]["classes"] for name in (MODEL, "four")]
+    assert list(classes[1]) == ["dog", "wolf (1)", "ship", "wolf (3)"]
+    shares = {label: [f"{one[label]['recall']:.1%}" for one in classes] for label in ("dog", "ship")}
+    assert lines == [[label, *shares[label]] for label in ("dog", "ship")]
 
 
 def test_a_bar_is_shown_to_a_person_alone(service: Service) -> None:

@@ -107,7 +107,7 @@ async def test_a_comparison_takes_room_for_each_model(
     models = [model(tmp_path, name) for name in "abc"]
     permit = core.enter(0, Entry("http"))
     with pytest.raises(ServiceError, match="overloaded"):
-        await compare(core, models, IMAGE, 1, asyncio.get_running_loop().time() + 5, permit)
+        await compare(core, models, IMAGE, [1] * 3, asyncio.get_running_loop().time() + 5, permit)
     permit.release()
 
 
@@ -122,7 +122,7 @@ async def test_a_comparison_counts_for_each_model(
         deadline = asyncio.get_running_loop().time() + 5
         try:
             permit.entry.account = core.access.admit("", "10.0.0.1")
-            await compare(core, [model(tmp_path, name) for name in "abc"], IMAGE, 1, deadline, permit)
+            await compare(core, [model(tmp_path, name) for name in "abc"], IMAGE, [1] * 3, deadline, permit)
             outcomes.append("answered")
         except ServiceError as error:
             outcomes.append(error.code)

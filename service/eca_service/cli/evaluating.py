@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -68,7 +70,7 @@ def evaluate(
             found.add(truths[result.path][found.model], [one.index for one in result.answer.predictions])
     if confusion:
         _draw(list(evaluations.values()), confusion)
-    click.echo(_json(evaluations, len(failed)) if as_json else _table(list(evaluations.values())))
+    click.echo(_json(evaluations, len(failed)) if as_json else _table(evaluations, truths.values()))
     if failed:
         click.echo(f"{len(failed)} of {len(truths)} images failed and are not counted", err=True)
     sys.exit(1 if failed else 0)
@@ -104,8 +106,11 @@ def _truth(name: str, evaluation: Evaluation) -> int:
             raise SettingsError(f"the folder {name!r} is named by no class: {error.detail}") from None
 
 
-def _table(evaluations: list[Evaluation]) -> str:
-    """Top-1 and top-5 of each model, then a line for each class that has images."""
+def _table(by_model: dict[str, Evaluation], truths: Iterable[dict[str, int]]) -> str:
+    """Top-1 and top-5 of each model, then a line for each class that has images: by name, for models may number them
+    differently.
+    """
+    evaluations = list(by_model.values())
     width = max(12, *(len(found.model) for found in evaluations))
     first, labels = evaluations[0], evaluations[0].labels
     lines = [f"{'':<24}" + "".join(f"  {found.model:>{width}}" for found in evaluations)]
@@ -113,19 +118,24 @@ def _table(evaluations: list[Evaluation]) -> str:
         lines.append(f"{name:<24}" + "".join(f"  {getattr(found, share):>{width}.2%}" for found in evaluations))
     lines.append(f"{'images':<24}" + "".join(f"  {found.images:>{width}}" for found in evaluations))
     lines += ["", f"found of each class, and what {first.model} most often takes it for"]
-    for index, label in enumerate(labels):
-        if not any(len(found.labels) > index and found.confusion[index].any() for found in evaluations):
+    for indices in sorted({tuple(truth[name] for name in by_model) for truth in truths}):
+        counted = list(zip(evaluations, indices, strict=True))
+        if not any(found.confusion[index].any() for found, index in counted):
             continue
-        cells = [f"  {found.recall(index):>{width}.1%}" for found in evaluations]
-        taken = first.mistaken_for(index)
-        lines.append(f"{label[:24]:<24}" + "".join(cells) + (f"  {labels[taken]}" if taken is not None else ""))
+        cells = [f"  {found.recall(index):>{width}.1%}" for found, index in counted]
+        taken = first.mistaken_for(indices[0])
+        named = f"{labels[indices[0]][:24]:<24}"
+        lines.append(named + "".join(cells) + (f"  {labels[taken]}" if taken is not None else ""))
     return "\n".join(lines)
 
 
 def _json(evaluations: dict[str, Evaluation], failed: int) -> str:
+    """A class is named by its label, with its index where several have the same: ImageNet's cranes."""
+
     def figures(found: Evaluation) -> dict[str, object]:
+        times = Counter(found.labels)
         classes = {
-            label: {
+            label if times[label] == 1 else f"{label} ({index})": {
                 "images": int(found.confusion[index].sum()),
                 "recall": found.recall(index),
                 "precision": found.precision(index),
