@@ -125,6 +125,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             raise ServiceError("bad_request", f"the request has {len(request.inputs)} inputs, the model has one: image")
         tensor = request.inputs[0]
         count = oip.require_input(tensor.name, tensor.datatype, tensor.shape, core.most_images)
+        oip.require_plain(tensor.name, tensor.parameters)
         if request.raw_input_contents:
             images = oip.unpack(b"".join(request.raw_input_contents), count)
         else:
@@ -133,6 +134,8 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             raise ServiceError("bad_request", f"image has shape [{count}] and holds {len(images)} images")
         top_k = top_k_of(_parameter(request, "top_k"), contract)
         names = oip.require_outputs([output.name for output in request.outputs])
+        for output in request.outputs:
+            oip.require_plain(output.name, output.parameters)
         with core.registry.lease(model):
             answer = await in_time(core.classify(model, images, top_k, deadline, permit), deadline)
         response = service_pb2.ModelInferResponse(

@@ -6,7 +6,7 @@ https://github.com/open-inference/open-inference-protocol/tree/main/specificatio
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -146,6 +146,17 @@ def require_outputs(names: Sequence[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise ServiceError("bad_request", "an output is named twice")
     return list(names) or list(OUTPUTS)
+
+
+def require_plain(tensor: str, parameters: Container[str]) -> None:
+    """Raises bad_parameter where a tensor's parameters ask for an extension of Triton's that the service has not.
+
+    Not told, a caller would look for the answer in its shared memory, or take scores for Triton's texts of classes.
+    """
+    if "shared_memory_region" in parameters:
+        raise ServiceError("bad_parameter", f"{tensor} is to be in shared memory; messages alone carry tensors")
+    if "classification" in parameters:
+        raise ServiceError("bad_parameter", f"{tensor} asks for a classification; top_k says how many classes")
 
 
 def require_version(given: str) -> int | None:

@@ -147,6 +147,7 @@ def _parse(body: bytes, header_length: str | None, contract: Contract, most_imag
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
         raise ServiceError("bad_request", f"the shape of {INPUT} must be a list of whole numbers")
     count = oip.require_input(str(given.get("name")), str(given.get("datatype")), shape, most_images)
+    oip.require_plain(INPUT, _parameters(given))
     size = _parameters(given).get("binary_data_size")
     if size is None:
         images = _from_json(given.get("data"), count)
@@ -157,6 +158,8 @@ def _parse(body: bytes, header_length: str | None, contract: Contract, most_imag
     parameters = _parameters(head)
     wanted = [_object(output, "an output") for output in _list(head, "outputs")]
     names = oip.require_outputs([str(output.get("name")) for output in wanted])
+    for output in wanted:
+        oip.require_plain(str(output.get("name")), _parameters(output))
     everything = parameters.get("binary_data_output") is True
     said = {str(output.get("name")): _parameters(output).get("binary_data", everything) for output in wanted}
     binary = {name for name in names if said.get(name, everything) is True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -12,6 +13,7 @@ import tritonclient.http as triton_http
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
 
 from tests.integration.conftest import MODEL, Service, golden_png
 
@@ -52,6 +54,24 @@ def test_stock_clients(service: Service, repository: Path, module: object) -> No
         assert response["id"] == "mine"
         stats = client.get_inference_statistics(MODEL, **as_json)
         assert int(stats["model_stats"][0]["inference_count"]) >= 2
+
+
+@pytest.mark.parametrize("module", [triton_http, triton_grpc], ids=["http", "grpc"])
+def test_what_triton_has_and_the_service_has_not_is_told(service: Service, repository: Path, module: Any) -> None:
+    port = service.url.rpartition(":")[2] if module is triton_http else service.grpc_port
+    given, elsewhere = (module.InferInput("image", [1], "BYTES") for _ in range(2))
+    given.set_data_from_numpy(np.array([golden_png(repository, MODEL)], object))
+    elsewhere.set_shared_memory("region", 100)
+    named, mapped = module.InferRequestedOutput("score", class_count=2), module.InferRequestedOutput("score")
+    mapped.set_shared_memory("region", 100)
+    with module.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        for image, output, words in (
+            (given, named, "score asks for a classification; top_k says"),
+            (given, mapped, "score is to be in shared memory"),
+            (elsewhere, None, "image is to be in shared memory"),
+        ):
+            with pytest.raises(InferenceServerException, match=f"bad_parameter: {words}"):
+                client.infer(MODEL, [image], outputs=output and [output])
 
 
 def test_health_and_reflection(service: Service) -> None:
