@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,17 @@ from eca_service.settings import SettingsError
 @pytest.fixture(autouse=True)
 def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "LOOK_EVERY_S", 0.0)
+
+
+def test_a_full_disk_is_told() -> None:
+    """As `eca-serve classify photos > answers` meets it, and every other command."""
+    command = [sys.executable, "-c", "from eca_service.cli import main; main()", "key", "team-a"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "eca-serve: the output cannot be written: No space left on device\n",
+    )
 
 
 def test_the_command_makes_a_key_whose_secret_is_nowhere_in_the_file(tmp_path: Path) -> None:

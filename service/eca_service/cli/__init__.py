@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import click
 
 from eca_service.cli.asking import classify, explain
@@ -21,6 +23,11 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (SettingsError, TritonUnavailable, ClientError) as error:
             click.echo(f"eca-serve: {error.detail if isinstance(error, ClientError) else error}", err=True)
+            ctx.exit(2)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            click.echo(f"eca-serve: {error.filename or 'the output'} cannot be written: {error.strerror}", err=True)
             ctx.exit(2)
 
 
