@@ -142,7 +142,7 @@ def deadlines(request: Request, core: Core) -> tuple[float, float]:
 
 
 def deadline_ms(request: Request, core: Core) -> float:
-    """The caller's X-Request-Timeout-Ms, or the service's own; bad_parameter where it is no positive number."""
+    """The caller's X-Request-Timeout-Ms, or the service's own; bad_parameter where it is no number of that range."""
     given = request.headers.get("x-request-timeout-ms")
     if given is None:
         return core.settings.deadline_ms
@@ -151,7 +151,7 @@ def deadline_ms(request: Request, core: Core) -> float:
     except ValueError:
         value = -1
     if not 0 < value < 1e9:
-        raise ServiceError("bad_parameter", f"X-Request-Timeout-Ms is {given!r}, not a positive number")
+        raise ServiceError("bad_parameter", f"X-Request-Timeout-Ms is {given!r}, not a number above 0 and below 1e9")
     return value
 
 

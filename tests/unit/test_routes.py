@@ -63,3 +63,12 @@ async def test_models_to_compare_may_be_repeated(tmp_path: Path, query: str) -> 
     async with client_of(application(tmp_path)) as client:
         answer = await client.post(f"/v1/compare?{query}", content=b"x")
         assert (answer.status_code, "no model 'absent'" in answer.json()["detail"]) == (404, True)
+
+
+@pytest.mark.parametrize("given", ["soon", "nan", "0", "-1", "1e9", "999999999999", "5, 6"])
+async def test_a_deadline_s_range_is_told(tmp_path: Path, given: str) -> None:
+    publish(tmp_path, CONTRACT)
+    async with client_of(application(tmp_path)) as client:
+        answer = await client.post("/v1/classify", content=b"x", headers={"x-request-timeout-ms": given})
+    told = f"X-Request-Timeout-Ms is {given!r}, not a number above 0 and below 1e9"
+    assert (answer.status_code, answer.json()["code"], answer.json()["detail"]) == (400, "bad_parameter", told)
