@@ -72,6 +72,19 @@ def test_a_pattern_as_csv_by_two_models(service: Service) -> None:
     assert "2 of 6 failed" in done.stderr
 
 
+def test_a_name_that_is_no_utf_8_is_written_as_it_is(service: Service, tmp_path: Path) -> None:
+    """Where the locale is of UTF-8, as on most machines, and Python is strict about it."""
+    name = os.fsencode(tmp_path) + b"/dog \xe4.jpg"
+    with open(name, "wb") as file:
+        file.write((IMAGES / "dog-2.jpg").read_bytes())
+    for form in ("--table", "--csv"):
+        command = [sys.executable, "-c", "from eca_service.cli import main; main()", "classify", str(tmp_path), form]
+        strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+        done = subprocess.run([*command, "--url", service.url], env=strict, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert name in done.stdout
+
+
 def test_what_is_on_this_machine_is_asked_through_no_proxy(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

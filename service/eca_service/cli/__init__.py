@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 
 import click
 
@@ -40,6 +42,8 @@ def main() -> None:
     Shell completion, for bash (zsh and fish likewise):
       eval "$(_ECA_SERVE_COMPLETE=bash_source eca-serve)"
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are no UTF-8 are written as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 for command in (up, gateway, triton, classify, explain, evaluate, rollback, key, doctor):
