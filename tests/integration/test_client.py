@@ -109,6 +109,7 @@ def test_any_time_may_be_given(service: Service, way: str) -> None:
         (lambda client: client.classify(DOG, MODEL, version=0), "version_not_found"),
         (lambda client: client.classify(DOG, version=1), "bad_parameter"),
         (lambda client: client.classify(DOG, top_k=99), "bad_parameter"),
+        (lambda client: client.classify(DOG, top_k=10**30), "bad_parameter"),
     ],
 )
 def test_errors(service: Service, way: str, call: Callable[[Any], Any], code: str) -> None:

@@ -107,7 +107,10 @@ def _request(call: Call[Any]) -> tuple[str, Any]:
     request = service_pb2.ModelInferRequest(model_name=call.model or "", model_version=version)
     request.inputs.add(name="image", datatype="BYTES", shape=[len(call.images)])
     for name, value in call.parameters.items():
-        request.parameters[name].int64_param = int(value)
+        try:
+            request.parameters[name].int64_param = int(value)
+        except ValueError:  # no number, or one that the protocol cannot carry: the service says so
+            request.parameters[name].string_param = value
     request.raw_input_contents.append(b"".join(struct.pack("<I", len(image)) + image for image in call.images))
     return "ModelInfer", request
 
