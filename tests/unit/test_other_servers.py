@@ -288,8 +288,21 @@ def test_a_file_that_no_path_can_name_ends_nothing(tmp_path: Path) -> None:
         (found,) = client.classify_files([tmp_path / "a\0b"])
     assert found.error is not None
     assert (found.error.code, found.error.__traceback__) == ("unreadable", None)
+
+
+@both
+def test_no_request_at_once_is_refused(kind: type, tmp_path: Path) -> None:
+    """And not waited for."""
+
+    async def gathered(client: AsyncClient) -> list[FileResult]:
+        found = client.classify_files([tmp_path], concurrency=0)
+        return [await asyncio.wait_for(anext(found), 5)]
+
+    call: Call = (
+        gathered if kind is AsyncClient else lambda client: list(client.classify_files([tmp_path], concurrency=0))
+    )
     with pytest.raises(ValueError, match="at least one request"):
-        list(client.classify_files([tmp_path], concurrency=0))
+        asked(kind, f"http://localhost:{free_port()}", call)
 
 
 @both

@@ -113,6 +113,8 @@ class AsyncClient:
 
         An error is the file's own and ends nothing; `paths` is read no further than needed.
         """
+        if concurrency < 1:
+            raise ValueError(f"at least one request is made at once, not {concurrency}")
         turns = asyncio.Semaphore(concurrency)
         models = as_names(model)
 
