@@ -97,6 +97,7 @@ class _Form(MultiPartParser):
         told = self._current_part.content_disposition or b""
         if b"filename*=" in told and b"filename=" not in told:
             self._current_part.content_disposition = told + b'; filename="image"'
+        self._charset = "latin-1"  # of texts, which nobody reads: what callers name may fail, or hold up the loop
         super().on_headers_finished()
 
     def on_end(self) -> None:

@@ -47,6 +47,16 @@ def test_every_file_of_a_form_has_its_answer(service: Service, image: bytes, tol
         assert ["error" in row for row in answer.json()["results"]] == [True, False]
 
 
+def test_a_form_s_charset_is_not_followed(service: Service, image: bytes) -> None:
+    """Nobody reads its texts. As punycode this one is none, and others of a megabyte hold up all for half a minute."""
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="t"\r\n\r\na-9\r\n' + part(image, 'filename="b"') + b"--b--\r\n"
+    )
+    told = {"content-type": "multipart/form-data; boundary=b; charset=punycode"}
+    answer = service.ask("POST", "/v1/classify", content=body, headers=told)
+    assert (answer.status_code, len(answer.json()["results"])) == (200, 1), answer.text
+
+
 @pytest.mark.parametrize("lost", [6, 40, 150])
 def test_a_form_that_is_cut_off_is_refused(service: Service, image: bytes, lost: int) -> None:
     body = part(image, 'filename="a.png"') + part(image, 'filename="b.png"') + b"--b--\r\n"
