@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import stat
 import warnings
 import zipfile
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ HARMLESS = [
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in ("ObjectDType", "VoidDType")),
     argparse.Namespace,
 ]
+MOST_WRAPPED = 4  # training dicts around the weights: a dict may hold itself
 MOST_PACKED = 10  # times its size a file may hold: torch.save packs nothing, and weights hardly can be
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -99,9 +101,9 @@ def save(path: Path, network: Network, notes: dict[str, str]) -> None:
 
 def begins(path: Path) -> bytes:
     """The first nine bytes of a checkpoint; BuildError where it cannot be read or is empty."""
-    if path.exists() and not path.is_file():
-        raise BuildError(f"the checkpoint {path} is no regular file; give one")  # it is read more than once
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BuildError(f"the checkpoint {path} is no regular file; give one")  # it is read more than once
         with path.open("rb") as file:
             first = file.read(9)
     except OSError as error:
@@ -128,6 +130,11 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # of its own old formats
             raw = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Unsupported operand 149" in str(error):  # FRAME, with which protocols since 4 begin
+            raise BuildError(
+                f"{path} is pickled by protocol 4 or newer, of which none is read here; save its state_dict by "
+                "torch.save without pickle_protocol"
+            ) from None
         asked = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
         if asked is None:
             raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
@@ -142,11 +149,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
     except (EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, zipfile.BadZipFile):
         raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
-    while isinstance(raw, dict):
-        inner = next((raw[key] for key in WRAPPERS if isinstance(raw.get(key), dict)), None)
-        if inner is None:
-            break
-        raw = inner
+    for _ in range(MOST_WRAPPED):
+        if isinstance(raw, dict):
+            raw = next((raw[key] for key in WRAPPERS if isinstance(raw.get(key), dict)), raw)
     if (
         not isinstance(raw, dict)
         or not raw
@@ -167,8 +172,10 @@ def require_unpacked(path: Path) -> None:
 
 
 def strip(raw: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of wrappers that every key carries, and without batch counters."""
-    state = {key: value for key, value in raw.items() if not key.endswith("num_batches_tracked")}
+    """Without the prefixes of wrappers that every key carries, and without counters of batches and of averages."""
+    state = {
+        key: value for key, value in raw.items() if not key.endswith("num_batches_tracked") and key != "n_averaged"
+    }
     for prefix in PREFIXES * 2:
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -178,8 +185,9 @@ def strip(raw: dict[str, Tensor]) -> dict[str, Tensor]:
 def floats(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same in float32; BuildError naming the first tensor that is not plain, or larger than what is there."""
     for key, value in state.items():
-        if value.dtype not in FLOATS or value.layout != torch.strided or value.is_meta:
-            what = f"{value.dtype}, {value.layout}, on {value.device}".replace("torch.", "")
+        if value.dtype not in FLOATS or value.layout != torch.strided or value.is_meta or value.is_nested:
+            layout = "nested" if value.is_nested else value.layout
+            what = f"{value.dtype}, {layout}, on {value.device}".replace("torch.", "")
             raise BuildError(f"{path}: {key} is no plain tensor of floats ({what}); save the weights as such")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise BuildError(f"{path}: {key} has more values than the file holds; save the weights as plain tensors")

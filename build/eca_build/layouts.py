@@ -78,6 +78,8 @@ def _cbam(state: State, swapped: bool) -> State:
         norm = [renamed.pop(f"{site}.bn.{part}", None) for part in ("weight", "bias", "running_mean", "running_var")]
         gain, offset, mean, variance = norm
         if gain is not None and offset is not None and mean is not None and variance is not None:
+            if any(part.shape != (1,) for part in (gain, offset, mean, variance)):
+                raise BuildError(f"the checkpoint has {site}.bn of other shapes than [1], as CBAM has; it is another")
             scale = gain / (variance + 1e-5).sqrt()
             weight, bias = weight * scale.view(-1, 1, 1, 1), offset - mean * scale
         renamed[f"{site}.weight"] = weight.flip(1) if swapped else weight

@@ -309,6 +309,28 @@ def test_averages_are_taken_where_they_are_alone(tmp_path: Path, wrap: str) -> N
     assert load(tmp_path / "m.pth").spec == ECA18
 
 
+@pytest.mark.parametrize("wrap", [None, "model_ema"])
+def test_averages_as_pytorch_counts_them(tmp_path: Path, wrap: str | None) -> None:
+    network = create(ECA18)
+    state = torch.optim.swa_utils.AveragedModel(network).state_dict()
+    torch.save({wrap: state} if wrap else state, tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth").spec == ECA18
+
+
+def test_a_dict_that_holds_itself_is_a_sentence(tmp_path: Path) -> None:
+    itself: dict[str, object] = {}
+    itself["model"] = {"state_dict": itself}
+    torch.save(itself, tmp_path / "m.pth")
+    with pytest.raises(BuildError, match="holds no state_dict"):
+        load(tmp_path / "m.pth")
+
+
+def test_newer_protocols_of_pickle_are_not_called_damaged(tmp_path: Path) -> None:
+    torch.save(state_of(ECA18), tmp_path / "m.pth", pickle_protocol=4)
+    with pytest.raises(BuildError, match=r"protocol 4 or newer.*without pickle_protocol"):
+        load(tmp_path / "m.pth")
+
+
 def test_lightning_s_prefix(tmp_path: Path) -> None:
     torch.save({"state_dict": {f"model.{key}": value for key, value in state_of(ECA18).items()}}, tmp_path / "m.ckpt")
     assert load(tmp_path / "m.ckpt").spec == ECA18
@@ -348,8 +370,9 @@ def test_damaged_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BuildError, match=sentence):
             load(tmp_path / name)
-    with pytest.raises(BuildError, match="cannot be read"):
-        load(tmp_path / "missing.pth")
+    for missing in ("missing.pth", "x" * 300):
+        with pytest.raises(BuildError, match="cannot be read"):
+            load(tmp_path / missing)
 
 
 def test_a_small_file_that_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
@@ -379,6 +402,10 @@ def test_a_small_file_that_asks_for_much_memory_is_refused(tmp_path: Path) -> No
         (
             {"layer1.0.bn1.weight": torch.ones(64, device="meta")},
             "no plain tensor of floats .float32, strided, on meta",
+        ),
+        (
+            {"fc.weight": torch.nested.nested_tensor([torch.ones(3), torch.ones(4)], layout=torch.jagged)},
+            "no plain tensor of floats .float32, nested",
         ),
         ({"fc.weight": torch.zeros(1).expand(1 << 36, 512)}, r"fc\.weight has more values than the file holds"),
         ({"conv1.weight": torch.zeros(())}, r"conv1\.weight has 0 axes"),
@@ -418,6 +445,15 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
             load(tmp_path / "m.pth")
     torch.save([1, 2], tmp_path / "m.pth")
     with pytest.raises(BuildError, match="no state_dict"):
+        load(tmp_path / "m.pth")
+
+
+def test_a_cbam_with_another_batch_norm(tmp_path: Path) -> None:
+    origin = next(convert for name, _, _, convert in CBAM_CASES if name == "timm CBAM")
+    assert callable(origin)
+    state = origin(state_of(CBAM18)) | {"layer1.0.se.spatial.conv.bn.weight": torch.ones(2)}
+    torch.save(state, tmp_path / "m.pth")
+    with pytest.raises(BuildError, match=r"layer1\.0\.attention\.spatial\.bn of other shapes than \[1\]"):
         load(tmp_path / "m.pth")
 
 
