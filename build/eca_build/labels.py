@@ -20,8 +20,10 @@ def read_labels(path: Path | None, classes: int, random: bool = False) -> tuple[
         return tuple(f"class {index}" for index in range(classes))
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise BuildError(f"the labels file {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise BuildError(f"the labels file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BuildError(f"the labels file {path} is not in UTF-8; save it in that") from None
     labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(labels) != classes:
         raise BuildError(

@@ -176,6 +176,14 @@ def test_labels_of_editors_that_mark_a_file(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.txt", 2) == ("cat", "dog")
 
 
+def test_labels_that_cannot_be_read_are_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes("cat\nd\u00f6g\n".encode("latin-1"))
+    with pytest.raises(BuildError, match=r"labels\.txt is not in UTF-8; save it in that"):
+        read_labels(tmp_path / "labels.txt", 2)
+    with pytest.raises(BuildError, match=r"none\.txt cannot be read: No such file or directory$"):
+        read_labels(tmp_path / "none.txt", 2)
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_one_that_is_ended_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
     """While the engine is verified in a process of its own; SIGTERM is what `docker stop` sends."""
