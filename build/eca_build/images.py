@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from eca_build.errors import BuildError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MOST_PIXELS = 1 << 27  # of an image when it was resized: one of few pixels may be very long
 
 
 def load(folder: Path, recipe: Preprocessing, most: int = 128, option: str = "--images") -> NDArray[np.uint8]:
@@ -37,18 +39,30 @@ def classes(folder: Path, labels: Sequence[str], most: int = 128) -> NDArray[np.
 
 
 def _picked(folder: Path, most: int) -> list[Path]:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    try:
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise BuildError(f"the folder {folder} cannot be read: {error.strerror}") from None
     return [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
 
 
 def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:
+    if path.is_fifo():  # which would be waited for
+        raise BuildError(f"{path} cannot be read as an image (it is a pipe); remove it")
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is an error
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise BuildError(f"{path} cannot be read as an image ({error}); remove it or mend it") from None
     scale = recipe.resize / min(image.size)
     size = (max(recipe.crop, round(image.width * scale)), max(recipe.crop, round(image.height * scale)))
+    if size[0] * size[1] > MOST_PIXELS:
+        raise BuildError(
+            f"{path} is too long: with its shorter side at {recipe.resize} pixels it would be {size[0]} x {size[1]}; "
+            "remove it"
+        )
     image = image.resize(size, Image.Resampling[recipe.filter.upper()])
     left, top = (size[0] - recipe.crop) // 2, (size[1] - recipe.crop) // 2
     return np.asarray(image.crop((left, top, left + recipe.crop, top + recipe.crop)))

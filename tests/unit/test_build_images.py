@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,29 @@ def test_synthetic_images_of_any_size(size: int) -> None:
     assert images.shape == (5, size, size, 3)
     assert len(np.unique(images, axis=0)) == 5
     assert np.array_equal(images[:2], synthetic(size, 2)), "they do not depend on how many there are"
+
+
+def test_what_cannot_be_an_image_is_a_sentence(tmp_path: Path) -> None:
+    recipe = Preprocessing()
+    for name, sentence in (
+        ("long", r"long\.png is too long: .* it would be 256 x 15360000; remove"),
+        ("pipe", "a pipe"),
+    ):
+        (tmp_path / name).mkdir()
+        if name == "pipe":
+            os.mkfifo(tmp_path / name / "a.jpg")
+        else:
+            Image.new("RGB", (1, 60_000)).save(tmp_path / name / "long.png")
+        with pytest.raises(BuildError, match=sentence):
+            load(tmp_path / name, recipe)
+    with pytest.raises(BuildError, match="cannot be read: File name too long"):
+        load(tmp_path / ("x" * 300), recipe)
+
+
+def test_a_large_image_is_taken_in_silence(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "a.png")
+    assert load(tmp_path, Preprocessing()).shape == (1, 224, 224, 3)
+    assert not list(recwarn)
 
 
 def test_a_chunk_without_a_name_is_a_sentence(tmp_path: Path) -> None:
