@@ -30,7 +30,10 @@ def staging(repository: Path) -> Iterator[Path]:
     Only one build at a time stages for a repository, so what a killed one left is removed here. Raises BuildError
     where the repository cannot be written, is a disk of its own, or where a file of the build cannot be.
     """
-    root = repository.resolve()  # of a link: what it leads to, and what is beside that
+    try:
+        root = repository.resolve()  # of a link: what it leads to, and what is beside that
+    except (OSError, RuntimeError):  # the latter until Python 3.13
+        raise BuildError(f"the model repository {repository} cannot be found: its links lead to themselves") from None
     folder = root.parent / f".{root.name}.staging"
     with _writing(repository):
         root.mkdir(parents=True, exist_ok=True)

@@ -147,6 +147,15 @@ def test_a_linked_repository_is_staged_beside_what_it_leads_to(tmp_path: Path) -
         assert staged.parent == tmp_path / "elsewhere"
 
 
+def test_a_repository_that_links_to_itself_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("link")
+    with (
+        pytest.raises(BuildError, match="link cannot be found: its links lead to themselves"),
+        staging(tmp_path / "link"),
+    ):
+        pass
+
+
 def test_a_repository_that_is_a_disk_of_its_own_is_a_sentence() -> None:
     sentence = r"^the model repository /dev/shm is a disk of its own.* --repository /dev/shm/models$"
     with pytest.raises(BuildError, match=sentence), staging(Path("/dev/shm")):
