@@ -47,6 +47,16 @@ def _option(flag: str, *name: str, **more: Any) -> Callable[[Command], Command]:
     return click.option(flag, *name, envvar=variable, show_envvar=True, **more)
 
 
+class _FloatRange(click.FloatRange):
+    """Refuses NaN too, which is neither below nor above anything."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if number != number:
+            self.fail("NaN is no number.", param, ctx)
+        return number
+
+
 class _Commands(click.Group):
     """Turns a BuildError of any command into its sentence and exit code 2."""
 
@@ -112,8 +122,8 @@ def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
 @click.argument("arch")
 @_option("--attention", default="none", help="One of `archs`.")
 @_option("--classes", type=click.IntRange(1, 100_000), help="Default: the architecture's, 1000 or 10.")
-@_option("--width", type=click.FloatRange(0.05, 4), default=1.0, help="Times the channels, where the network can.")
-@_option("--seed", type=int, default=0)
+@_option("--width", type=_FloatRange(0.05, 4), default=1.0, help="Times the channels, where the network can.")
+@_option("--seed", type=click.IntRange(0, 2**63 - 1), default=0)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors file.")
 def init(arch: str, attention: str, classes: int | None, width: float, seed: int, output: Path) -> None:
     """Writes a checkpoint of ARCH with random weights: to measure latency, which needs no trained ones.
@@ -191,8 +201,8 @@ def init(arch: str, attention: str, classes: int | None, width: float, seed: int
 @_option("--resize", type=click.IntRange(1, 4096), help="Shorter side in pixels; default: the network's.")
 @_option("--crop", type=click.IntRange(1, 4096), help="Centre crop in pixels; default: the network's.")
 @_option("--filter", "filter_", type=click.Choice(["bilinear", "bicubic"]), help="Of the resize; default: bilinear.")
-@_option("--mean", type=click.FloatRange(0, 1), **RGB, help="Of R, G, B in [0, 1]; default: the network's.")
-@_option("--std", type=click.FloatRange(0, 1, min_open=True), **RGB, help="Of R, G, B; default: the network's.")
+@_option("--mean", type=_FloatRange(0, 1), **RGB, help="Of R, G, B in [0, 1]; default: the network's.")
+@_option("--std", type=_FloatRange(0, 1, min_open=True), **RGB, help="Of R, G, B; default: the network's.")
 @_option(
     "--repository",
     type=click.Path(path_type=Path, file_okay=False),

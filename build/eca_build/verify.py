@@ -65,7 +65,8 @@ def compare(
     """
     if not np.isfinite(expected).all():
         raise BuildError(
-            "the network itself answers values that are not finite; the training diverged, use another file"
+            "the network itself answers values that are not finite; the training diverged, or --std is too "
+            "small; use another file, or what it was trained with"
         )
     if got.shape != expected.shape or not np.isfinite(got).all():
         raise BuildError(f"the engine answered {got.shape} with values that are not all finite; nothing was published")

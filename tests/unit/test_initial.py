@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from eca_build import images
 from eca_build.checkpoint import load
 from eca_build.cli import main
@@ -84,6 +85,13 @@ def test_what_cannot_be_written(tmp_path: Path, arguments: tuple[str, str, int],
         write(tmp_path / "m.safetensors", *arguments)  # type: ignore[arg-type]
     with pytest.raises(BuildError, match=r"must end in \.safetensors"):
         write(tmp_path / "m.pth", "resnet18", "none", 3)
+
+
+@pytest.mark.parametrize("options", ["--width nan", "--seed -1", f"--seed {2**63}"])
+def test_numbers_that_cannot_be(tmp_path: Path, options: str) -> None:
+    asked = ["init", "mobilenetv2_cifar", "-o", str(tmp_path / "m.safetensors"), *options.split()]
+    done = CliRunner().invoke(main, asked)
+    assert (done.exit_code, f"Invalid value for '{asked[4]}'" in done.output) == (2, True), done.output
 
 
 def test_unknown_attention_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,8 @@ def test_another_normalisation_is_in_the_engine(tmp_path: Path) -> None:
     [
         ("--mean 123.7 116.3 103.5", "123.7 is not in the range 0<=x<=1"),
         ("--std 0 1 1", "0.0 is not in the range 0<x<=1"),
+        ("--std 1 nan 1", "NaN is no number"),
+        ("--std 1e-40 1 1", "the training diverged, or --std is too small"),
         ("--mean 0.5", "requires 3 arguments"),
         ("--filter lanczos", "is not one of 'bilinear', 'bicubic'"),
     ],
