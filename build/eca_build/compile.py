@@ -96,9 +96,9 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         shutil.rmtree(scratch)
         shutil.rmtree(trials)
         contract = contract_of(inputs, outputs, version, chosen, choice, made)
-        (made / CONTRACT_FILE).write_text(contract.model_dump_json(indent=1) + "\n")
+        (made / CONTRACT_FILE).write_text(contract.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for file_name, text in files.items():
-            (staged / file_name).write_text(text)
+            (staged / file_name).write_text(text, encoding="utf-8")
         folder = publish(staged, options.repository, inputs.name, version)
     return Built(folder, contract, changed=True)
 

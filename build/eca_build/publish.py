@@ -52,7 +52,11 @@ def staging(repository: Path) -> Iterator[Path]:
                 folder.mkdir()
             yield folder
         except OSError as error:
-            where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+            where = (
+                f"{error.filename}: {error.strerror}"
+                if error.filename
+                else error.strerror or f"{error}; is a disk full?"
+            )
             raise BuildError(f"the build could not read or write a file: {where}") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -75,7 +79,7 @@ def publish(staged: Path, repository: Path, name: str, version: int) -> Path:
             if not path.is_dir():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
-        check(target, {file_name: (staged / file_name).read_text() for file_name in (CONFIG_FILE, LABELS_FILE)})
+        check(target, {file_name: (staged / file_name).read_text("utf-8") for file_name in (CONFIG_FILE, LABELS_FILE)})
         if (target / CONFIG_FILE).exists():
             os.rename(staged / str(version), target / str(version))
         else:
@@ -93,7 +97,7 @@ def check(home: Path, files: Mapping[str, str]) -> None:
             raise BuildError(f"{home} is no model, it has no {CONFIG_FILE}; remove it or give another --name")
         return
     for file_name, text in files.items():
-        if (home / file_name).read_text() != text:
+        if (home / file_name).read_text("utf-8") != text:
             raise BuildError(
                 f"the new version's {file_name} differs from the one that {home.name} is served with; "
                 "publish it under another --name"

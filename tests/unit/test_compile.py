@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from eca_build import inductor, inputs, tensorrt_rtx
+from eca_build.cli import main
 from eca_build.compile import Built, Options, compile_checkpoint
 from eca_build.errors import BuildError
 from eca_build.export import Served
@@ -182,6 +184,23 @@ def test_labels_that_cannot_be_read_are_a_sentence(tmp_path: Path) -> None:
         read_labels(tmp_path / "labels.txt", 2)
     with pytest.raises(BuildError, match=r"none\.txt cannot be read: No such file or directory$"):
         read_labels(tmp_path / "none.txt", 2)
+
+
+def test_the_locale_does_not_matter(tmp_path: Path) -> None:
+    labels = LABELS.read_text().replace("bird", "V\u00f6gel")
+    (tmp_path / "labels.txt").write_text(labels, "utf-8")
+    asked = ["compile", str(WEIGHTS), "--name", "m", "--labels", "labels.txt", "--repository", "models"]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", "from eca_build.cli import main; main()", *asked]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models" / "m" / "labels.txt").read_text("utf-8") == labels
+
+
+def test_checkpoints_of_one_name_are_not_versions_of_one_model(tmp_path: Path) -> None:
+    files = [tmp_path / "first" / "best.pth", tmp_path / "second" / "best.safetensors"]
+    done = CliRunner().invoke(main, ["compile", *map(str, files), "--repository", str(tmp_path / "models")])
+    assert (done.exit_code, "would be versions of one model" in done.output) == (2, True), done.output
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
