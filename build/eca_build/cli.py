@@ -235,10 +235,17 @@ def compile_(
     Stops at the first that fails; those before it stay published.
     """
     from eca_build import compile as build
+    from eca_build.inputs import default_name
     from eca_build.targets import Wish, usual_graph
 
     if name and len(checkpoints) > 1:
         raise click.UsageError("--name is for one checkpoint; several are named after their files")
+    names = [default_name(checkpoint) for checkpoint in checkpoints]
+    if same := [path for path, own in zip(checkpoints, names, strict=True) if names.count(own) > 1]:
+        raise click.UsageError(
+            f"{' and '.join(map(str, same))} would be versions of one model, for they are named after their files; "
+            "build each by itself, with a --name"
+        )
     recipe = {"resize": resize, "crop": crop, "filter": filter_, "mean": mean, "std": std}
     graph = attention_graph or usual_graph(target)
     wish = Wish(target, precision, graph, max_batch, expose_gates, runtime, frontend)
