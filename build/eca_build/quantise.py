@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import onnx
 from eca_service.contract import INPUT
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -55,7 +56,7 @@ def quantise(source: Path, target: Path, images: NDArray[np.uint8], scheme: Sche
     """Writes the float32 model `source` to `target` with integers of `scheme`.
 
     The ranges of the activations are the smallest and largest values seen on `images`, uint8 [N, H, W, 3]. Raises
-    BuildError where the model has nothing to quantise.
+    BuildError where the model has nothing to quantise, and where the disk of the temporary files is full.
     """
     model = onnx.load(source)
     names = {node.name for node in model.graph.node if node.op_type in scheme.operators}
@@ -64,7 +65,7 @@ def quantise(source: Path, target: Path, images: NDArray[np.uint8], scheme: Sche
         raise BuildError(
             "the network has nothing that --precision int8 would turn into integers; use another precision"
         )
-    with tempfile.TemporaryDirectory(prefix="eca-quantise-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="eca-quantise-") as folder, _quiet(), _written():
         runnable, quantised = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(custom_nodes_as_functions(model), runnable)
         quantize_static(
@@ -124,6 +125,18 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
         """The next batch by the input's name; None after the last."""
         batch = next(self._batches, None)
         return None if batch is None else {INPUT: batch}
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Within it a file that was written in part is a BuildError: onnx infers shapes to a file and fails in silence."""
+    try:
+        yield
+    except DecodeError:
+        raise BuildError(
+            f"a model that was written to {tempfile.gettempdir()} cannot be read back; make room there, or name "
+            "another folder by the environment variable TMPDIR"
+        ) from None
 
 
 @contextmanager

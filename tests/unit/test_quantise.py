@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,20 @@ def test_tensorrt_s_scheme(model: Path, sample: NDArray[np.uint8], tmp_path: Pat
     assert [held[node.input[1]].dtype.name for node in ends] == ["float32"] * 2, "the stem and the classifier stay"
     got = verify.answers(tmp_path / "int8.onnx", sample)
     assert (got.argmax(1) == verify.answers(model, sample).argmax(1)).mean() >= 0.95
+
+
+def test_a_full_disk_is_a_sentence(model: Path, sample: NDArray[np.uint8], tmp_path: Path) -> None:
+    """The model fits, but not with the shapes that onnx writes into it."""
+    bare = onnx.load(model)
+    del bare.graph.value_info[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "bare.onnx").stat().st_size, hard))
+    try:
+        with pytest.raises(BuildError, match="cannot be read back; make room there, or name another folder"):
+            quantise.quantise(tmp_path / "bare.onnx", tmp_path / "q.onnx", sample)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_nothing_to_quantise_is_a_sentence(tmp_path: Path) -> None:
