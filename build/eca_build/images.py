@@ -31,9 +31,10 @@ def load(folder: Path, recipe: Preprocessing, most: int = 128, option: str = "--
 def classes(folder: Path, labels: Sequence[str], most: int = 128) -> NDArray[np.int64]:
     """The class of each image that `load` gives, int64 [N], as its folder or its file is called; -1 where neither is.
 
-    An image of a dog is dog/photo.jpg or dog-1.jpg, where "dog" is one of `labels`.
+    An image of a dog is dog/photo.jpg or dog-1.jpg, where "dog" is one of `labels`; a label of two classes, as
+    ImageNet's "crane", says neither.
     """
-    known = {label: index for index, label in enumerate(labels)}
+    known = {label: index for index, label in enumerate(labels) if labels.count(label) == 1}
     named = ((path.parent.name, path.stem, path.stem.rpartition("-")[0]) for path in _picked(folder, most))
     return np.asarray([next((known[name] for name in names if name in known), -1) for names in named], np.int64)
 

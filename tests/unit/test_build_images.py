@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eca_build.errors import BuildError
-from eca_build.images import enough, load, synthetic
+from eca_build.images import classes, enough, load, synthetic
 from eca_service.contract import Preprocessing
 from PIL import Image
 
@@ -41,6 +41,12 @@ def test_what_cannot_be_an_image_is_a_sentence(tmp_path: Path) -> None:
             load(tmp_path / name, recipe)
     with pytest.raises(BuildError, match="cannot be read: File name too long"):
         load(tmp_path / ("x" * 300), recipe)
+
+
+def test_a_label_of_two_classes_says_neither(tmp_path: Path) -> None:
+    for name in ("cat-1.jpg", "crane-1.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert list(classes(tmp_path, ("crane", "cat", "crane"))) == [1, -1]
 
 
 def test_a_large_image_is_taken_in_silence(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
