@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def gather(options: Options) -> Inputs:
     random = loaded.weights == "random"
     labels = read_labels(options.labels, loaded.spec.classes, random)
     if options.images:
-        sample, source = images.load(options.images, recipe), f"{options.images.name}/"
+        sample, source = images.load(options.images, recipe), called(options.images)
         classes = images.classes(options.images, labels)
     else:
         sample, source, classes = images.synthetic(recipe.crop, images.enough(recipe.crop)), SYNTHETIC, None
@@ -81,7 +82,7 @@ def gather(options: Options) -> Inputs:
     calibrated_on = source
     if options.calibration:
         calibration = images.load(options.calibration, recipe, option="--calibration")
-        calibrated_on = f"{options.calibration.name}/"
+        calibrated_on = called(options.calibration)
     tools = tools_of(variants)
     return Inputs(
         checkpoint=loaded,
@@ -98,6 +99,11 @@ def gather(options: Options) -> Inputs:
         tools=tools,
         key=build_key(loaded.sha256, recipe, labels, (sample, classes, calibration), tools, options),
     )
+
+
+def called(folder: Path) -> str:
+    """What the contract calls a folder of images: by its own name, also where it is given as `.`."""
+    return f"{os.path.basename(os.path.abspath(folder))}/"
 
 
 def default_name(path: Path) -> str:

@@ -106,6 +106,12 @@ def test_images_sorted_by_label_later_are_another_build(tmp_path: Path) -> None:
     assert unsorted.key != by_label.key
 
 
+def test_a_folder_of_images_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DEMO / "images")
+    for folder in (Path(), DEMO / "images", Path("../images/")):
+        assert inputs.called(folder) == "images/"
+
+
 def test_an_upgrade_that_changes_the_build_builds_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Options(WEIGHTS, Path("models"), labels=LABELS)
     before = gather(asked).key
