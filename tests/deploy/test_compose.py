@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-import eca_build.cli
+import eca_build.cli.compiling
 import pytest
 import yaml
 from eca_service.grpc_server import GRACE_S
@@ -125,7 +125,7 @@ def test_what_the_readme_says_of_the_build_reaches_it(version: str, tmp_path: Pa
     (listed,) = re.findall(r"^For the build: (.*?);", (ROOT / "deploy" / "README.md").read_text(), re.MULTILINE)
     names = set(re.findall(r"`(ECA_\w+)`", listed))
     assert names >= {"ECA_TARGET", "ECA_ATTENTION_GRAPH"}
-    options = {option.envvar for option in eca_build.cli.compile_.params if isinstance(option, click.Option)}
+    options = {option.envvar for option in eca_build.cli.compiling.compile_.params if isinstance(option, click.Option)}
     assert names <= options
     settings = tmp_path / ".env"
     settings.write_text((ROOT / ".env").read_text() + "".join(f"{name}=given\n" for name in names))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from eca_build.cli import compile_
+from eca_build.cli.compiling import compile_
 from eca_service import metrics
 from eca_service.cli import main
 from eca_service.contract import Calibration, Contract, GateSite, Passport, Preprocessing

@@ -55,6 +55,7 @@ def test_another_normalisation_is_in_the_engine(tmp_path: Path) -> None:
         ("--filter lanczos", "is not one of 'bilinear', 'bicubic'"),
     ],
 )
-def test_what_cannot_be_is_refused(options: str, sentence: str) -> None:
-    done = CliRunner().invoke(cli.main, ["compile", str(WEIGHTS), *options.split()])
+def test_what_cannot_be_is_refused(options: str, sentence: str, tmp_path: Path) -> None:
+    asked = [str(WEIGHTS), "--repository", str(tmp_path), *options.split()]
+    done = CliRunner().invoke(cli.main, ["compile", *asked])
     assert (done.exit_code, sentence in done.output) == (2, True), done.output

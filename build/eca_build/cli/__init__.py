@@ -1,0 +1,38 @@
+"""The `eca-build` command."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import signal
+import sys
+
+import click
+
+from eca_build.cli.compiling import compile_
+from eca_build.cli.inspecting import archs, init, inspect
+from eca_build.errors import BuildError
+
+
+class _Commands(click.Group):
+    """Turns a BuildError of any command into its sentence and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BuildError as error:
+            click.echo(f"eca-build: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="eca-serve")
+def main() -> None:
+    """Turns trained checkpoints into verified, published model versions."""
+    # `docker stop`: as Ctrl-C, so that what it started ends and nothing it wrote stays
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    atexit.register(gc.freeze)  # else all of torch is looked through for garbage at the end, for a second
+
+
+for command in (archs, inspect, init, compile_):
+    main.add_command(command)

@@ -1,0 +1,78 @@
+"""The commands that tell what there is: architectures, what a checkpoint holds; and one with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from eca_build.cli.options import ATTENTION_HELP, FloatRange, kind_of, option
+
+INIT_EXAMPLE = """\b
+Example:
+  eca-build init resnet50 --attention eca -o resnet50-eca.safetensors
+  eca-build compile resnet50-eca.safetensors
+"""
+
+
+@click.command()
+def archs() -> None:
+    """What can be built: each architecture with the parameters of its variants, and what the variants are."""
+    import torch
+
+    from eca_build import cost
+    from eca_build.networks import ARCHS, create, with_formula
+    from eca_build.networks.attention import FORMULAS, KINDS
+
+    widths = [max(6, len(kind)) for kind in KINDS]
+    head = "  ".join(f"{kind:>{width}}" for kind, width in zip(KINDS, widths, strict=True))
+    click.echo(f"Parameters in Mi (2**20) by --attention:\n\n{'architecture':<18} {'input':>5}  {head}")
+    for arch in ARCHS:
+        size, classes = (32, 10) if arch.endswith("_cifar") else (224, 1000)
+        with torch.device("meta"):
+            counts = [cost.parameters(create(with_formula(arch, kind, classes))) / 2**20 for kind in KINDS]
+        row = "  ".join(f"{count:>{width}.2f}" for count, width in zip(counts, widths, strict=True))
+        click.echo(f"{arch:<18} {size:>5}  {row}")
+    click.echo("\nThe gate of a site of C channels, from its pooled map y, and its weights:\n")
+    for kind, (gate, weights) in FORMULAS.items():
+        click.echo(f"{kind:<8}  {gate:<58}  {weights}")
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@option("--attention", help=ATTENTION_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
+    """Says what CHECKPOINT holds: architecture, attention, kernel sizes, classes, parameters, FLOPs."""
+    from eca_build.checkpoint import load
+    from eca_build.detect import describe
+
+    found = describe(load(checkpoint, attention=kind_of(attention)))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for key, value in found.items():
+        text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        click.echo(f"{key.replace('_', ' '):<14} {text}")
+
+
+@click.command(epilog=INIT_EXAMPLE)
+@click.argument("arch")
+@option("--attention", default="none", help="One of `archs`.")
+@option("--classes", type=click.IntRange(1, 100_000), help="Default: the architecture's, 1000 or 10.")
+@option("--width", type=FloatRange(0.05, 4), default=1.0, help="Times the channels, where the network can.")
+@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors file.")
+def init(arch: str, attention: str, classes: int | None, width: float, seed: int, output: Path) -> None:
+    """Writes a checkpoint of ARCH with random weights: to measure latency, which needs no trained ones.
+
+    The file, the contract of a model built from it, and all its labels say that the weights are random.
+    """
+    from eca_build.initial import write
+
+    classes = classes or (10 if arch.endswith("_cifar") else 1000)
+    spec = write(output, arch, kind_of(attention) or "none", classes, width, seed)
+    click.echo(
+        f"{output}: {spec.arch}, attention {spec.attention}, {classes} classes, random weights, for latency only"
+    )
