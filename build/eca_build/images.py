@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ MOST_PIXELS = 1 << 27  # of an image when it was resized: one of few pixels may 
 def load(folder: Path, recipe: Preprocessing, most: int = 128, option: str = "--images") -> NDArray[np.uint8]:
     """Up to `most` images below `folder`, evenly spread over the sorted names: uint8 [N, crop, crop, 3], RGB.
 
-    Raises BuildError, naming the command line's `option`, where the folder holds no image or one cannot be read.
+    Linked folders are followed. Raises BuildError, naming the command line's `option`, where the folder holds no image
+    or one cannot be read.
     """
     paths = _picked(folder, most)
     if not paths:
@@ -40,11 +42,19 @@ def classes(folder: Path, labels: Sequence[str], most: int = 128) -> NDArray[np.
 
 
 def _picked(folder: Path, most: int) -> list[Path]:
-    try:
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    except OSError as error:
-        raise BuildError(f"the folder {folder} cannot be read: {error.strerror}") from None
+    paths: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        here = Path(root)
+        if here.is_symlink() and here.resolve() in {parent.resolve() for parent in here.absolute().parents}:
+            folders.clear()  # it leads back to where it is
+            continue
+        paths += [here / name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    paths.sort()
     return [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
+
+
+def _refuse(error: OSError) -> None:
+    raise BuildError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
 
 def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:

@@ -6,10 +6,12 @@ import io
 import os
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from eca_build.errors import BuildError
 from eca_build.images import classes, enough, load, synthetic
+from eca_service.cli.images import below
 from eca_service.contract import Preprocessing
 from PIL import Image
 
@@ -64,3 +66,28 @@ def test_a_chunk_without_a_name_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(whole[:second] + b"ID\0T" + whole[second + 4 :])
     with pytest.raises(BuildError, match=r"a\.png cannot be read as an image \(broken PNG file"):
         load(tmp_path, Preprocessing(resize=32, crop=32))
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    """Data sets are often laid out as links."""
+    recipe = Preprocessing(resize=8, crop=8)
+    (tmp_path / "store" / "n1").mkdir(parents=True)
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(tmp_path / "store" / "n1" / "1.png")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("dog", "cat"):
+        (linked / name).symlink_to(tmp_path / "store" / "n1")
+    (tmp_path / "store" / "n1" / "back").symlink_to(linked)
+    (tmp_path / "store" / "n1" / "self").symlink_to(".")
+    assert classes(linked, ("cat", "dog")).tolist() == [0, 1]
+    assert load(linked, recipe).shape == (2, 8, 8, 3)
+    assert below(linked) == [linked / "cat" / "1.png", linked / "dog" / "1.png"]
+    assert below(linked / "dog") == [linked / "dog" / "1.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    with pytest.raises(BuildError, match=f"the folder {missing} cannot be read: No such file"):
+        load(missing, Preprocessing())
+    with pytest.raises(click.UsageError, match=f"{missing} cannot be read: No such file"):
+        below(missing)

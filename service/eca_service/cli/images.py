@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,8 +36,22 @@ def expand(given: Iterable[Path]) -> list[Path]:
 
 
 def below(folder: Path) -> list[Path]:
-    """The image files of a folder and its sub-folders, by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    """The image files of a folder and its sub-folders, linked ones too, by name.
+
+    Raises UsageError where one cannot be read.
+    """
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        here = Path(root)
+        if here.is_symlink() and here.resolve() in {parent.resolve() for parent in here.absolute().parents}:
+            folders.clear()  # it leads back to where it is
+            continue
+        found += [here / name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return sorted(path for path in found if path.is_file())
+
+
+def _refuse(error: OSError) -> None:
+    raise click.UsageError(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def watched(work: Iterable[T], total: int, unit: str) -> Iterator[T]:
