@@ -14,6 +14,7 @@ from eca_service.errors import ServiceError, problem, refusal
 from eca_service.journal import Entry
 
 SPOILED = "eca_spoiled"  # in a request's scope, where its body cannot be read to its end
+LOOK_S = 0.001  # before a caller is given up, what it has sent is read: the process may have stood still
 LINGER_S = 2.0  # a caller that is answered before it has sent all may go on for so long, to see the answer
 
 
@@ -141,7 +142,18 @@ class Connection(HttpToolsProtocol):
         if not self._closing:
             self._closing = self.loop.call_later(LINGER_S, self.transport.close)
 
+    def timeout_keep_alive_handler(self) -> None:
+        """A caller whose next head has begun has that head's time."""
+        if not self._in_head:
+            self.timeout_keep_alive_task = self.loop.call_later(LOOK_S, super().timeout_keep_alive_handler)
+
     def _too_slow(self) -> None:
+        if self.cycle and not self.cycle.response_complete:  # the caller may await that answer first
+            self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
+        else:
+            self._head_timer = self.loop.call_later(LOOK_S, self._give_up)
+
+    def _give_up(self) -> None:
         if self._head_bytes:
             self._refuse(408, f"the request's head did not come within {self.head_timeout_s:g} s")
         else:

@@ -290,6 +290,24 @@ def test_chunks_that_are_none_are_refused(strict: Service, first: bytes, rest: b
     assert [(line["code"], line["status"]) for line in lines] == [("bad_request", 400)]
 
 
+def test_a_service_that_stood_still_reads_before_it_gives_up(strict: Service, repository: Path) -> None:
+    """All its clocks have run out when it goes on, as after a laptop's sleep; the head's too, of whom it answers."""
+    image = golden_png(repository, MODEL)
+    large = post(image + bytes(100_000))
+    for answered_s in (0, 0.005, 0.01, 0.02, 0.05, 0.5):
+        with connect(strict) as connection:
+            connection.sendall(large + large[:20])
+            time.sleep(answered_s)
+            strict.process.send_signal(signal.SIGSTOP)
+            try:
+                time.sleep(0.1)
+                connection.sendall(large[20:])
+                time.sleep(HEAD_S)
+            finally:
+                strict.process.send_signal(signal.SIGCONT)
+            assert [a[:3] for a in asked(connection)] == [b"200"] * 2, answered_s
+
+
 def test_requests_that_do_not_await_each_other(strict: Service, service: Service, repository: Path) -> None:
     """A body and the beginning of the next head in one piece; a second body that is late, but in time."""
     image = golden_png(repository, MODEL)
