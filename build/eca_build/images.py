@@ -24,7 +24,7 @@ def load(folder: Path, recipe: Preprocessing, most: int = 128, option: str = "--
     Linked folders are followed. Raises BuildError, naming the command line's `option`, where the folder holds no image
     or one cannot be read.
     """
-    paths = _picked(folder, most)
+    paths = _picked(folder, most, option)
     if not paths:
         raise BuildError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}); give another folder to {option}")
     return np.stack([_one(path, recipe) for path in paths])
@@ -41,9 +41,12 @@ def classes(folder: Path, labels: Sequence[str], most: int = 128) -> NDArray[np.
     return np.asarray([next((known[name] for name in names if name in known), -1) for names in named], np.int64)
 
 
-def _picked(folder: Path, most: int) -> list[Path]:
+def _picked(folder: Path, most: int, option: str = "--images") -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise BuildError(f"the folder {error.filename} cannot be read: {error.strerror}; give another to {option}")
+
     paths: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         here = Path(root)
         if here.is_symlink() and here.resolve() in {parent.resolve() for parent in here.absolute().parents}:
             folders.clear()  # it leads back to where it is
@@ -51,10 +54,6 @@ def _picked(folder: Path, most: int) -> list[Path]:
         paths += [here / name for name in names if Path(name).suffix.lower() in SUFFIXES]
     paths.sort()
     return [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
-
-
-def _refuse(error: OSError) -> None:
-    raise BuildError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
 
 def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:

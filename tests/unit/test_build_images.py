@@ -87,7 +87,9 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
     missing = tmp_path / "none"
-    with pytest.raises(BuildError, match=f"the folder {missing} cannot be read: No such file"):
+    with pytest.raises(
+        BuildError, match=f"the folder {missing} cannot be read: No such file .*; give another to --images"
+    ):
         load(missing, Preprocessing())
     with pytest.raises(click.UsageError, match=f"{missing} cannot be read: No such file"):
         below(missing)

@@ -161,7 +161,7 @@ def test_variants_of_both_runtimes() -> None:
         (["--target", "tensorrt-rtx", "--precision", "auto"], "no engine of --target tensorrt-rtx can be run here"),
         (["--target", "inductor", "--precision", "int8"], "--target inductor has no --precision int8; it has bf16"),
         (["--precision", "int8"], "int8 is calibrated on images like those to come; give a folder of some to --calib"),
-        (["--precision", "int8", "--calibration", "absent"], "absent holds no image .* folder to --calibration"),
+        (["--precision", "int8", "--calibration", "absent"], "absent cannot be read: .* another to --calibration"),
         (["--precision", "int8", "--calibration", "damaged"], "1.jpg cannot be read as an image"),
     ],
 )  # fmt: skip
