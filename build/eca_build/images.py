@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def classes(folder: Path, labels: Sequence[str], most: int = 128) -> NDArray[np.
     An image of a dog is dog/photo.jpg or dog-1.jpg, where "dog" is one of `labels`; a label of two classes, as
     ImageNet's "crane", says neither.
     """
-    known = {label: index for index, label in enumerate(labels) if labels.count(label) == 1}
+    times = Counter(labels)
+    known = {label: index for index, label in enumerate(labels) if times[label] == 1}
     named = ((path.parent.name, path.stem, path.stem.rpartition("-")[0]) for path in _picked(folder, most))
     return np.asarray([next((known[name] for name in names if name in known), -1) for names in named], np.int64)
 
