@@ -61,7 +61,7 @@ class Built:
 def steps(wish: Wish) -> int:
     """How many steps a build takes that is not refused."""
     count = len(targets.variants(wish))
-    return 2 + 2 * count + (count > 1)
+    return 3 + 2 * count + (count > 1)
 
 
 def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
@@ -72,6 +72,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
     step("read the checkpoint")
     inputs = gather(options)
     network, home = inputs.checkpoint.network, options.repository / inputs.name
+    step("wait for other builds")
     with staging(options.repository) as staged:
         published = versions(options.repository, inputs.name)
         newest = home / str(published[-1]) if published else None
