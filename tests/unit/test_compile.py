@@ -46,7 +46,8 @@ def options(built: Built, tmp_path: Path) -> Options:
 def test_the_same_again_is_not_built(options: Options) -> None:
     steps: list[str] = []
     again = compile_checkpoint(options, steps.append)
-    assert (again.changed, again.contract.version, steps) == (False, 1, ["read the checkpoint", "wait for other builds"])
+    assert (again.changed, again.contract.version) == (False, 1)
+    assert steps == ["read the checkpoint", "wait for other builds"]
 
 
 @pytest.mark.parametrize(
