@@ -9,7 +9,7 @@ import stat
 import warnings
 import zipfile
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -27,12 +27,14 @@ from eca_build.provenance import sha256
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")  # averages where alone
 PREFIXES = ("module.", "_orig_mod.", "model.")
-# What training scripts keep beside the weights and is data, though pickled as a call: numbers of either generation of
-# numpy, and the options of the command line.
-_SCALAR = np.float64().__reduce__()[0]
+# What training scripts keep beside the weights and is data, though pickled as a call: numbers and arrays of either
+# generation of numpy, and the options of the command line, paths among them, of whatever system they came from.
+PATHS = ("Posix", "Windows", "PurePosix", "PureWindows")
+_NUMPY = {"scalar": np.float64().__reduce__()[0], "_reconstruct": np.empty(0).__reduce__()[0]}
 HARMLESS = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
+    *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, function in _NUMPY.items()),
+    *((PurePosixPath, f"{module}.{kind}Path") for module in ("pathlib", "pathlib._local") for kind in PATHS),
+    np.ndarray,
     np.dtype,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in ("ObjectDType", "VoidDType")),
     argparse.Namespace,

@@ -8,7 +8,7 @@ import re
 import warnings
 import zipfile
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -285,7 +285,13 @@ def test_pickle_that_runs_code_is_refused_by_name(tmp_path: Path) -> None:
     "beside",
     [
         {"best": [np.float64(1), np.float16(1), np.int32(1), np.uint8(1), np.bool_(True), np.str_("top-1")]},
-        {"args": argparse.Namespace(lr=0.1, sizes=[3, 5], inner=argparse.Namespace(seed=0))},
+        {"args": argparse.Namespace(lr=0.1, sizes=[3, 5], inner=argparse.Namespace(seed=0), data=Path("/data"))},
+        {
+            "seen": np.arange(6).reshape(2, 3),
+            "names": np.array(["a", "b"]),
+            "state": np.random.RandomState(0).get_state(),
+        },
+        {"out": PureWindowsPath("C:/runs/1")},
     ],
 )
 def test_what_training_scripts_keep_beside_the_weights(tmp_path: Path, beside: dict[str, object]) -> None:
