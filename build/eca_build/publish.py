@@ -12,6 +12,7 @@ from pathlib import Path
 from eca_service.contract import CONTRACT_FILE, GOLDEN_FILE
 
 from eca_build.errors import BuildError
+from eca_build.triton_config import interface
 
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
@@ -90,14 +91,16 @@ def publish(staged: Path, repository: Path, name: str, version: int) -> Path:
 def check(home: Path, files: Mapping[str, str]) -> None:
     """Raises BuildError where the model in `home` is served with other texts than these, by their files' names.
 
-    Tensors cannot change under callers. BuildError too for a folder of that name that is no model.
+    Tensors cannot change under callers; how the model is served stays as it is there. BuildError too for a folder of
+    that name that is no model.
     """
     if not (home / CONFIG_FILE).exists():
         if home.exists() and any(home.iterdir()):
             raise BuildError(f"{home} is no model, it has no {CONFIG_FILE}; remove it or give another --name")
         return
     for file_name, text in files.items():
-        if (home / file_name).read_text("utf-8") != text:
+        of_it = interface if file_name == CONFIG_FILE else str
+        if of_it((home / file_name).read_text("utf-8")) != of_it(text):
             raise BuildError(
                 f"the new version's {file_name} differs from the one that {home.name} is served with; "
                 "publish it under another --name"

@@ -16,9 +16,13 @@ output [
   {{ name: "features" data_type: TYPE_FP32 dims: [ {features} ] }}{gates}
 ]
 instance_group [ {{ count: 1 kind: {kind} }} ]
-dynamic_batching {{ }}
+dynamic_batching {{ default_queue_policy {{ max_queue_size: {most_waiting} }} }}
 version_policy {{ latest {{ num_versions: 2 }} }}
 """
+
+# Requests that wait in Triton: far more than gateways send, which bound what they take by themselves. A second fence.
+MOST_WAITING = 512
+HOW = ("instance_group", "dynamic_batching", "version_policy")  # lines of how it is served, not of what callers see
 
 GATES = """,
   {{ name: "gates" data_type: TYPE_FP32 dims: [ {channels} ] }}"""
@@ -54,8 +58,14 @@ def config(
         engine=what,
         kind=kind,
         max_batch=max_batch,
+        most_waiting=MOST_WAITING,
         size=crop,
         classes=classes,
         features=", ".join(map(str, features_shape)),
         gates=GATES.format(channels=sum(site.channels for site in gates)) if gates else "",
     )
+
+
+def interface(text: str) -> list[str]:
+    """The lines of a configuration that callers depend on: not those of how the model is served, which may be tuned."""
+    return [line for line in text.splitlines() if not line.startswith(HOW)]

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from eca_service.triton import native
+from eca_service.triton.failures import passes, translated
 from eca_service.triton.supervisor import TritonServer
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
@@ -34,6 +35,7 @@ output [
 instance_group [ { count: 1 kind: KIND_CPU } ]
 dynamic_batching { max_queue_delay_microseconds: 20000 }
 """
+FENCE = "dynamic_batching { max_queue_delay_microseconds: 500000 default_queue_policy { max_queue_size: 4 } }"
 # the runtime is onnxruntime, whatever else stands in it
 CONTRACT = {
     "labels": ['"runtime": "openvino"', '\\"runtime\\": \\"openvino\\"'],
@@ -74,10 +76,11 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """With the models `table` and `broken`, in either backend."""
     backend, threads = request.param
     folder = tmp_path_factory.mktemp("backend")
-    for name, engine in (("table", model()), ("broken", b"no engine"), ("contracted", model())):
+    for name, engine in (("table", model()), ("broken", b"no engine"), ("contracted", model()), ("fenced", model())):
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "1" / "model.onnx").write_bytes(engine)
         (folder / name / "config.pbtxt").write_text(CONFIG)
+    (folder / "fenced" / "config.pbtxt").write_text(re.sub(r"dynamic_batching .*", FENCE, CONFIG))
     (folder / "contracted" / "1" / "contract.json").write_text(json.dumps(CONTRACT))
     server = TritonServer(folder, free_port(), folder.parent / f"{backend}{threads}.log", threads=threads)
     with pytest.MonkeyPatch.context() as patch:
@@ -212,6 +215,23 @@ def test_the_contract_s_own_runtime_counts(triton: InferenceServerClient) -> Non
     assert ask(triton, [7], name="contracted") == [14.0]
     with pytest.raises(InferenceServerException, match="the engine failed"):
         ask(triton, [KNOWN + 1], name="contracted")
+
+
+def test_more_than_may_wait_are_refused_as_overload(triton: InferenceServerClient) -> None:
+    """Triton's queue is bounded by the model's configuration; what it refuses says nothing against the model."""
+    triton.load_model("fenced")
+
+    def outcome(value: int) -> object:
+        try:
+            return ask(triton, [value], name="fenced")
+        except InferenceServerException as error:
+            return translated(error, "fenced").code, passes(error)
+
+    with ThreadPoolExecutor(12) as pool:
+        outcomes = list(pool.map(outcome, range(12)))
+    answered = [outcome == [2.0 * value] for value, outcome in enumerate(outcomes)]
+    assert 4 <= sum(answered) < 12
+    assert outcomes.count(("overloaded", True)) == 12 - sum(answered)
 
 
 def test_a_model_can_go_and_come_back_under_load(triton: InferenceServerClient) -> None:

@@ -44,7 +44,7 @@ def tuned(source: Path, model: str, target: Path, setup: dict[str, str]) -> None
             path.write_text(json.dumps(contract))
     if "preferred" in setup:
         text = re.sub(
-            r"dynamic_batching \{[^}]*\}",
+            r"dynamic_batching .*",
             f"dynamic_batching {{ preferred_batch_size: [ {setup['preferred']} ] }}",
             text,
         )

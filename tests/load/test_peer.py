@@ -25,11 +25,13 @@ def test_set_ups_of_the_peer_test(tmp_path: Path) -> None:
     home.mkdir(parents=True)
     (home / "contract.json").write_text('{"max_batch": 32}')
     (home.parent / "config.pbtxt").write_text(
-        "max_batch_size: 32\ninstance_group [ { count: 1 kind: KIND_CPU } ]\ndynamic_batching { }\n"
+        "max_batch_size: 32\ninstance_group [ { count: 1 kind: KIND_CPU } ]\n"
+        "dynamic_batching { default_queue_policy { max_queue_size: 512 } }\nversion_policy { }\n"
     )
     tuned(tmp_path / "built", "m", tmp_path / "tuned", setup_of("instances=2,max_batch=4,preferred=2"))
     text = (tmp_path / "tuned" / "m" / "config.pbtxt").read_text()
-    assert re.search(r"max_batch_size: 4\n.*count: 2 .*\ndynamic_batching \{ preferred_batch_size: \[ 2 \] \}", text)
+    batching = r"dynamic_batching \{ preferred_batch_size: \[ 2 \] \}\nversion_policy"
+    assert re.search(r"max_batch_size: 4\n.*count: 2 .*\n" + batching, text)
     assert json.loads((tmp_path / "tuned" / "m" / "1" / "contract.json").read_text())["max_batch"] == 4
 
 

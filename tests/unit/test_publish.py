@@ -34,7 +34,7 @@ def test_versions_follow_each_other(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["repository"]
 
 
-@pytest.mark.parametrize("changes", [{"config": "other"}, {"labels": "b\na\n"}])
+@pytest.mark.parametrize("changes", [{"config": "other"}, {"labels": "b\na\n"}, {"labels": "a\nb\ninstance_group\n"}])
 def test_other_tensors_or_labels_need_another_name(tmp_path: Path, changes: dict[str, str]) -> None:
     with staging(tmp_path / "r") as staged:
         fill(staged, 1)
@@ -44,6 +44,17 @@ def test_other_tensors_or_labels_need_another_name(tmp_path: Path, changes: dict
         with pytest.raises(BuildError, match="another --name"):
             publish(staged, tmp_path / "r", "m", 2)
     assert versions(tmp_path / "r", "m") == [1]
+
+
+def test_how_a_model_is_served_may_be_tuned(tmp_path: Path) -> None:
+    """A new version is published beside the old, and the operator's lines stay."""
+    texts = ["name\ndynamic_batching { }\n", "name\ndynamic_batching { default_queue_policy { max_queue_size: 9 } }\n"]
+    for version, text in enumerate(texts, 1):
+        with staging(tmp_path / "r") as staged:
+            fill(staged, version, text)
+            publish(staged, tmp_path / "r", "m", version)
+    assert versions(tmp_path / "r", "m") == [1, 2]
+    assert (tmp_path / "r" / "m" / "config.pbtxt").read_text() == texts[0]
 
 
 def test_one_build_at_a_time_stages(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from tritonclient.utils import InferenceServerException
 from eca_service.errors import ServiceError
 
 UNAVAILABLE = {"UNAVAILABLE", "CANCELLED"}
-PASSING = {"backend_unavailable", "deadline_exceeded"}  # what says nothing of the model
+PASSING = {"backend_unavailable", "deadline_exceeded", "overloaded"}  # what says nothing of the model
 
 
 class NotLoaded(ServiceError):
@@ -16,7 +16,7 @@ class NotLoaded(ServiceError):
 
 
 def passes(error: BaseException) -> bool:
-    """It says that a server cannot be reached or was too late, and nothing of the model."""
+    """It says that a server cannot be reached, has too much to do or was too late, and nothing of the model."""
     if isinstance(error, (InferenceServerException, grpc.RpcError)):
         error = translated(error, "")
     return isinstance(error, ServiceError) and error.code in PASSING
@@ -31,6 +31,8 @@ def translated(error: InferenceServerException | grpc.RpcError, model: str) -> S
     text = text or "no reason given"
     if status == "DEADLINE_EXCEEDED":
         return ServiceError("deadline_exceeded", f"{model} did not answer before the request's deadline")
+    if "maximum queue size" in text:
+        return ServiceError("overloaded", f"Triton has as many requests waiting for {model} as it takes")
     if status in UNAVAILABLE and "model" not in text.lower():
         return ServiceError("backend_unavailable", "Triton Inference Server is not reachable; try again in a moment")
     if status in UNAVAILABLE or "is not ready" in text or "unknown model" in text or status == "NOT_FOUND":
