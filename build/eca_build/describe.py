@@ -106,7 +106,7 @@ def golden_images(answers: Sequence[NDArray[np.float32]], tolerance: float) -> N
     """
     spread = np.ptp(np.stack(answers), axis=0).max(1)
     calm = np.flatnonzero(spread < tolerance / 2)
-    calm = calm if len(calm) >= GOLDEN_IMAGES else np.argsort(spread)[:GOLDEN_IMAGES]
+    calm = calm if len(calm) >= GOLDEN_IMAGES else np.argsort(spread, kind="stable")[:GOLDEN_IMAGES]
     picked: NDArray[np.int64] = calm[np.linspace(0, len(calm) - 1, min(GOLDEN_IMAGES, len(calm))).astype(int)]
     return picked
 
