@@ -102,8 +102,8 @@ def check(home: Path, files: Mapping[str, str]) -> None:
         of_it = interface if file_name == CONFIG_FILE else str
         if of_it((home / file_name).read_text("utf-8")) != of_it(text):
             raise BuildError(
-                f"the new version's {file_name} differs from the one that {home.name} is served with; "
-                "publish it under another --name"
+                f"the new version's {file_name} differs from the one that {home.name} is served with; give the options "
+                "of before (--labels, --expose-gates, --target, --crop, --max-batch), or another --name"
             )
 
 

@@ -41,7 +41,7 @@ def test_other_tensors_or_labels_need_another_name(tmp_path: Path, changes: dict
         publish(staged, tmp_path / "r", "m", 1)
     with staging(tmp_path / "r") as staged:
         fill(staged, 2, **changes)
-        with pytest.raises(BuildError, match="another --name"):
+        with pytest.raises(BuildError, match=r"options of before \(--labels, .*another --name"):
             publish(staged, tmp_path / "r", "m", 2)
     assert versions(tmp_path / "r", "m") == [1]
 
