@@ -129,7 +129,7 @@ def require_input(name: str, datatype: str, shape: Sequence[int], most: int) -> 
         raise ServiceError("bad_request", f"there is no input {name!r}; the input is {INPUT!r}")
     if datatype != "BYTES":
         raise ServiceError("bad_request", f"{INPUT} has datatype {datatype!r}; it is BYTES: encoded images")
-    if not shape or len(shape) > 2 or shape[0] < 1 or list(shape[1:]) not in ([], [1]):
+    if not shape or shape[0] < 1 or list(shape[1:]) not in ([], [1]):
         raise ServiceError("bad_request", f"{INPUT} has shape {list(shape)}; it is [number of images]")
     require_few(shape[0], most)
     return int(shape[0])

@@ -105,6 +105,7 @@ async def test_a_lone_image_leaves_at_once_and_the_waiting_leave_together() -> N
     engine.finish()
     await settle()
     assert engine.batches[3] == [7]
+    assert not queue.idle, "nothing waits, but one runs"
     engine.finish()
     rows = await asyncio.gather(*tasks)
     assert [row.probabilities[0] for row in rows] == list(range(8)), "each caller gets its own image's answer"
@@ -154,6 +155,14 @@ async def test_few_images_leave_at_once_where_the_engine_has_a_thread_for_each()
     rows = await asyncio.gather(*tasks)
     assert [row.probabilities[0] for row in rows] == list(range(14))
     assert queue.idle
+    sent = len(engine.batches)
+    for value in range(3):
+        tasks += [submit(queue, value)]
+        await settle()
+        assert len(engine.batches) == sent + value + 1, "as many as there are threads"
+    for gate in engine.gates:
+        gate.set()
+    await asyncio.gather(*tasks)
 
 
 async def test_a_large_request_does_not_starve_single_images() -> None:
@@ -240,7 +249,7 @@ async def test_a_passed_deadline_is_not_sent() -> None:
 
 async def test_what_would_be_late_gives_its_place_to_what_would_not() -> None:
     engine = Engine()
-    queue = batcher(engine)
+    queue = batcher(engine, max_batch=8)
     for size in (1, 2, 4):
         queue.costs.learn(size, 10.0)
     first = submit(queue, 0)
@@ -248,15 +257,16 @@ async def test_what_would_be_late_gives_its_place_to_what_would_not() -> None:
     soon = asyncio.get_running_loop().time() + 5
     late = asyncio.create_task(queue.turn(1).submit(pixels(1), soon))
     good = submit(queue, 2)
+    maybe = asyncio.create_task(queue.turn(1).submit(pixels(4), soon + 4))  # engines are a little quicker at times
     await settle()
     engine.gates[0].set()
     with pytest.raises(ServiceError, match="deadline_exceeded"):
         await late
-    assert engine.batches == [[0], [2]]
+    assert engine.batches == [[0], [2, 4]]
     alone = asyncio.create_task(queue.turn(1).submit(pixels(3), soon))
     await settle()
     engine.gates[1].set()
-    await asyncio.gather(first, good)
+    await asyncio.gather(first, good, maybe)
     await settle()
     assert engine.batches[2:] == [[3]], "nothing else waits, so it is tried"
     engine.gates[2].set()
@@ -341,6 +351,15 @@ async def test_predicted_wait_grows_with_the_queue() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def test_instances_share_what_waits() -> None:
+    queue = batcher(Engine(), slots=2, now=Clock())
+    for size, seconds in ((2, 0.01), (4, 0.02)):
+        queue.costs.learn(size, seconds)
+    assert queue.pace_s() == pytest.approx(0.0025)
+    assert [queue.wait_s(images) for images in (8, 16)] == pytest.approx([0.02, 0.04]), "two full batches at once"
+    assert queue.wait_s(3) == 0.01, "the larger part of three"
+
+
 async def test_predicted_wait_counts_who_is_being_decoded_but_not_who_is_due_later() -> None:
     queue = batcher(Engine(), now=Clock())
     queue.costs.learn(4, 4.0)  # a second an image
@@ -409,6 +428,10 @@ async def test_what_waits_at_the_engine_is_waiting() -> None:
     assert (first.queue_s, first.infer_s) == (0, 3)
     assert (second.queue_s, second.infer_s) == (3, 2)
     assert queue.costs.seconds(1) == pytest.approx(0.8 * 3 + 0.2 * 2), "learnt from both"
+    counted = queue.totals
+    assert (counted.images, counted.batches, counted.failed) == (2, 2, 0)
+    assert (counted.queue_s, counted.infer_s) == (3, 5)
+    assert counted.last_s == pytest.approx(time.time(), abs=60)
 
 
 async def test_what_was_sent_ahead_may_end_first() -> None:

@@ -92,11 +92,15 @@ async def test_images_that_would_be_answered_too_late_are_not_taken(
     await all_sent(engine, 1)
     with pytest.raises(ServiceError, match="overloaded"):
         await classified(core, tmp_path, 40, within_s=2)
-    few = asyncio.create_task(classified(core, tmp_path, 2, within_s=2))
+    few = asyncio.create_task(classified(core, tmp_path, 8, within_s=2))
     engine.go.set()
-    assert len((await few).results) == 2
+    assert len((await few).results) == 8
     await first
-    assert engine.images == 3
+    assert engine.images == 9
+    contract, now = model(tmp_path).contract, asyncio.get_running_loop().time()
+    core.require_time(contract, 40, now + 0.5)  # nobody is ahead, so it is tried
+    with pytest.raises(ServiceError, match="deadline_exceeded"):
+        core.require_time(contract, 1, now)
 
 
 async def test_a_comparison_takes_room_for_each_model(
