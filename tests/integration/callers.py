@@ -59,6 +59,7 @@ def call(
         answer = service.ask("POST", url, json=body, headers=headers)
         if answer.status_code != 200:
             return _refused(answer)
+        assert answer.headers["content-type"] == "application/json"
         outputs = {output["name"]: output["data"] for output in answer.json()["outputs"]}
         k = answer.json()["outputs"][0]["shape"][1]
         columns = [np.array(outputs[name], object).reshape(-1, k) for name in ("index", "label", "score")]

@@ -52,8 +52,9 @@ def test_stock_clients(service: Service, repository: Path, module: object) -> No
         assert answer.as_numpy("index") is None
         response = answer.get_response(**as_json)
         assert response["id"] == "mine"
-        stats = client.get_inference_statistics(MODEL, **as_json)
-        assert int(stats["model_stats"][0]["inference_count"]) >= 2
+        for version in ("", "1"):
+            stats = client.get_inference_statistics(MODEL, version, **as_json)
+            assert int(stats["model_stats"][0]["inference_count"]) >= 2
 
 
 @pytest.mark.parametrize("module", [triton_http, triton_grpc], ids=["http", "grpc"])

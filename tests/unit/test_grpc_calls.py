@@ -63,14 +63,16 @@ async def called(folder: Path, behaviour: Any, message: bytes = b"") -> Call:
 
 
 @pytest.mark.parametrize(
-    ("failure", "status"),
+    ("failure", "status", "told"),
     [
-        (ServiceError("deadline_exceeded", "too late"), "DEADLINE_EXCEEDED"),
-        (NotImplementedError(), "UNIMPLEMENTED"),
+        (ServiceError("deadline_exceeded", "too late"), "DEADLINE_EXCEEDED", {"eca-code": "deadline_exceeded"}),
+        (ServiceError("overloaded", "full"), "RESOURCE_EXHAUSTED", {"eca-code": "overloaded", "retry-after": "1"}),
+        (NotImplementedError(), "UNIMPLEMENTED", {}),
+        (ZeroDivisionError("a secret"), "INTERNAL", {"eca-code": "internal"}),
     ],
 )
 async def test_a_call_that_fails_ends_with_its_status(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, failure: Exception, status: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, failure: Exception, status: str, told: dict[str, str]
 ) -> None:
     async def behaviour(*_: object) -> Any:
         raise failure
@@ -78,8 +80,11 @@ async def test_a_call_that_fails_ends_with_its_status(
     with caplog.at_level(logging.WARNING):
         context = await called(tmp_path, behaviour)
     assert context.status.name == status
-    assert context.trailing["x-request-id"]
-    assert caplog.records == []
+    assert context.trailing.pop("x-request-id")
+    assert "total;dur=" in context.trailing.pop("server-timing")
+    assert context.trailing == told
+    assert "secret" not in context.details
+    assert [record.exc_info is not None for record in caplog.records] == [True] * (status == "INTERNAL")
 
 
 async def test_what_is_no_message_is_the_caller_s_fault(tmp_path: Path) -> None:
