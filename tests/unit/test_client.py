@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from eca_service.client import calls
 from eca_service.client.failures import FATAL, OWN, ClientError, Retry
 from eca_service.client.files import as_names, batches
 from eca_service.errors import CODES
@@ -42,6 +43,11 @@ def test_files_share_requests_within_bounds(tmp_path: Path) -> None:
     assert found == [["a", "b", "c"], ["d"], ["e"], ["f", "missing"]]
     with pytest.raises(ValueError, match="at least one file"):
         list(batches(paths, 0))
+
+
+@pytest.mark.parametrize(("models", "named"), [("a", "a"), (["a", "b", "a"], "a,b"), ([], ""), (None, None)])
+def test_what_is_compared(models: str | list[str] | None, named: str | None) -> None:
+    assert calls.compare(b"", models, None).parameters.get("models") == named
 
 
 def test_models_are_named_once() -> None:

@@ -176,7 +176,7 @@ class Client:
     def compare(
         self,
         image: Image,
-        models: Sequence[str] | None = None,
+        models: str | Sequence[str] | None = None,
         *,
         top_k: int | None = None,
         timeout_s: float | None = None,

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from eca_service.client import answers
 from eca_service.client.answers import Classification, Explanation, Model, Overlay, Prediction
 from eca_service.client.failures import ClientError
+from eca_service.client.files import as_names
 
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -140,9 +141,10 @@ def overlay(image: bytes, model: str, wanted: str | int | None, opacity: float, 
 
 
 def compare(
-    image: bytes, models: Sequence[str] | None, top_k: int | None
+    image: bytes, models: str | Sequence[str] | None, top_k: int | None
 ) -> Call[dict[str, Classification | ClientError]]:
     """Several models' answers by name; one that failed alone has its error there."""
+    models = None if models is None else as_names(models)
 
     def read(body: Any) -> dict[str, Classification | ClientError]:
         shared = {"request_id": body["request_id"]}

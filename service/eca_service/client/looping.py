@@ -176,7 +176,7 @@ class AsyncClient:
     async def compare(
         self,
         image: Image,
-        models: Sequence[str] | None = None,
+        models: str | Sequence[str] | None = None,
         *,
         top_k: int | None = None,
         timeout_s: float | None = None,
