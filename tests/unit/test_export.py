@@ -103,8 +103,14 @@ def test_disagreement_is_refused_with_the_figures() -> None:
     expected[:, 0] += 0.1
     got = expected.copy()
     got[2] = got[2, ::-1]
-    with pytest.raises(BuildError, match=r"agreement 75.00%.*1\.00e-01.*nothing was published"):
+    with pytest.raises(BuildError, match=r"agreement 75.00%.*1\.00e-01 on 4 images, where 100% and 1e-05 are asked"):
         verify.compare(expected, got, 1e-5, 1.0, "test")
+    with pytest.raises(BuildError, match=r"agreement 75.00%"):
+        verify.compare(expected, got, 0.2, 1.0, "test")
+    moved = expected + np.array([2e-3, -2e-3], np.float32)
+    with pytest.raises(BuildError, match=r"agreement 100.00%.*2\.00e-03 .*nothing was published"):
+        verify.compare(expected, moved, 1e-3, 1.0, "test")
+    assert verify.compare(expected, moved, 3e-3, 1.0, "test").largest_difference == pytest.approx(2e-3, rel=1e-3)
 
 
 def test_what_is_no_number_is_refused() -> None:
@@ -114,6 +120,8 @@ def test_what_is_no_number_is_refused() -> None:
     got[1] = np.nan
     with pytest.raises(BuildError, match="not all finite; nothing was published"):
         verify.compare(expected, got, 1e-5, 1.0, "test")
+    with pytest.raises(BuildError, match=r"the engine answered \(1, 2\)"):
+        verify.compare(expected, expected[:1], 1.0, 0.0, "test")
 
 
 def test_engine_that_cannot_run_is_one_sentence(tmp_path: Path) -> None:
