@@ -11,11 +11,22 @@ import torch
 from click.testing import CliRunner
 from eca_build import checkpoint, cli, images
 from eca_build.errors import BuildError
+from eca_build.networks import ARCHS
 from eca_build.recipes import default_recipe, recipe_of
 from eca_service.contract import Preprocessing, read
 
 WEIGHTS = Path(__file__).parents[2] / "build" / "demo" / "resnet14-eca.safetensors"
 OTHER = "--resize 40 --crop 36 --filter bicubic --mean 0.5 0.4 0.3 --std 0.5 0.25 0.125"
+
+
+def test_the_architectures_own_are_those_that_their_weights_were_trained_with() -> None:
+    """Told here too: where they were others, engine and network would still agree, on the wrong pixels."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    imagenet = Preprocessing(resize=256, crop=224, filter="bilinear", mean=mean, std=std)
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    cifar = Preprocessing(resize=32, crop=32, filter="bilinear", mean=mean, std=std)
+    for arch in ARCHS:
+        assert default_recipe(arch).model_dump() == (cifar if arch.endswith("_cifar") else imagenet).model_dump()
 
 
 def test_what_is_not_asked_for_is_the_architecture_s_own() -> None:
