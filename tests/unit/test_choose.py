@@ -201,6 +201,9 @@ def test_gates_are_by_accuracy_where_a_probability_may_move() -> None:
     assert targets.gate(replace(integers, precision="bf16", runtime="openvino")) == targets.ACCURACY
     assert targets.gate(Variant("tensorrt", None, "bf16", "plain", 8)) == targets.EXACT["bf16"]
     assert targets.gate(integers, random_weights=True).agreement == 0
+    held = {name: (gate.largest, gate.agreement) for name, gate in targets.EXACT.items()}
+    assert held == {"fp32": (1e-5, 1), "fp16": (2e-3, 0), "bf16": (2e-2, 0)}, "as build/README.md says"
+    assert (targets.ACCURACY.largest, targets.ACCURACY.agreement) == (1, 0.95)
 
 
 def test_golden_images_are_those_on_which_the_runtimes_agree() -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from eca_service.contract import Preprocessing
 from eca_service.geometry import Box, as_stored, crop_box
-from eca_service.imaging import decode
+from eca_service.imaging import TURNS, decode
 from PIL import Image
+
+from tests.unit.image_files import noise
 
 RECIPE = Preprocessing(resize=64, crop=48)
 
@@ -41,6 +43,17 @@ def test_what_the_network_saw_lies_in_the_stored_box(orientation: int) -> None:
     inner = found.pixels[1:-1, 1:-1]
     assert inner.min() == 255
     assert pixels.mean() < 255 * 0.5, "the box is a part of the image alone"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_off_the_centre_is_found_in_the_file(orientation: int) -> None:
+    stored = noise(30, 20)
+    turn = TURNS.get(orientation)
+    upright = stored if turn is None else stored.transpose(turn)
+    kept = upright.crop((3, 4, 9, 15))
+    box = as_stored(Box(3, 4, 9, 15), upright.size, orientation)
+    cut = stored.crop((int(box.left), int(box.top), int(box.right), int(box.bottom)))
+    assert (cut if turn is None else cut.transpose(turn)).tobytes() == kept.tobytes()
 
 
 def test_a_preview_is_no_larger_than_asked() -> None:
