@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -145,6 +146,7 @@ def await_gauge(service: Service, name: str, value: float) -> None:
         (b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1], "data": []}]}', {}),
         (b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [true], "data": ["eA=="]}]}', {}),
         (b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [1]}]}', {}),
+        (b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [["eA==", "eA=="]]}]}', {}),
         (b"{}", {"inference-header-content-length": "9"}),
         (b"{}", {"inference-header-content-length": "-1"}),
         (b"{}", {"content-encoding": "br"}),
@@ -156,6 +158,15 @@ def test_what_is_no_inference_request(service: Service, body: bytes, headers: di
     answer = FRESH.post(f"{service.url}/v2/models/{MODEL}/infer", content=body, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request"), answer.text
     assert answer.json()["error"].startswith("bad_request: ")
+
+
+def test_data_may_be_nested_as_the_shape_is(service: Service, repository: Path) -> None:
+    rows = [[base64.b64encode(golden_png(repository, MODEL, index)).decode()] for index in range(2)]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [2, 1], "data": rows}
+    answer = FRESH.post(f"{service.url}/v2/models/{MODEL}/infer", json={"inputs": [tensor], "parameters": {"top_k": 1}})
+    golden = np.array(read(repository / MODEL / "1").golden.probabilities[:2])
+    found = {output["name"]: output["data"] for output in answer.json()["outputs"]}
+    assert found["index"] == golden.argmax(1).tolist()
 
 
 def test_lengths_that_lie(service: Service) -> None:
