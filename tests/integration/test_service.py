@@ -21,8 +21,10 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+import tritonclient.http as triton_http
 from eca_service import leftovers
 from eca_service.contract import read
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
 from tests.integration.conftest import (
@@ -234,6 +236,16 @@ def test_missing_engine_is_told_and_the_others_serve(repository: Path, tmp_path:
         assert (ready.status_code, list(ready.json()["reasons"])) == (503, ["broken"])
         answer = FRESH.post(running.url + "/v1/models/broken/classify", content=image)
         assert (answer.status_code, answer.json()["code"]) == (503, "model_not_ready")
+        told = FRESH.get(running.url + "/v2/health/ready")
+        assert (told.status_code, told.json(), "retry-after" in told.headers) == (503, {"ready": False}, True)
+        http = triton_http.InferenceServerClient(running.url.removeprefix("http://"))
+        for client in (http, grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}")):
+            with client:
+                assert (client.is_server_live(), client.is_server_ready()) == (True, False)
+                assert (client.is_model_ready(MODEL), client.is_model_ready("broken")) == (True, False)
+        with running.channel() as channel:
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
     finally:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(30)
