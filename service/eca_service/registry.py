@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ from functools import cached_property
 from pathlib import Path
 
 from eca_service import metrics
-from eca_service.contract import Contract, ContractError, read
+from eca_service.contract import NAME, Contract, ContractError, read
 from eca_service.errors import ServiceError
 from eca_service.preflight import Obstacle
 from eca_service.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 PIN_FILE = "pinned"  # in a model's folder: the number of the version to serve, instead of the newest
+VERSION = re.compile("[1-9][0-9]*")
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Model:
 class Registry:
     """What is served: `models` holds the current version of each, by name.
 
-    A version whose contract cannot be read, or to which there is an `obstacle`, is left out, with a line in the log;
-    `unreadable` says why, by folder.
+    A version whose contract cannot be read, or to which there is an `obstacle`, is left out, with a line in the log,
+    and so is a folder that cannot be listed; `unreadable` says why, by folder.
     """
 
     def __init__(self, repository: Path, default: str | None, obstacle: Obstacle = lambda _: None) -> None:
@@ -51,7 +53,7 @@ class Registry:
         self._leases: Counter[Path] = Counter()
         self.unreadable: dict[Path, str] = {}
         self._mismatched: dict[Path, Contract] = {}
-        for folders in wanted(repository).values():
+        for folders in self.wanted().values():
             model = next(filter(None, map(self.read, folders)), None)
             if model:
                 self.models[model.contract.name] = model
@@ -98,12 +100,40 @@ class Registry:
                 metrics.engine_mismatch.labels(name, str(version)).set(1)
                 raise ContractError(reason)
         except ContractError as error:
-            if self.unreadable.get(folder) != str(error):
-                logger.error("%s is not served: %s", folder, error)
-            self.unreadable[folder] = str(error)
+            self._leave_out(folder, str(error))
             return None
         self.unreadable.pop(folder, None)
         return model
+
+    def wanted(self) -> dict[str, list[Path]]:
+        """By model, its versions' folders, the one to serve first: the pinned one, then from the newest to the oldest.
+
+        Of one whose folder cannot be listed there are none: what is served of it serves on.
+        """
+        found: dict[str, list[Path]] = {}
+        try:
+            homes = sorted(self.repository.iterdir()) if self.repository.is_dir() else []
+        except OSError as error:
+            self._leave_out(self.repository, f"it cannot be listed: {error.strerror}")
+            return found
+        for home in homes:
+            try:
+                published, first = versions(self.repository, home.name), pinned(self.repository, home.name)
+            except OSError as error:
+                if re.match(NAME, home.name):  # not a file system's lost+found
+                    self._leave_out(home, f"it cannot be listed: {error.strerror}")
+                    found[home.name] = []
+                continue
+            self.unreadable.pop(home, None)
+            if published:
+                order = sorted(published, key=lambda version: (version != first, -version))
+                found[home.name] = [home / str(version) for version in order]
+        return found
+
+    def _leave_out(self, folder: Path, why: str) -> None:
+        if self.unreadable.get(folder) != why:
+            logger.error("%s is not served: %s", folder, why)
+        self.unreadable[folder] = why
 
     def _clear_mismatches(self, folder: Path) -> None:
         """Ends the series of this folder, which is looked at again, and of those that are gone."""
@@ -128,7 +158,7 @@ class Registry:
 def versions(repository: Path, name: str) -> list[int]:
     """The published versions of a model, ascending; none where there is no such model."""
     home = repository / name
-    return sorted(int(v.name) for v in home.iterdir() if v.name.isdigit()) if home.is_dir() else []
+    return sorted(int(v.name) for v in home.iterdir() if VERSION.fullmatch(v.name)) if home.is_dir() else []
 
 
 def pinned(repository: Path, name: str) -> int | None:
@@ -143,17 +173,6 @@ def read_pin(repository: Path, name: str) -> str | None:
         return (repository / name / PIN_FILE).read_text(errors="replace").strip()
     except OSError:
         return None
-
-
-def wanted(repository: Path) -> dict[str, list[Path]]:
-    """By model, its versions' folders, the one to serve first: the pinned one, then from the newest to the oldest."""
-    found = {}
-    for home in sorted(repository.iterdir()) if repository.is_dir() else []:
-        if published := versions(repository, home.name):
-            first = pinned(repository, home.name)
-            order = sorted(published, key=lambda version: (version != first, -version))
-            found[home.name] = [home / str(version) for version in order]
-    return found
 
 
 def pin(repository: Path, name: str, version: int | None) -> None:

@@ -12,7 +12,7 @@ from eca_service import metrics
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.fleet import Fleet
-from eca_service.registry import Model, Registry, wanted
+from eca_service.registry import Model, Registry
 from eca_service.triton.failures import NotLoaded, passes
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Rollout:
         """Takes over what has changed in the repository since the last time."""
         for folder in [one for one, (stamp, _) in self._refused.items() if stamp != _stamp(one)]:
             self.accept(folder)
-        targets = wanted(self._registry.repository)
+        targets = self._registry.wanted()
         for name, folders in targets.items():
             current = self._registry.models.get(name)
             for folder in folders:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,31 @@ def test_a_contract_belongs_into_the_folder_of_its_name(
     told = f"{tmp_path / place} is not served: its contract is of m version 1, which belongs into the folder m/1"
     assert told in caplog.text
     assert registry.get(None).contract == CONTRACT.model_copy(update={"head": None})
+
+
+def test_a_folder_that_cannot_be_listed_keeps_no_other_from_being_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lost+found", "m/1", "m/²", "n"):
+        (tmp_path / name).mkdir(parents=True)
+    write(tmp_path / "m" / "1")
+    listed = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:
+        """Tests may run as root, who may list any."""
+        if self.name in {"lost+found", "n"}:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    registry = Registry(tmp_path, None)
+    assert list(registry.models) == ["m"]
+    assert registry.wanted() == {"m": [tmp_path / "m" / "1"], "n": []}, "what is served of it serves on"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'n'} is not served: it cannot be listed: Permission denied"
+    ]
+    monkeypatch.setattr(Path, "iterdir", lambda self: iterdir(self / "n"))
+    assert Registry(tmp_path, None).unreadable == {tmp_path: "it cannot be listed: Permission denied"}
 
 
 def test_any_account_may_read_which_version_is_pinned(tmp_path: Path) -> None:
