@@ -200,7 +200,7 @@ class Contract(_Frozen):
 def read(folder: Path, head: bool = False) -> Contract:
     """The contract of a version's folder, without the head's weights unless asked for.
 
-    Raises ContractError where the file is missing, not JSON, or not a contract, or where its parts contradict.
+    Raises ContractError where the file is missing, unreadable, no JSON or no contract, or where its parts contradict.
     """
     path = folder / CONTRACT_FILE
     try:
@@ -210,7 +210,9 @@ def read(folder: Path, head: bool = False) -> Contract:
         contract = Contract.model_validate(raw)
     except FileNotFoundError:
         raise ContractError(f"{path} is missing; build the model again with `eca-build compile`") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ContractError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
         raise ContractError(f"{path} is not a contract ({reason}); build the model again") from None

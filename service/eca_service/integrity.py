@@ -45,6 +45,8 @@ def damage(contract: Contract, folder: Path) -> str | None:
             if _sha256(folder / name, now.st_ino, now.st_size, now.st_mtime_ns) == written:
                 continue
             wrong = "is not the file that the build wrote"
+        except PermissionError:
+            return f"{folder / name} may not be read by the account that the service runs as"
         except OSError as error:
             wrong = f"cannot be read ({error.strerror})"
         return f"{folder / name} {wrong}; build it again: `{again(contract)}`"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 
+import pytest
+from eca_service.contract import ContractError, read
 from eca_service.integrity import damage
 
 from tests.unit.test_contract import CONTRACT
@@ -33,3 +36,20 @@ def test_a_file_that_is_not_the_build_s_is_named(tmp_path: Path) -> None:
     )
     engine.unlink()
     assert f"{engine} cannot be read (No such file or directory)" in (damage(contract, tmp_path) or "")
+
+
+def test_a_file_that_may_not_be_read_is_no_reason_to_build_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"engine")
+
+    def refuse(*_: object) -> None:
+        """Tests may run as root, who may read any."""
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    told = damage(CONTRACT, tmp_path)
+    assert told == f"{tmp_path / 'model.onnx'} may not be read by the account that the service runs as"
+    with pytest.raises(ContractError, match=r"contract\.json cannot be read: Permission denied$"):
+        read(tmp_path)
