@@ -72,6 +72,7 @@ class Readiness:
             except Exception:  # whatever it is, those that were there are asked on
                 logger.exception("it could not be found out which Tritons there are")
                 added = False
+            await self._follow()  # first: what was taken out of the repository has no golden images to be asked
             if added or self._wake.is_set() or loop.time() >= next_check:
                 all_images = added or self._wake.is_set()
                 self._wake.clear()
@@ -79,15 +80,24 @@ class Readiness:
                 models = self._registry.models.values()
                 await asyncio.gather(*(self._check(model, None if all_images else turn) for model in models))
                 next_check = loop.time() + (RETRY_EVERY_S if self.reasons else CHECK_EVERY_S)
-            try:
-                await self._rollout.follow()
-            except Exception:  # whatever it is, what is served now serves on
-                logger.exception("the repository could not be followed")
             self._peers.tell(self.ready)
             try:
                 await asyncio.wait_for(self._wake.wait(), RETRY_EVERY_S if self.reasons else FOLLOW_EVERY_S)
             except (TimeoutError, asyncio.TimeoutError):
                 continue
+
+    async def _follow(self) -> None:
+        before = self._served()
+        try:
+            await self._rollout.follow()
+        except Exception:  # whatever it is, what is served now serves on
+            logger.exception("the repository could not be followed")
+        now = self._served()
+        self._golden |= now - before  # it was asked for all of its golden answers
+        self._reasons = {folder: reason for folder, reason in self._reasons.items() if folder in now}
+
+    def _served(self) -> set[Path]:
+        return {model.folder for model in self._registry.models.values()}
 
     async def _check(self, model: Model, turn: int | None) -> None:
         contract, name = model.contract, model.contract.name

@@ -14,6 +14,8 @@ from eca_service.backend import Triton
 from eca_service.contract import Contract
 from eca_service.engines import Engines
 from eca_service.fleet import Fleet
+from eca_service.peers import Peers
+from eca_service.readiness import RETRY_EVERY_S, Readiness
 from eca_service.registry import Registry, pin
 from eca_service.rollout import Rollout
 from eca_service.sharing import Sharing
@@ -175,3 +177,66 @@ async def test_a_lost_configuration_is_told(
         while f"Triton keeps what {MODEL} no longer needs" not in caplog.text:
             assert time.monotonic() < end, caplog.text
             await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def readiness(rollout: tuple[Rollout, Registry, Engines], fleet: Disturbed) -> AsyncIterator[Readiness]:
+    """It has found version 2 ready, and follows."""
+    follower, registry, engines = rollout
+    readiness = Readiness(registry, fleet, engines, follower, Peers())
+    watch = asyncio.create_task(readiness.watch())
+    try:
+        await until(lambda: readiness.ready)
+        yield readiness
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+
+
+async def until(condition: Callable[[], bool], meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Waits for `condition`; what is done `meanwhile` must not fail."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        meanwhile()
+        await asyncio.sleep(0.001)
+
+
+async def test_a_version_that_is_deleted_is_left_before_it_is_missed(
+    rollout: tuple[Rollout, Registry, Engines], readiness: Readiness, models: Path
+) -> None:
+    _, registry, _ = rollout
+    shutil.rmtree(models / MODEL / "2")
+    readiness.suspect()
+    await until(lambda: registry.get(MODEL).contract.version == 1, lambda: readiness.require(registry.get(MODEL)))
+    assert readiness.ready
+
+
+async def test_a_version_that_was_damaged_is_ready_when_it_is_served_again(
+    rollout: tuple[Rollout, Registry, Engines], readiness: Readiness, models: Path
+) -> None:
+    _, registry, _ = rollout
+    golden = models / MODEL / "2" / "golden.npy"
+    golden.rename(models / "golden.npy")
+    readiness.suspect()
+    await until(lambda: not readiness.ready)
+    pin(models, MODEL, 1)
+    await until(lambda: readiness.ready)
+    (models / "golden.npy").rename(golden)
+    pin(models, MODEL, None)
+    await until(lambda: registry.get(MODEL).contract.version == 2)
+    readiness.require(registry.get(MODEL))
+
+
+async def test_a_version_that_was_taken_over_was_golden(
+    rollout: tuple[Rollout, Registry, Engines], readiness: Readiness, models: Path
+) -> None:
+    """It is not left for an older one where its golden file is lost before it was asked again."""
+    _, registry, _ = rollout
+    folder = publish(models, 3)
+    await until(lambda: registry.get(MODEL).contract.version == 3)
+    (folder / "golden.npy").unlink()
+    readiness.suspect()
+    await until(lambda: not readiness.ready)
+    await asyncio.sleep(2 * RETRY_EVERY_S)
+    assert registry.get(MODEL).contract.version == 3
