@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import TypeAlias
 
 from eca_service import metrics
 from eca_service.engines import Engines
@@ -17,6 +19,7 @@ from eca_service.triton.failures import NotLoaded, passes
 
 logger = logging.getLogger(__name__)
 TRY_AGAIN_S = 300.0
+Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
 
 
 class Rollout:
@@ -34,7 +37,8 @@ class Rollout:
         self._keep_s = keep_s
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retiring: dict[Path, asyncio.Task[None]] = {}  # by folder, what waits to unload it
-        self._refused: dict[Path, tuple[int, float]] = {}  # what the folder was like, and when to try again
+        self._refused: dict[Path, tuple[Stamp, float]] = {}  # what its files were like, and when to try again
+        self._told: dict[Path, str] = {}  # why, as the log says
 
     async def load(self, model: Model) -> None:
         """Has `model` loaded beside what is being left; in the turn of its name. Raises ServiceError."""
@@ -47,15 +51,16 @@ class Rollout:
         return self._turns[name]
 
     def refuse(self, model: Model, error: Exception) -> bool:
-        """Leaves this version out until its folder changes, or for five minutes.
+        """Leaves this version out until its files change, or for five minutes.
 
         False, and it is tried again at once, where the error says nothing of the version.
         """
         if passes(error) or isinstance(error, NotLoaded):
             return False
         contract = model.contract
-        if not self._was_refused(model.folder):
-            reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
+        reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
+        if self._told.get(model.folder) != reason:
+            self._told[model.folder] = reason
             logger.error(
                 "%s version %d is refused: %s",
                 *(contract.name, contract.version, reason),
@@ -66,14 +71,18 @@ class Rollout:
         return True
 
     def accept(self, folder: Path) -> None:
-        """It gave its golden answers after all, or is another one now."""
+        """It gave its golden answers after all."""
+        self._told.pop(folder, None)
+        self._no_longer_refused(folder)
+
+    def _no_longer_refused(self, folder: Path) -> None:
         if self._refused.pop(folder, None):
             metrics.forget(metrics.model_refused, folder.parent.name, int(folder.name))
 
     async def follow(self) -> None:
         """Takes over what has changed in the repository since the last time."""
         for folder in [one for one, (stamp, _) in self._refused.items() if stamp != _stamp(one)]:
-            self.accept(folder)
+            self._no_longer_refused(folder)  # it is another one now, or gone
         targets = self._registry.wanted()
         for name, folders in targets.items():
             current = self._registry.models.get(name)
@@ -147,13 +156,15 @@ class Rollout:
         return {int(folder.name) for folder in folders if folder.exists()}
 
     def _was_refused(self, folder: Path) -> bool:
-        stamp, until = self._refused.get(folder, (0, 0.0))
-        return stamp == _stamp(folder) and time.monotonic() < until
+        stamp, until = self._refused.get(folder, ((), 0.0))
+        return time.monotonic() < until and stamp == _stamp(folder)
 
 
-def _stamp(folder: Path) -> int:
-    """Changes when the folder's list of files does."""
-    try:
-        return folder.stat().st_mtime_ns
-    except OSError:
-        return 0
+def _stamp(folder: Path) -> Stamp:
+    """Changes when a file of the version does, or one beside it: what is copied here comes bit by bit."""
+    stamp = []
+    for path in sorted((*folder.parent.glob("*"), *folder.glob("*"))):
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            stamp.append((found.st_ino, found.st_size, found.st_mtime_ns))
+    return tuple(stamp)

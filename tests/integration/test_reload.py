@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import threading
@@ -181,6 +182,26 @@ def test_models_come_and_go(changing: tuple[Service, Path, list[str]], repositor
     (own / OTHER).rename(own.parent / OTHER)
     until(lambda: call("rest", service, OTHER, [image]).code == "model_not_found", service)
     assert set(codes) == {"ok"}
+
+
+def test_what_is_copied_bit_by_bit_is_served_once_it_is_whole(
+    changing: tuple[Service, Path, list[str]], repository: Path
+) -> None:
+    service, own, codes = changing
+    folder = publish(own, 8, lambda _, staged: os.truncate(staged / "model.onnx", 1000))
+    shutil.copytree(repository / OTHER / "1", own / OTHER / "1")
+    for refused in (f"{MODEL} version 8", f"{OTHER} version 1"):
+        until(lambda refused=refused: f"{refused} is refused" in service.log.read_text(), service)  # type: ignore[misc]
+    shutil.copyfile(own / MODEL / "1" / "model.onnx", folder / "model.onnx")
+    for file in ("config.pbtxt", "labels.txt"):
+        shutil.copyfile(repository / OTHER / file, own / OTHER / file)
+    until(lambda: served(service) == 8, service)
+    until(lambda: call("rest", service, OTHER, [golden_png(repository, OTHER)]).code == "ok", service)
+    assert 8 not in series(service, "eca_model_refused")
+    assert set(codes) == {"ok"}
+    shutil.rmtree(own / OTHER)
+    shutil.rmtree(folder)
+    until(lambda: served(service) == 2, service)
 
 
 def test_what_was_golden_is_not_left_for_an_older_version(changing: tuple[Service, Path, list[str]]) -> None:
