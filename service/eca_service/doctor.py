@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from typing import Any
 
 from eca_service import metrics
 from eca_service.client import Client, ClientError
@@ -119,16 +120,19 @@ def service(client: Client, seconds: float, registry: Registry | None = None) ->
                 yield Finding(error.detail, wrong=True)
             return
     if registry:
-        yield from _stale({model.name: model.version for model in models}, registry)
+        yield from _stale({model.name: model.contract for model in models}, registry)
     window = Window(before, after, time.monotonic() - began)
     yield from diagnose(window, {model.name: model.contract["max_batch"] for model in models})
 
 
-def _stale(served: dict[str, int], registry: Registry) -> Iterator[Finding]:
+def _stale(served: Mapping[str, Mapping[str, Any]], registry: Registry) -> Iterator[Finding]:
     for name, model in registry.models.items():
         version = model.contract.version
         if name not in served:
             yield Finding(f"{name} is in the repository, the service does not serve it; its log says why", wrong=True)
-        elif served[name] != version:
-            text = f"{name} should be served in version {version}, the service serves {served[name]}; its log says why"
+        elif (now := served[name]["version"]) != version:
+            text = f"{name} should be served in version {version}, the service serves {now}; its log says why"
             yield Finding(text, wrong=True)
+        elif served[name]["engine_sha256"] != model.contract.engine_sha256:
+            text = f"{name} version {version} is another build than the one that the service serves by this number"
+            yield Finding(f"{text}; build it again, for a number of its own", wrong=True)

@@ -27,11 +27,11 @@ class Engines:
         self._triton = triton
         self._threads = threads
         self._tracing = tracing
-        self._batchers: dict[tuple[str, int], Batcher] = {}
+        self._batchers: dict[tuple[str, int, str, str], Batcher] = {}
 
     def of(self, contract: Contract) -> Batcher:
         """The queue in front of a version's engine."""
-        key = (contract.name, contract.version)
+        key = _key(contract)
         if key not in self._batchers:
 
             async def run(
@@ -46,7 +46,7 @@ class Engines:
 
     def drop(self, contract: Contract) -> None:
         """Forgets a version that is no longer served."""
-        self._batchers.pop((contract.name, contract.version), None)
+        self._batchers.pop(_key(contract), None)
 
     async def golden(self, model: Model, turn: int | None = None) -> None:
         """Asks for the golden images' answers; ServiceError where they are not what the build wrote down.
@@ -82,3 +82,8 @@ class Engines:
         deadline = asyncio.get_running_loop().time() + GOLDEN_S
         with self.of(contract).turn(len(images)) as turn:
             return [await turn.submit(image, deadline) for image in images]
+
+
+def _key(contract: Contract) -> tuple[str, int, str, str]:
+    """A number that was given away anew is another engine's."""
+    return contract.name, contract.version, contract.build_key, contract.engine_sha256

@@ -54,6 +54,7 @@ class Fleet:
         self._sharing = sharing
         self._clients: dict[str, triton.InferenceServerClient] = {}
         self._loaded: dict[str, set[str]] = {}  # names of the models that each address has
+        self._engines: dict[tuple[str, str, int], str] = {}  # SHA-256 by address and version, as far as known here
         self._failures: dict[str, str] = {}
         self._again: dict[str, float] = {}  # when one that cannot have a model is worth a try, by the loop's clock
         self._cancels: set[str] = set()  # addresses of servers whose calls may be cancelled
@@ -97,7 +98,7 @@ class Fleet:
         """
         clients = await self._known()
         outcomes = await asyncio.gather(
-            *(self._load(client, contract, home, versions) for client in clients.values()), return_exceptions=True
+            *(self._load(address, contract, home, versions) for address in clients), return_exceptions=True
         )
         slots = {address: had for address, had in zip(clients, outcomes, strict=True) if isinstance(had, int)}
         failures = {a: error for a, error in zip(clients, outcomes, strict=True) if isinstance(error, BaseException)}
@@ -161,17 +162,18 @@ class Fleet:
             logger.info("images go to the Tritons at %s", ", ".join(sorted(serving)))
             self.serving = serving
 
-    async def _load(
-        self, client: triton.InferenceServerClient, contract: Contract, home: Path, versions: Collection[int]
-    ) -> int:
-        name, version = contract.name, str(contract.version)
+    async def _load(self, address: str, contract: Contract, home: Path, versions: Collection[int]) -> int:
+        client, name, version = self._clients[address], contract.name, str(contract.version)
+        had = self._engines.setdefault((address, name, contract.version), contract.engine_sha256)
+        other = had != contract.engine_sha256  # of a version whose number was given away anew
         await self._sharing.begin(client)
         try:
             for each in versions:
-                if not await client.is_model_ready(name, str(each), client_timeout=CONTROL_S):
+                if other or not await client.is_model_ready(name, str(each), client_timeout=CONTROL_S):
                     if reason := await asyncio.to_thread(damage, contract, home / version):
                         raise ServiceError("model_not_ready", reason)
                     await client.load_model(name, config=config(home, versions), client_timeout=LOAD_S)
+                    self._engines[address, name, contract.version] = contract.engine_sha256
                     break
             metadata = await client.get_model_metadata(name, version, client_timeout=CONTROL_S)
             answer = await client.get_model_config(name, version, client_timeout=CONTROL_S)

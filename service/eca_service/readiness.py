@@ -13,6 +13,7 @@ from eca_service.fleet import Fleet
 from eca_service.peers import Peers
 from eca_service.registry import Model, Registry
 from eca_service.rollout import Rollout
+from eca_service.triton.failures import passes
 
 logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 5.0
@@ -110,7 +111,11 @@ class Readiness:
             reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
             if self._reasons.get(model.folder) != reason:
                 logger.warning("%s is not ready: %s", name, reason, exc_info=not isinstance(error, ServiceError))
-            if model.folder not in self._golden:
+            if not passes(error) and self._registry.renew(model):
+                logger.warning("%s version %d was built anew under its number", name, contract.version)
+                self._engines.drop(contract)
+                self._golden.discard(model.folder)
+            elif model.folder not in self._golden:
                 self._rollout.refuse(model, error)
         if reason:
             self._reasons[model.folder] = reason

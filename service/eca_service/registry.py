@@ -10,12 +10,12 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from eca_service import metrics
-from eca_service.contract import NAME, Contract, ContractError, read
+from eca_service.contract import CONTRACT_FILE, NAME, Contract, ContractError, read
 from eca_service.errors import ServiceError
 from eca_service.preflight import Obstacle
 from eca_service.settings import SettingsError
@@ -27,10 +27,14 @@ VERSION = re.compile("[1-9][0-9]*")
 
 @dataclass(frozen=True)
 class Model:
-    """One version of a model, and the folder that holds its engine and its golden images."""
+    """One version of a model, and the folder that holds its engine and its golden images.
+
+    `written` changes when the contract's file does.
+    """
 
     contract: Contract
     folder: Path
+    written: tuple[int, int] = field(default=(0, 0), compare=False)
 
     @cached_property
     def listed(self) -> bytes:
@@ -89,7 +93,8 @@ class Registry:
         """The version in `folder`; None, and one line in the log, where it cannot be read or cannot run here."""
         self._clear_mismatches(folder)
         try:
-            model = Model(read(folder), folder)
+            written = _written(folder)
+            model = Model(read(folder), folder, written)
             name, version = model.contract.name, model.contract.version
             if (name, str(version)) != (folder.parent.name, folder.name):
                 raise ContractError(
@@ -130,6 +135,15 @@ class Registry:
                 found[home.name] = [home / str(version) for version in order]
         return found
 
+    def renew(self, model: Model) -> bool:
+        """Serves what is in the folder of a current `model` now, where its number was given to another build."""
+        if _written(model.folder) in {model.written, (0, 0)}:
+            return False
+        if (now := self.read(model.folder)) is None or now == model:
+            return False
+        self.models[model.contract.name] = now
+        return True
+
     def _leave_out(self, folder: Path, why: str) -> None:
         if self.unreadable.get(folder) != why:
             logger.error("%s is not served: %s", folder, why)
@@ -153,6 +167,14 @@ class Registry:
     def in_use(self, model: Model) -> bool:
         """A request holds it."""
         return self._leases[model.folder] > 0
+
+
+def _written(folder: Path) -> tuple[int, int]:
+    try:
+        found = (folder / CONTRACT_FILE).stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
 
 
 def versions(repository: Path, name: str) -> list[int]:

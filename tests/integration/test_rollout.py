@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from eca_service.backend import Triton
 from eca_service.contract import Contract
@@ -96,6 +100,21 @@ async def rollout(fleet: Disturbed, models: Path) -> AsyncIterator[tuple[Rollout
     finally:
         await rollout.close()
         await triton.close()
+
+
+def anew(folder: Path) -> None:
+    """Another build by the same number: its engine's answers are the golden ones turned round."""
+    contract = json.loads((folder / "contract.json").read_text())
+    engine = onnx.load(folder / "model.onnx")
+    last = next(node for node in engine.graph.node if "probabilities" in node.output)
+    last.output[0] = "straight"
+    engine.graph.node.append(onnx.helper.make_node("Gather", ["straight", "backwards"], ["probabilities"], axis=1))
+    order = np.arange(contract["classes"])[::-1].copy()
+    engine.graph.initializer.append(onnx.numpy_helper.from_array(order, "backwards"))
+    onnx.save(engine, folder / "model.onnx")
+    contract["engine_sha256"] = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    contract["golden"]["probabilities"] = [row[::-1] for row in contract["golden"]["probabilities"]]
+    (folder / "contract.json").write_text(json.dumps(contract))
 
 
 async def loaded(server: TritonServer) -> list[str]:
@@ -240,3 +259,35 @@ async def test_a_version_that_was_taken_over_was_golden(
     await until(lambda: not readiness.ready)
     await asyncio.sleep(2 * RETRY_EVERY_S)
     assert registry.get(MODEL).contract.version == 3
+
+
+async def test_a_number_that_is_given_to_another_build_is_that_build_s(
+    rollout: tuple[Rollout, Registry, Engines], readiness: Readiness, models: Path
+) -> None:
+    """What Triton still has by the number is not taken for it."""
+    _, registry, engines = rollout
+    (models / MODEL).rename(models.parent / MODEL)
+    shutil.copytree(models.parent / MODEL, models / "kept")  # no model, but a repository that is not empty
+    with registry.lease(registry.get(MODEL)):
+        await until(lambda: not registry.models)
+        anew(models.parent / MODEL / "2")
+        (models.parent / MODEL).rename(models / MODEL)
+        await until(lambda: bool(registry.models))
+    assert registry.get(MODEL).contract.version == 2
+    await engines.golden(registry.get(MODEL))
+
+
+async def test_a_version_that_is_replaced_is_served_when_the_one_before_cannot_be(
+    rollout: tuple[Rollout, Registry, Engines], readiness: Readiness, models: Path
+) -> None:
+    _, registry, engines = rollout
+    before = registry.get(MODEL)
+    anew(models / MODEL / "2")
+    (models / MODEL / "2" / "golden.npy").rename(models / "golden.npy")
+    readiness.suspect()
+    await until(lambda: registry.get(MODEL) != before)
+    assert not readiness.ready
+    (models / "golden.npy").rename(models / MODEL / "2" / "golden.npy")
+    await until(lambda: readiness.ready)
+    assert registry.get(MODEL).contract.version == 2
+    await engines.golden(registry.get(MODEL))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from eca_service import doctor as examine
 from eca_service import logs
 from eca_service.cli import main
+from eca_service.registry import Registry
 
 from tests.unit.test_contract import CONTRACT
 
@@ -95,3 +98,13 @@ def test_what_would_be_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     wrong, said = doctor(tmp_path)
     assert wrong == []
     assert any("m version 1 is fastest in OpenVINO, which is not installed" in line for line in said)
+
+
+def test_a_number_that_was_given_to_another_build(tmp_path: Path) -> None:
+    served = Registry(publish(tmp_path).parents[1], None).models["m"].contract.public()
+    shutil.rmtree(tmp_path / "m")
+    assert [finding.text for finding in examine._stale({"m": served}, Registry(tmp_path, None))] == []
+    publish(tmp_path, engine_sha256=hashlib.sha256(b"another").hexdigest())
+    (told,) = examine._stale({"m": served}, Registry(tmp_path, None))
+    assert told.wrong
+    assert told.text.startswith("m version 1 is another build than the one that the service serves by this number")
