@@ -26,6 +26,7 @@ from eca_service.core import Core
 from eca_service.openapi import PHOTO
 from eca_service.peers import Peers
 from eca_service.settings import Settings
+from eca_service.stopping import hung_up
 from eca_service.tls import Certificate
 from eca_service.tracing import Tracing
 
@@ -72,7 +73,7 @@ def _certificate(settings: Settings) -> Certificate | None:
 def serve(
     settings: Settings, listener: socket.socket | None = None, peers: Peers | None = None, replaces: bool = False
 ) -> None:
-    """Answers until SIGTERM or SIGINT.
+    """Answers until SIGTERM, SIGINT or SIGHUP.
 
     One of several workers is given the HTTP socket that they have in common, and its `peers`; where it `replaces` one
     that died, it listens only once its models are golden: the others take the requests until then. Raises SettingsError
@@ -115,6 +116,8 @@ def serve(
         asked = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, asked.set)
+        for number in hung_up():
+            asyncio.get_running_loop().add_signal_handler(number, lambda: None if core.leaving else asked.set())
         others = [asyncio.create_task(_end(server, core, asked))]
         if peers.index == 0 and not replaces:
             others.append(asyncio.create_task(_announce(core)))

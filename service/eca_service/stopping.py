@@ -9,8 +9,13 @@ from types import TracebackType
 LONGEST_WAIT_S = 0.5
 
 
+def hung_up() -> tuple[signal.Signals, ...]:
+    """SIGHUP, which a terminal sends when it is closed, and perhaps twice; not where it is ignored, as under nohup."""
+    return () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+
+
 class Stopping:
-    """SIGTERM and SIGINT are counted while the block runs, instead of what they did before.
+    """SIGTERM, SIGINT and one SIGHUP are counted while the block runs, instead of what they did before.
 
     A handler runs in the midst of whatever its thread does, which may be this very wait: between them is a queue that
     is made for this, not a lock of which both would have need.
@@ -21,10 +26,14 @@ class Stopping:
 
     def __enter__(self) -> Stopping:
         self._before = {
-            number: signal.signal(number, lambda number, _: self._asked.put(number))
-            for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT, *hung_up())
         }
         return self
+
+    def _ask(self, number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
+        self._asked.put(number)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():

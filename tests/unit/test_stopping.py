@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 
+import pytest
 from eca_service.stopping import LONGEST_WAIT_S, Stopping
 
 
@@ -39,3 +40,17 @@ def test_a_wait_ends_at_the_next_signal_and_what_was_before_comes_back() -> None
         assert time.monotonic() - started < LONGEST_WAIT_S + 1
         assert not stopping.asked(0)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_hangs_up_twice_asks_once_and_not_at_all_under_nohup(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with Stopping() as stopping:
+            if not ignored:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert stopping.asked(1)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stopping.asked(0.01)
+    finally:
+        signal.signal(signal.SIGHUP, before)
