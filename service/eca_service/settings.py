@@ -17,6 +17,7 @@ PREFIX = "ECA_"
 ORIGIN = re.compile(r"https?://[^/*,\s]+")
 ADDRESS = re.compile(r"([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-fA-F:.]+(%\w+)?]):(?P<port>\d{1,5})")  # a name or an IP
 SWITCH = "^(on|key|off)$"
+MOST = 2_000_000_000  # of bytes and milliseconds: gRPC's numbers have 32 bits
 
 
 class SettingsError(Exception):
@@ -54,7 +55,7 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="model of /v1/classify; unset: the first with ECA, else the first"
     )
-    max_body_bytes: int = Field(32 << 20, ge=1024, description="largest request body")
+    max_body_bytes: int = Field(32 << 20, ge=1024, le=MOST, description="largest request body")
     max_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
     max_images: int = Field(64, ge=1, le=4096, description="most images in a request")
     max_inflight_images: int = Field(256, ge=1, description="most images being answered, above it 429")
@@ -69,14 +70,16 @@ class Settings(BaseSettings):
         description="threads that decode",
         json_schema_extra={"shown": "cores"},
     )
-    max_head_bytes: int = Field(32 << 10, ge=1024, description="largest head of a request: its line and headers")
-    head_timeout_ms: int = Field(10_000, ge=1, description="how long a request's head may take to come")
-    body_timeout_ms: int = Field(60_000, ge=1, description="how long a request's body may take to come")
-    keep_alive_ms: int = Field(65_000, ge=1, description="how long an idle HTTP connection is kept")
-    deadline_ms: int = Field(30_000, ge=1, description="deadline of a request that names none")
-    drain_delay_ms: int = Field(0, ge=0, description="on SIGTERM: not ready, but still answering, for so long")
-    grace_ms: int = Field(20_000, ge=0, description="on SIGTERM: how long running requests may take to end")
-    retire_ms: int = Field(10_000, ge=0, description="how long a version that was replaced stays loaded")
+    max_head_bytes: int = Field(
+        32 << 10, ge=1024, le=MOST, description="largest head of a request: its line and headers"
+    )
+    head_timeout_ms: int = Field(10_000, ge=1, le=MOST, description="how long a request's head may take to come")
+    body_timeout_ms: int = Field(60_000, ge=1, le=MOST, description="how long a request's body may take to come")
+    keep_alive_ms: int = Field(65_000, ge=1, le=MOST, description="how long an idle HTTP connection is kept")
+    deadline_ms: int = Field(30_000, ge=1, le=MOST, description="deadline of a request that names none")
+    drain_delay_ms: int = Field(0, ge=0, le=MOST, description="on SIGTERM: not ready, but still answering, for so long")
+    grace_ms: int = Field(20_000, ge=0, le=MOST, description="on SIGTERM: how long running requests may take to end")
+    retire_ms: int = Field(10_000, ge=0, le=MOST, description="how long a version that was replaced stays loaded")
     api_keys_file: Path | None = Field(
         None, description="file of hashed keys, see `eca-serve key`; unset: no key is asked"
     )

@@ -48,6 +48,15 @@ def test_out_of_range_names_the_variable() -> None:
         load({"http_port": "70000"})
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in Settings.model_fields if name.endswith("_ms")] + ["max_body_bytes", "max_head_bytes"]
+)
+def test_what_grpc_cannot_count_to_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"ECA_{name.upper()}='{1 << 31}': input should be less than or equal to"):
+        load({name: str(1 << 31)})
+    assert load({name: "2000000000"})
+
+
 def test_loopback_is_the_default() -> None:
     assert load({}).host == "127.0.0.1"
 
