@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 
@@ -88,3 +90,12 @@ def test_what_help_says_of_settings_can_be_copied() -> None:
     for name, field in Settings.model_fields.items():
         assert str(field.description)[1:] in shown, name
     assert "Address to listen on [ECA_HOST; default 127.0.0.1]" in shown
+
+
+def test_a_full_disk_is_told_by_the_file_that_is_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(name: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/read/from", None, "/written/to")
+
+    monkeypatch.setattr("eca_service.cli.upkeep.make", copy)
+    done = CliRunner().invoke(eca_service.cli.main, ["key", "team"])
+    assert (done.exit_code, done.output) == (2, "eca-serve: /written/to cannot be written: No space left on device\n")

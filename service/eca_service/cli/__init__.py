@@ -29,7 +29,8 @@ class _Commands(click.Group):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            click.echo(f"eca-serve: {error.filename or 'the output'} cannot be written: {error.strerror}", err=True)
+            full = error.filename2 or error.filename or "the output"  # of a copy the second is what is written
+            click.echo(f"eca-serve: {full} cannot be written: {error.strerror}", err=True)
             ctx.exit(2)
 
 
