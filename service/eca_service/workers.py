@@ -60,6 +60,15 @@ def supervise(settings: Settings) -> int:
 def _supervise(settings: Settings, stopping: Stopping) -> int:
     leftovers.remove("workers")
     folder = Path(tempfile.mkdtemp(prefix=f"eca-workers-{os.getpid()}-"))
+    try:
+        return _run(settings, stopping, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(settings: Settings, stopping: Stopping, folder: Path) -> int:
+    for index in range(settings.workers):
+        metrics.reserve(folder, index)
     address = (settings.host, settings.http_port)
     listener = socket.create_server(address, family=family(settings.host), backlog=BACKLOG)
     (folder / BOARD).write_bytes(bytes(settings.workers))
@@ -83,7 +92,6 @@ def _supervise(settings: Settings, stopping: Stopping) -> int:
             if worker.process and worker.process.poll() is None:
                 worker.process.kill()
                 worker.process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def share(settings: Settings) -> Settings:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+from eca_service import metrics
 from eca_service.peers import Peers
 from eca_service.settings import Settings
 from eca_service.workers import share
@@ -44,3 +48,21 @@ def test_alone() -> None:
     alone.listening = True
     alone.tell(ready=False)
     assert alone.unready() == []
+
+
+def test_what_workers_count_has_its_room_before(tmp_path: Path) -> None:
+    """Files that are mapped are a SIGBUS where they have holes and the disk is full."""
+    metrics.reserve(tmp_path, 0)
+    count = "from eca_service import metrics; metrics.images.labels('m').inc(); metrics.inflight.set(1)"
+    show = f"{count}; print(metrics.exposition().decode(), end='')"
+    environment = os.environ | metrics.shared_by(tmp_path, 0)
+    shown = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
+        metrics.ended(tmp_path, 0)
+        shown.append({sample.name: sample.value for sample in metrics.parse(done.stdout) if sample.value})
+    assert [one["eca_images_total"] for one in shown] == [1, 2], "a successor goes on"
+    assert [one["eca_inflight"] for one in shown] == [1, 1]
+    files = list(tmp_path.iterdir())
+    assert {file.name for file in files} == {f"{kind}_0.db" for kind in metrics.ROOM}
+    assert [file.name for file in files if file.stat().st_blocks * 512 < file.stat().st_size] == []
