@@ -47,6 +47,7 @@ class Core:
         self.readiness = Readiness(self.registry, self.triton.fleet, self.engines, self.rollout, peers)
         self.leaving = False  # asked to end: no longer ready, but still answering
         self.draining = False  # refuses new requests
+        self.hurried = False  # cuts off those that still run
         self.decoders = Decoders(settings)
         self._watch: asyncio.Task[None] | None = None
 

@@ -160,6 +160,9 @@ async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:
     while _fresh(server) and time.monotonic() < end and not patience.done():
         await asyncio.sleep(0.02)
     patience.cancel()
+    if core.admission.requests:  # their time is up
+        core.hurried = True
+        server.config.timeout_graceful_shutdown = 0
     server.should_exit = True
 
 

@@ -33,7 +33,7 @@ class GrpcServer:
     """The port `settings.grpc_port`; `start` binds it, `stop` lets running calls finish."""
 
     def __init__(self, core: Core, certificate: Certificate | None = None) -> None:
-        settings = core.settings
+        settings, self._core = core.settings, core
         self._server = grpc.aio.server(
             interceptors=[Interceptor(core)],
             options=[
@@ -66,8 +66,8 @@ class GrpcServer:
         await self._server.start()
 
     async def stop(self) -> None:
-        """Answers what has begun, for at most 20 s."""
-        await self._server.stop(GRACE_S)
+        """Answers what has begun, for at most 20 s; where the core is hurried, cuts it off."""
+        await self._server.stop(0 if self._core.hurried else GRACE_S)
 
 
 class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

@@ -5,6 +5,7 @@ Plain ASGI, which costs microseconds where Starlette's BaseHTTPMiddleware starts
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -83,6 +84,10 @@ class Journal:
 
         try:
             await self.app(scope, receive, stamped)
+        except asyncio.CancelledError:  # by the server, which ends and waits no longer
+            entry.code = "draining"
+            if not entry.status:
+                await answer(ServiceError("draining", "the service is shutting down"), scope)(scope, receive, stamped)
         except Exception:
             logger.exception("request %s failed", entry.request_id)
             entry.code = "internal"

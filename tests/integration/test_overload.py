@@ -133,6 +133,25 @@ def test_ending_under_load_loses_nothing_on_kept_connections(repository: Path, t
     assert set(codes) <= {"ok", "draining", "refused"}, codes
 
 
+def test_what_takes_longer_than_the_grace_is_told_that_the_service_ends(repository: Path, tmp_path: Path) -> None:
+    noop.publish(tmp_path / "repository", max_batch=1, crop=32, pace_s=1.5)
+    running = start(tmp_path / "repository", tmp_path, grace_ms=300)
+    images = [golden_png(repository, MODEL)] * 4
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            running.await_ready()
+            asked = [pool.submit(call, protocol, running, noop.NAME, images) for protocol in ("rest", "grpc")]
+            while "eca_inflight 2.0" not in FRESH.get(running.url + "/metrics").text:
+                assert not any(one.done() for one in asked)
+        finally:
+            running.process.send_signal(signal.SIGTERM)
+        ended = time.monotonic()
+        assert [one.result().code for one in asked] == ["draining", "unavailable"]
+        assert time.monotonic() - ended < 4
+    assert running.process.wait(30) == 0, running.log.read_text()
+    assert '"code": "ok", "status": ""' not in running.log.read_text()
+
+
 def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, tmp_path: Path) -> None:
     """Two instances of half a second an image: four images take a second, not two."""
     noop.publish(tmp_path / "repository", max_batch=1, crop=32, pace_s=0.5, instances=2)
