@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import socket
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from eca_service import addresses
@@ -36,6 +39,14 @@ def test_the_way_out_exists(monkeypatch: pytest.MonkeyPatch, machine: str, libc:
     files = re.findall(r"-f (\S+)", str(raised.value))
     assert files == ["docker-compose.yml", "deploy/compose.cpu.yml"]
     assert all((ROOT / file).exists() for file in files)
+
+
+def test_where_nothing_may_be_executed_no_model_is_blamed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mounted = SimpleNamespace(f_flag=os.ST_NOEXEC)  # only root can mount one
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "statvfs", lambda path: {str(tmp_path): mounted}[path])
+    with pytest.raises(server.TritonUnavailable, match=r"is mounted noexec, .* name another folder as TMPDIR"):
+        server.installation()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])

@@ -10,6 +10,7 @@ import platform
 import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 from eca_service.addresses import family, joined
@@ -48,6 +49,11 @@ def installation() -> Path:
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise TritonUnavailable("the embedded Triton is not installed; pip install 'eca-serve[triton]'")
+    if os.statvfs(temporary := tempfile.gettempdir()).f_flag & os.ST_NOEXEC:
+        raise TritonUnavailable(
+            f"{temporary} is mounted noexec, and the embedded Triton loads its backends from there; "
+            "name another folder as TMPDIR"
+        )
     return Path(next(iter(spec.submodule_search_locations))) / "tritonserver"
 
 
