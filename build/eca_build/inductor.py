@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from eca_plugin.sources import kernels_sha256
 from eca_service.contract import Passport
+from eca_service.triton.python_backend.runtimes import LARGEST_BATCH
 from torch import nn
 
 from eca_build import processes
@@ -128,6 +129,7 @@ def _build(source: str, target: str, max_batch: int) -> None:
         "cpp.vec_isa_ok": True,  # what the CPU has the compiler knows; to try each set takes a quarter of the time
         "aot_inductor.compile_wrapper_opt_level": "O0",  # it only calls kernels
         "aot_inductor.precompile_headers": False,  # for one package they cost more than they save, and 100s of MB stay
+        "aot_inductor.metadata": {LARGEST_BATCH: str(max_batch)},  # of more images at once it answers the first alone
     }
     with _fastest_kernels(program, max_batch):
         aoti_compile_and_package(program, package_path=target, inductor_configs=choices)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-from eca_build import images
+import torch
+from eca_build import images, inductor, verify
 from eca_build.export import export
 from eca_service.triton.python_backend import runtimes
 from eca_service.triton.python_backend.runtimes import Engine, Run
+from torch import Tensor, nn
 
 from tests.unit.test_export import SMALL, network
 
@@ -46,3 +50,20 @@ def test_answers_do_not_depend_on_what_is_asked_beside_them(runtime: str, tmp_pa
     ways = [engine.together, *engine.alone]
     with ThreadPoolExecutor(len(ways)) as pool:
         assert list(pool.map(ask, ways, range(len(ways)))) == [None] * 3
+
+
+class Mean(nn.Module):
+    """The least that a package is made of: the mean colour as features, uint8 [N, H, W, 3]."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        features = image.to(torch.float32).mean((1, 2)) / 255
+        return features.softmax(1), features
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+def test_a_package_is_given_no_more_images_than_it_takes(tmp_path: Path) -> None:
+    """One for a single image answered the first of many, and memory that nobody had written."""
+    package, pixels = tmp_path / "model.pt2", images.synthetic(8, 4)
+    inductor.build(Mean(), package, crop=8, max_batch=1)
+    expected = Mean()(torch.from_numpy(pixels))[0].numpy()
+    np.testing.assert_allclose(verify.answers(package, pixels, verify.runner("inductor")), expected, atol=1e-6)

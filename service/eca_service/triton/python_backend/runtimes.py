@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 INPUT, OUTPUTS = "image", ("probabilities", "features", "gates")
+LARGEST_BATCH = "ECA_LARGEST_BATCH"  # in the metadata of an inductor package: images that it takes at once
 # From the names of the outputs and the images, uint8 [N, H, W, 3], to the outputs, float32 [N, ...].
 Run = Callable[[tuple[str, ...], Any], list[Any]]
 
@@ -113,7 +114,8 @@ def open_inductor(engine: str, threads: int) -> Engine:
     config.cpp.vec_isa_ok = False
     logging.getLogger("torch.export.pt2_archive").setLevel(logging.ERROR)
     package = aoti_load_package(engine)
-    device = package.get_metadata()["AOTI_DEVICE_KEY"]
+    known = package.get_metadata()
+    device = known["AOTI_DEVICE_KEY"]
 
     def run(names: tuple[str, ...], images: Any) -> list[Any]:
         with torch.inference_mode():
@@ -121,4 +123,4 @@ def open_inductor(engine: str, threads: int) -> Engine:
             outputs = dict(zip(OUTPUTS, package(torch.from_numpy(images).to(device)), strict=False))
             return [outputs[name].cpu().numpy() for name in names]
 
-    return Engine(run, [run], at_once=sys.maxsize)
+    return Engine(run, [run], at_once=int(known.get(LARGEST_BATCH, sys.maxsize)))
