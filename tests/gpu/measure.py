@@ -5,6 +5,7 @@
 from the repository's root. It needs PyTorch 2.11, Triton 3.6 and this repository, no installation; the sections `rtx`
 (TensorRT-RTX's engines) and `service` need more, and say what of it is missing. Every figure is written to
 FOLDER/measured.json and to the page as soon as there is one; FOLDER/kernels.json is the table of the fastest kernels.
+With `--only` the other sections stay as an earlier run left them in FOLDER, so that two short runs make one page.
 Each section runs in a process of its own: after a kernel that fails nothing else runs in the same.
 `--dry-run` goes through all of it on a CPU, under Triton's interpreter, with tiny shapes: its figures mean nothing.
 """
@@ -43,6 +44,7 @@ GRACE_S = 10.0
 
 def isolated(name: str, section: Callable[[Run], Iterator[Row]], run: Run) -> None:
     """Measures a section until its `run.end`, in new processes: after one that died another, as long as that helps."""
+    run.report.section = name
     for _ in range(MOST_TRIES):
         failed = set(run.report.failed)
         process = multiprocessing.get_context("spawn").Process(target=_measure, args=(name, section, run))
@@ -56,10 +58,9 @@ def isolated(name: str, section: Callable[[Run], Iterator[Row]], run: Run) -> No
             process.join()
         run.report.reload()
         new = [what for what in run.report.failed if what not in failed]
-        if late:
-            run.report.note(f"{name}: not over in its time" + (f", with {new[-1]}" if new else ""))
-        elif process.exitcode:
-            run.report.note(f"{name}: its process ended with status {process.exitcode}")
+        if late or process.exitcode:
+            how = "not over in its time" if late else f"its process ended with status {process.exitcode}"
+            run.report.note(f"{name}: {how}" + (f", with {new[-1]}" if new else ""))
         if late or not process.exitcode or not new:
             return
 
@@ -101,16 +102,18 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, HOMES), *filter(None, [os.environ.get("PYTHONPATH")])])
     options.out.mkdir(parents=True, exist_ok=True)
     found, chip, cache_bytes = environment(options.dry_run)
+    wanted = options.only or list(SECTIONS)
     try:
-        report = Report(options.out, found, options.write)
+        report = Report(options.out, found, options.write, wanted)
     except (OSError, ValueError) as error:
         sys.exit(f"measure: {error}")
-    (options.out / "kernels.json").unlink(missing_ok=True)  # an earlier run's
+    if "bandwidth" in wanted:
+        (options.out / "kernels.json").unlink(missing_ok=True)  # an earlier run's
     end = time.monotonic() + options.seconds
     copy = copy_bandwidth(1 << 20 if options.dry_run else 1 << 30, 0.0 if options.dry_run else 0.5)
     found["copy GB/s"] = copy / 1e9
     run = Run(options.out, report, str(found["chip"]), chip, cache_bytes, copy)
-    for name in options.only or SECTIONS:
+    for name in wanted:
         left_s = end - time.monotonic()
         print(f"measure: {name}, {left_s:.0f} s left", file=sys.stderr, flush=True)
         run.end = time.monotonic() + SHARES[name] * left_s

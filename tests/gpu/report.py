@@ -4,29 +4,63 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 Row = dict[str, str | float | int]
+SAME = ("chip", "torch", "triton", "kernels")  # of the environment: figures of different ones share no page
 BEGIN, END = "<!-- measure.py begins -->", "<!-- measure.py ends -->"
 
 
 class Report:
     """Rows by section, each with one set of columns, kept in `folder` as measured.json and measured.md.
 
-    With a `page` the tables go between its marks too. `failed` is what was tried and did not end well.
+    With a `page` the tables go between its marks too. Notes, and what was tried and did not end well, are of `section`,
+    which whoever measures sets.
     """
 
-    def __init__(self, folder: Path, environment: Row, page: Path | None = None) -> None:
-        """Raises ValueError or OSError where the page cannot take the tables."""
+    def __init__(
+        self, folder: Path, environment: Row, page: Path | None = None, wanted: Collection[str] | None = None
+    ) -> None:
+        """With the sections that are `wanted`, those that an earlier run left in the folder are kept beside them.
+
+        Raises ValueError or OSError where the page cannot take the tables.
+        """
         self.file = folder / "measured.json"
         self.page = page
         self.environment = environment
+        self.section = ""
         self.sections: dict[str, list[Row]] = {}
-        self.notes: list[str] = []
-        self.failed: list[str] = []
+        self.notes_of: dict[str, list[str]] = {}
+        self.failed_of: dict[str, list[str]] = {}
+        if wanted is not None:
+            self._keep_all_but(wanted)
         self.save()
+
+    def _keep_all_but(self, wanted: Collection[str]) -> None:
+        """Takes over what a run of the same kernels on the same machine found in other sections."""
+        try:
+            earlier = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return
+        if any(earlier["environment"].get(key) != self.environment.get(key) for key in SAME):
+            return
+        for name in ("sections", "notes_of", "failed_of"):
+            of = earlier.get(name, {})
+            setattr(self, name, {section: found for section, found in of.items() if section not in wanted})
+        if self.sections:
+            self.environment["command"] = f"{earlier['environment']['command']}; {self.environment['command']}"
+
+    @property
+    def notes(self) -> list[str]:
+        """All of them."""
+        return [note for of in self.notes_of.values() for note in of]
+
+    @property
+    def failed(self) -> list[str]:
+        """All that did not end well."""
+        return [what for of in self.failed_of.values() for what in of]
 
     def rows(self, section: str) -> list[Row]:
         """Those of a section so far."""
@@ -39,16 +73,20 @@ class Report:
 
     def note(self, text: str) -> None:
         """Keeps a sentence about what was not measured, or failed."""
-        self.notes.append(text)
+        self.notes_of.setdefault(self.section, []).append(text)
         self.save()
+
+    def fail(self, what: str) -> None:
+        """Keeps that it did not end well."""
+        self.failed_of.setdefault(self.section, []).append(what)
+        self._write()
 
     @contextmanager
     def trying(self, what: str) -> Iterator[None]:
         """Around what may end the process, or never end: it is among `failed`, on disk too, until it has ended well."""
-        self.failed.append(what)
-        self._write()
+        self.fail(what)
         yield
-        self.failed.remove(what)
+        self.failed_of[self.section].remove(what)
 
     def save(self) -> None:
         """Writes all files anew."""
@@ -58,7 +96,7 @@ class Report:
             self.write_into(self.page)
 
     def _write(self) -> None:
-        names = ("environment", "sections", "notes", "failed")
+        names = ("environment", "section", "sections", "notes_of", "failed_of")
         _replace(self.file, json.dumps({name: getattr(self, name) for name in names}, indent=1) + "\n")
 
     def reload(self) -> None:

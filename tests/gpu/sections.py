@@ -138,7 +138,7 @@ def _differences(run: Run, wanted: list[tuning.Site], compiled: tuner.Kernels) -
                     torch.cuda.synchronize()  # fails too where nothing runs in this process any more
             else:
                 if difference > kernels.TOLERANCES[site.dtype]:
-                    run.report.failed.append(what)
+                    run.report.fail(what)
                     run.report.note(f"WRONG by {difference:.2g}: {what}")
             yield difference, what
 

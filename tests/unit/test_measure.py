@@ -79,8 +79,8 @@ def test_dry_run_goes_through_every_section(tmp_path: Path) -> None:
     # rtx: test_portable.py; the service: tests/integration
     found = dry_run(tmp_path, ("correctness", "bandwidth", "networks", "compiled", "aot"), "--write", str(page))
     assert "dry run" in found["environment"]["chip"]
-    assert found["notes"] == ["bandwidth of the kernels: an interpreter has none"]
-    assert found["failed"] == []
+    assert found["notes_of"] == {"bandwidth": ["bandwidth of the kernels: an interpreter has none"]}
+    assert not any(found["failed_of"].values())
     assert [row["right"] for row in found["sections"]["correctness"]] == ["yes"] * 3
     variants = [row["variant"] for row in found["sections"]["networks"]]
     assert {f"ECA {graph}, eager" for graph in ("plain", "hoisted", *sites.FUSED)} < set(variants)
@@ -121,6 +121,21 @@ def test_figures_are_on_disk_before_the_next_comes(tmp_path: Path) -> None:
         Report(tmp_path, {}, page)
 
 
+def test_other_sections_stay_as_an_earlier_run_left_them(tmp_path: Path) -> None:
+    """Of the same machine and kernels: else two short runs would leave the figures of the second alone."""
+    here: Row = {"chip": "c", "kernels": "k", "command": "first"}
+    first = Report(tmp_path, here)
+    for first.section in ("networks", "compiled"):
+        first.add(first.section, {"network": first.section})
+        first.note(f"a note of {first.section}")
+        first.fail(f"a failure of {first.section}")
+    second = Report(tmp_path, here | {"command": "second"}, wanted=["compiled"])
+    assert second.sections == {"networks": [{"network": "networks"}]}
+    assert (second.notes, second.failed) == (["a note of networks"], ["a failure of networks"])
+    assert "command first; second" in second.markdown()
+    assert Report(tmp_path, here | {"kernels": "others"}, wanted=["compiled"]).sections == {}
+
+
 def dies_of_one(run: Run) -> Iterator[Row]:
     """A section one of whose kernels ends the process, as one that writes beside its memory ends all of its GPU's."""
     told = [row["kernel"] for row in run.report.rows("s")]
@@ -149,7 +164,7 @@ def test_a_kernel_that_ends_its_process_takes_no_other_along(tmp_path: Path) -> 
     isolated("s", dies_of_one, run)
     assert run.report.rows("s") == [{"kernel": "a"}, {"kernel": "c"}]
     assert run.report.failed == ["b"]
-    assert run.report.notes == ["s: its process ended with status 9"]
+    assert run.report.notes == ["s: its process ended with status 9, with b"]
 
 
 def test_a_kernel_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
