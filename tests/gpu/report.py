@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 from collections.abc import Collection, Iterator
@@ -82,10 +83,18 @@ class Report:
         self._write()
 
     @contextmanager
-    def trying(self, what: str) -> Iterator[None]:
-        """Around what may end the process, or never end: it is among `failed`, on disk too, until it has ended well."""
+    def trying(self, what: str, most_s: float | None = None) -> Iterator[None]:
+        """Around what may end the process, or never end: it is among `failed`, on disk too, until it has ended well.
+
+        After `most_s` seconds the process ends: what stands still on a GPU would have all the time that is left.
+        """
         self.fail(what)
-        yield
+        if most_s is not None:
+            faulthandler.dump_traceback_later(most_s, exit=True)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
         self.failed_of[self.section].remove(what)
 
     def save(self) -> None:

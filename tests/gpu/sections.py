@@ -20,6 +20,7 @@ from tests.gpu.report import Report, Row
 if TYPE_CHECKING:
     from eca_plugin.ahead_of_time import Type
 
+KERNEL_S, SITE_S = 20.0, 60.0  # a launch that takes so long, or the timing of one site's kernels, will never end
 DESIGN_BATCH = 32
 BATCHES = (32, 1, 8, 128)
 
@@ -129,7 +130,8 @@ def _differences(run: Run, wanted: list[tuning.Site], compiled: tuner.Kernels) -
                 yield float("inf"), what
                 continue
             try:
-                with run.report.trying(what):
+                # by PyTorch it is compiled too, and that kernel has ended here before
+                with run.report.trying(what, KERNEL_S if kernel else None):
                     difference = kernels.difference(call, expected, plan, kernel)
             except Exception as error:
                 run.report.note(f"FAILED: {what}: {str(error).strip()[:200]}")
@@ -161,7 +163,7 @@ def bandwidth(run: Run) -> Iterator[Row]:
                 if run.left_s < 0:
                     run.report.note(f"{what}, and all after it: no time left")
                     return
-                with run.report.trying(what):
+                with run.report.trying(what, SITE_S):
                     bytes_, taken = kernels.bandwidths(site, batch, compiled, run.chip, run.cache_bytes, seconds=0.02)
                 if not taken:
                     run.report.note(f"{what}: no kernel of it is right")

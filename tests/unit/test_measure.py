@@ -154,6 +154,16 @@ def stands_still(run: Run) -> Iterator[Row]:
         time.sleep(600)
 
 
+def stands_still_at_one(run: Run) -> Iterator[Row]:
+    """A section one of whose kernels never ends, and that knows how long they take."""
+    told = [row["kernel"] for row in run.report.rows("s")]
+    for kernel in ("a", "b", "c"):
+        if kernel not in told and kernel not in run.report.failed:
+            with run.report.trying(kernel, most_s=0.5):
+                time.sleep(600 if kernel == "b" else 0)
+            yield {"kernel": kernel}
+
+
 def run_of(folder: Path, seconds: float) -> Run:
     """A run whose section has so many seconds."""
     return Run(folder, Report(folder, {}), "", None, 0, 1.0, time.monotonic() + seconds)
@@ -174,6 +184,13 @@ def test_a_kernel_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.M
     assert run.report.rows("s") == [{"kernel": "a"}]
     assert run.report.notes[-1] == "s: not over in its time, with b"
     assert not multiprocessing.active_children()
+
+
+def test_a_kernel_that_never_ends_takes_no_other_along(tmp_path: Path) -> None:
+    run = run_of(tmp_path, 120)
+    isolated("s", stands_still_at_one, run)
+    assert run.report.rows("s") == [{"kernel": "a"}, {"kernel": "c"}]
+    assert run.report.notes == ["s: its process ended with status 1, with b"]
 
 
 def test_what_is_wrong_is_noted_and_no_longer_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
