@@ -193,6 +193,12 @@ def test_a_kernel_that_never_ends_takes_no_other_along(tmp_path: Path) -> None:
     assert run.report.notes == ["s: its process ended with status 1, with b"]
 
 
+def test_what_was_not_tried_is_not_right(tmp_path: Path) -> None:
+    run = run_of(tmp_path, -1)  # no time is left
+    assert list(sections.correctness(run)) == []
+    assert run.report.notes
+
+
 def test_what_is_wrong_is_noted_and_no_longer_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the fastest kernel of a table might be one that computes nothing."""
     run = run_of(tmp_path, 120)
