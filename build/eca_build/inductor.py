@@ -145,7 +145,8 @@ def _fastest_kernels(program: torch.export.ExportedProgram, batch: int) -> Abstr
     if not sites:
         return nullcontext()
     major, minor = torch.cuda.get_device_capability()
-    return tuning.use(tuner.tune(sites, batch, tuner.compile_all(sites, 10 * major + minor)))
+    kernels, _ = tuner.compile_all(sites, 10 * major + minor)
+    return tuning.use(tuner.tune(sites, batch, kernels))
 
 
 def _exact() -> None:

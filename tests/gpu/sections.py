@@ -76,10 +76,13 @@ class Run:
         return self.folder / "kernels.json"
 
     def compile(self, wanted: list[tuning.Site], most: int | None = None) -> tuner.Kernels:
-        """The kernels of sites, the first `most` of each, without those that failed."""
+        """The kernels of sites, the first `most` of each, without those that failed; what was not compiled is noted."""
         if self.chip is None:
             return {}
-        found = tuner.compile_all(wanted, self.chip, most)
+        found, refused = tuner.compile_all(wanted, self.chip, most)
+        for reason, count in refused.items():
+            if (note := f"{count} kernels left out: {reason}") not in self.report.notes:
+                self.report.note(note)
         failed = set(self.report.failed)
         names = {(site, plan.label): kernels.name(site, plan) for site in wanted for plan in site.plans(self.chip)}
         return {key: kernel for key, kernel in found.items() if names[key] not in failed}
@@ -168,7 +171,7 @@ def bandwidth(run: Run) -> Iterator[Row]:
                 with run.report.trying(what, SITE_S):
                     bytes_, taken = kernels.bandwidths(site, batch, compiled, run.chip, run.cache_bytes, seconds=0.02)
                 if not taken:
-                    run.report.note(f"{what}: no kernel of it is right")
+                    run.report.note(f"{what}: no kernel of it was compiled and is right")
                     continue
                 if batch == DESIGN_BATCH:
                     table.choices[site.key] = list(taken)

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="needs the extra `plugin`")
 
 import torch
 from eca_build import custom_nodes
-from eca_plugin import cluster_eca, cuda_compiler
+from eca_plugin import cluster_eca, cuda_compiler, tuner, tuning
 from eca_plugin.ahead_of_time import TYPE_NUMBERS, KernelError, Type, assemble, compile_plan, widest_load_bytes
 from eca_plugin.descriptor import VALUE_BYTES
 from eca_plugin.plan import Plan
@@ -162,6 +162,10 @@ def test_a_missing_compiler_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     plan = cluster_eca.plans(72, 49, 3, True, 2)[0]
     with pytest.raises(KernelError, match="needs nvcc, or NVRTC"):
         compile_plan(plan, "fp16", False)
+    site = tuning.site("FusedECA", {"x": (1, 72, 7, 7), "w": (3,)}, "fp16", nhwc=True, residual=False, relu=True)
+    number = next(number for number, one in enumerate(site.plans(90)) if one.is_cuda)
+    _, reason = tuner._compile((site, 90, number))
+    assert "needs nvcc, or NVRTC" in str(reason), "whoever compiles many is told why one is missing"
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import pytest
 pytest.importorskip("triton", reason="needs the extra `plugin`")
 
 import torch
-from eca_plugin import timing, tuning
+from eca_plugin import timing, tuner, tuning
 from eca_plugin.plan import Plan
 from eca_plugin.timing import spread
 
@@ -197,6 +198,15 @@ def test_what_was_not_tried_is_not_right(tmp_path: Path) -> None:
     run = run_of(tmp_path, -1)  # no time is left
     assert list(sections.correctness(run)) == []
     assert run.report.notes
+
+
+def test_why_kernels_are_left_out_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those in CUDA C++ where nothing compiles it: their column was missing, and nobody said why."""
+    monkeypatch.setattr(tuner, "compile_all", lambda *_: ({}, Counter({"there is no compiler": 3})))
+    run = run_of(tmp_path, 120)
+    run.chip = 90
+    assert run.compile([SITE]) == run.compile([SITE]) == {}
+    assert run.report.notes == ["3 kernels left out: there is no compiler"]
 
 
 def test_what_is_wrong_is_noted_and_no_longer_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -80,26 +81,31 @@ def sites_of(program: torch.export.ExportedProgram) -> list[Site]:
     return list(found)
 
 
-def compile_all(sites: Iterable[Site], chip: int, most: int | None = None) -> Kernels:
+def compile_all(sites: Iterable[Site], chip: int, most: int | None = None) -> tuple[Kernels, Counter[str]]:
     """The kernels of the sites' plans, the first `most` of each, by site and label, compiled side by side.
 
-    Those that cannot be compiled are left out. To be called before this process uses the GPU as it starts others.
+    Those that cannot be compiled are left out, and counted by the reason. To be called before this process uses the GPU
+    as it starts others.
     """
     wanted = [(site, chip, number) for site in sites for number in range(len(site.plans(chip)[:most]))]
     workers = max(1, min(len(os.sched_getaffinity(0)), 12))
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        made = pool.map(_compile, wanted, chunksize=2)
-        return {(site, label): kernel for (site, *_), (label, kernel) in zip(wanted, made, strict=True) if kernel}
+        made = list(zip(wanted, pool.map(_compile, wanted, chunksize=2), strict=True))
+    kernels = {(site, label): kernel for (site, *_), (label, kernel) in made if isinstance(kernel, Compiled)}
+    return kernels, Counter(reason for _, (_, reason) in made if isinstance(reason, str))
 
 
-def _compile(wanted: tuple[Site, int, int]) -> tuple[str, Compiled | None]:
-    """The label of a plan, by its number, and its kernel; no plan passes between processes, its function cannot."""
+def _compile(wanted: tuple[Site, int, int]) -> tuple[str, Compiled | str]:
+    """The label of a plan, by its number, and its kernel, or why there is none.
+
+    No plan passes between processes, its function cannot.
+    """
     site, chip, number = wanted
     plan = site.plans(chip)[number]
     try:
         return plan.label, compile_plan(plan, site.dtype, site.residual)
-    except KernelError:
-        return plan.label, None
+    except KernelError as error:
+        return plan.label, str(error)
 
 
 def calls(site: Site, batch: int, cache_bytes: int, device: str) -> list[Call]:
