@@ -14,7 +14,7 @@ from eca_build import custom_nodes
 from eca_build.graphs import AttentionGraph
 from eca_build.networks.attention import Kind
 from eca_plugin import tuning
-from eca_plugin.timing import Spread, Timed, spread
+from eca_plugin.timing import CaptureError, Spread, Timed, spread
 from torch import Tensor
 
 from tests.gpu import sites
@@ -89,6 +89,7 @@ def measure(
     """Each variant with seconds a batch, as CUDA graphs replayed in turns for SECONDS each.
 
     Those that fail, and those for which there is no time until `end`, of time.monotonic(), are noted in the report.
+    Raises CaptureError: a process of its own is for the others.
     """
     device = "cpu" if dry else "cuda"
     side = sites.pixels(arch)
@@ -113,6 +114,8 @@ def measure(
                     timed[variant] = Timed([lambda run=run: run(image)])  # type: ignore[misc]
             except Exception as error:  # one compiler's failure is a row of the report, the others are measured
                 report.note(f"{what}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}")
+                if isinstance(error, CaptureError):
+                    raise
                 if not dry:
                     torch.cuda.synchronize()  # fails too where nothing runs in this process any more
             longest = max(longest, time.monotonic() - began)

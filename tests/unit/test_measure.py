@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -12,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +20,6 @@ pytest.importorskip("triton", reason="needs the extra `plugin`")
 import torch
 from eca_plugin import timing, tuner, tuning
 from eca_plugin.plan import Plan
-from eca_plugin.timing import spread
 
 from tests.gpu import kernels, measure, networks, sections, sites
 from tests.gpu.measure import isolated
@@ -229,6 +226,29 @@ def test_what_is_wrong_is_noted_and_no_longer_measured(tmp_path: Path, monkeypat
     assert sorted(note[:5] for note in run.report.notes) == ["FAILE", "WRONG"]
 
 
+def measured(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Iterator[str]:
+    """The networks that are measured where the second of three cannot be prepared."""
+    variants = [networks.Variant(attention) for attention in ("none", "se", "eca")]
+
+    def forward(_arch: str, variant: networks.Variant, *_: object) -> networks.Forward:
+        if variant.attention == "se":
+            raise error
+        return lambda image: image
+
+    monkeypatch.setattr(networks, "forward", forward)
+    for variant, _ in networks.measure("tiny", variants, 1, None, run.folder, run.report, run.end, dry=True):
+        yield variant.attention
+
+
+def test_after_a_capture_that_failed_another_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same one every later capture fails too, and so all networks after it would."""
+    run = run_of(tmp_path, 120)
+    with pytest.raises(timing.CaptureError):
+        list(measured(run, monkeypatch, timing.CaptureError("cannot be captured")))
+    assert run.report.failed == ["tiny, SE plain, eager, batch 1"]
+    assert list(measured(run, monkeypatch, timing.CaptureError("cannot be captured"))) == ["none", "eca"]
+
+
 @pytest.mark.parametrize(("arch", "count"), [("resnet50", 16), ("mobilenetv2", 17)])
 def test_every_site_is_measured(arch: str, count: int) -> None:
     for graph in sites.FUSED:
@@ -255,43 +275,6 @@ def test_the_fastest_plan_is_launched(tmp_path: Path) -> None:
         assert tuning.plan_of(SITE, traced=False).label == cluster.label
         assert tuning.plan_of(SITE, traced=True).label == plans[2].label, "a compiler sees Triton's language alone"
     assert tuning.plan_of(SITE, traced=False).label == plans[0].label
-
-
-def test_spread_is_of_the_samples() -> None:
-    found = spread([float(number) for number in range(1, 12)])
-    assert (found.p10, found.p50, found.p90) == (2, 6, 10)
-    assert spread([3.0]).p90 == 3
-
-
-def test_what_an_idle_gpu_waits_for_is_no_time_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a stand-in for PyTorch's CUDA: a graph of eight launches that an idle GPU begins ten microseconds late."""
-    launch_s, late_s = 5e-6, 10e-6
-    ends = [0.0]  # of what was given to the GPU
-
-    class Graph:
-        def replay(self) -> None:
-            ends.append(max(ends[-1], late_s) + 8 * launch_s)
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            self.at = 0.0
-
-        def record(self) -> None:
-            self.at = ends[-1]
-
-        def synchronize(self) -> None:
-            ends[:] = [0.0]  # idle again
-
-        def elapsed_time(self, last: Event) -> float:
-            return 1000 * (last.at - self.at)
-
-    within = contextlib.nullcontext
-    cuda = SimpleNamespace(
-        is_available=lambda: True, synchronize=lambda: None, Stream=object, stream=lambda _stream: within(),
-        CUDAGraph=Graph, graph=lambda _graph, stream: within(), Event=Event,
-    )  # fmt: skip
-    monkeypatch.setattr(torch, "cuda", cuda)
-    assert timing.Timed([lambda: None] * 8).sample() == pytest.approx(launch_s, rel=0.01)
 
 
 def test_packages_are_opened_for_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

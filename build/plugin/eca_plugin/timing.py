@@ -16,6 +16,10 @@ WARM_UP = 3
 LEAST_S = 2e-3  # of a sample: an idle GPU waits for the first replay, some ten microseconds that are not the launches'
 
 
+class CaptureError(Exception):
+    """What was to be timed cannot be captured; PyTorch's allocator then lets this process capture nothing more."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """Seconds of one launch: the median, and the tenth and ninetieth of a hundred."""
@@ -36,7 +40,7 @@ def spread(samples: Sequence[float]) -> Spread:
 class Timed:
     """Launches that are timed together, in the order given; each works on memory of its own, so that caches are cold.
 
-    Without a GPU they run as they are, and a sample says no more than that they ran.
+    Without a GPU they run as they are, and a sample says no more than that they ran. Raises CaptureError.
     """
 
     def __init__(self, launches: Sequence[Launch]) -> None:
@@ -52,9 +56,13 @@ class Timed:
                 launches[0]()  # compiles, loads modules, fills the allocator: none of it may happen in a capture
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=side):
-            for launch in launches:
-                launch()
+        try:
+            with torch.cuda.graph(self.graph, stream=side):
+                for launch in launches:
+                    launch()
+        except Exception as error:
+            first = error.__context__ or error  # before the one that says that the capture is broken off
+            raise CaptureError(f"it runs, and cannot be captured as a CUDA graph: {first}") from error
         self.sample()
         self.replays = max(1, math.ceil(LEAST_S / (self.sample() * len(launches))))
 
