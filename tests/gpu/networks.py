@@ -89,14 +89,15 @@ def measure(
     """Each variant with seconds a batch, as CUDA graphs replayed in turns for SECONDS each.
 
     Those that fail, and those for which there is no time until `end`, of time.monotonic(), are noted in the report.
-    Raises CaptureError: a process of its own is for the others.
+    After a KeyboardInterrupt, by which a process is told that its time is over, no more are prepared. Raises
+    CaptureError: a process of its own is for the others.
     """
     device = "cpu" if dry else "cuda"
     side = sites.pixels(arch)
     dtype = torch.float32 if dry else torch.float16
     image = torch.rand(batch, 3, side, side, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     timed: dict[Variant, Timed] = {}
-    longest = 0.0
+    longest, turns = 0.0, 1 if dry else TURNS
     # What is compiled is opaque to an interpreter: a dry run compiles plain graphs alone.
     with torch.inference_mode(), tuning.use(table):
         for variant in variants:
@@ -112,6 +113,9 @@ def measure(
                 with report.trying(what), custom_nodes.as_operators() if fused else nullcontext():
                     run = forward(arch, variant, image, folder, dry)
                     timed[variant] = Timed([lambda run=run: run(image)])  # type: ignore[misc]
+            except KeyboardInterrupt:  # a compiler took all the time there was
+                turns = 1
+                break
             except Exception as error:  # one compiler's failure is a row of the report, the others are measured
                 report.note(f"{what}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}")
                 if isinstance(error, CaptureError):
@@ -120,7 +124,7 @@ def measure(
                     torch.cuda.synchronize()  # fails too where nothing runs in this process any more
             longest = max(longest, time.monotonic() - began)
         samples: dict[Variant, list[float]] = {variant: [] for variant in timed}
-        for _ in range(1 if dry else TURNS):  # the clock drifts
+        for _ in range(turns):  # the clock drifts
             for variant, one in timed.items():
                 with custom_nodes.as_operators() if variant.graph in sites.FUSED else nullcontext():
                     samples[variant] += one.samples(0 if dry else SECONDS / TURNS)

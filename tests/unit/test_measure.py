@@ -240,6 +240,15 @@ def measured(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException) ->
         yield variant.attention
 
 
+def test_a_network_that_takes_all_the_time_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler may take minutes; when the time is over its process is told so by a signal."""
+    run = run_of(tmp_path, 120)
+    assert list(measured(run, monkeypatch, KeyboardInterrupt())) == ["none"]
+    assert run.report.failed == ["tiny, SE plain, eager, batch 1"]
+
+
 def test_after_a_capture_that_failed_another_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the same one every later capture fails too, and so all networks after it would."""
     run = run_of(tmp_path, 120)
