@@ -286,6 +286,16 @@ def test_the_fastest_plan_is_launched(tmp_path: Path) -> None:
     assert tuning.plan_of(SITE, traced=False).label == plans[0].label
 
 
+def test_on_a_hopper_the_fastest_with_its_instructions_is_launched() -> None:
+    """For PyTorch compiles every kernel with them: the fastest without may be slower than others then."""
+    shapes = {"h": (1, 64, 56, 56), "weight": (256, 64), "bias": (256,), "gate": (1, 256)}
+    site = tuning.site("GatedConv1x1", shapes, "fp16", nhwc=True, residual=True, relu=True)
+    first, second, third, *_ = (plan.label for plan in site.plans(80))
+    taken = [first, f"{second}, wgmma", second, f"{first}, wgmma"]
+    assert tuning.Table("chip", 90, {site.key: taken}).plan(site, traced=True).label == f"{second}, wgmma"
+    assert tuning.Table("chip", 90, {site.key: [third, *taken]}).plan(site, traced=True).label == third
+
+
 def test_packages_are_opened_for_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without that option a package asks events whether they are over, and the capture of its CUDA graph fails."""
     opened = []

@@ -61,7 +61,7 @@ def _scale_add_relu(s: Shapes, nhwc: bool, relu: bool, _bytes: int, _chip: int |
 def _gated_conv1x1(s: Shapes, nhwc: bool, relu: bool, value_bytes: int, chip: int | None) -> tuple[Plan, ...]:
     found = gated_conv1x1.plans(s["h"][1], s["weight"][0], _pixels(s["h"]), nhwc, relu, value_bytes)
     if chip == gated_conv1x1.HOPPER and value_bytes == 2:
-        found += tuple(replace(plan, capability=chip, label=f"{plan.label}, wgmma") for plan in found)
+        found += tuple(replace(plan, capability=chip, label=plan.label + gated_conv1x1.WGMMA) for plan in found)
     return found
 
 

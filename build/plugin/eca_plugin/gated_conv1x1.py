@@ -9,6 +9,7 @@ from eca_plugin.plan import Plan, power_of_two
 
 WARP = 32
 HOPPER = 90  # its own matrix instructions, wgmma, are in PTX for it alone
+WGMMA = ", wgmma"  # ends the labels of the plans with them
 # Rows, channels, inputs of a tile, warps, stages. A tile of 128 x 128 asks the L2 cache for a byte per 64 operations,
 # one of 64 x 64 for two, which is more than the cache gives where the convolution has many inputs. Small tiles are for
 # small batches, whose grid would not fill the chip.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from eca_plugin.ahead_of_time import Type
 from eca_plugin.descriptor import OPERATORS, VALUE_BYTES, Shapes
+from eca_plugin.gated_conv1x1 import WGMMA
 from eca_plugin.plan import Plan
 from eca_plugin.sources import kernels_sha256
 
@@ -60,11 +61,16 @@ class Table:
     kernels: str = field(default_factory=kernels_sha256)
 
     def plan(self, site: Site, traced: bool) -> Plan:
-        """The plan to launch: the fastest, of those in the Triton language where `traced`, else the documented one."""
+        """The plan to launch: the fastest, of those in the Triton language where `traced`, else the documented one.
+
+        PyTorch compiles for this chip, with wgmma on a Hopper: what was measured without is not what it would launch.
+        """
         found = {plan.label: plan for plan in site.plans(self.chip)}
-        for label in self.choices.get(site.key, []):
-            if label in found and not (traced and found[label].is_cuda):
-                return found[label]
+        measured = self.choices.get(site.key, [])
+        for label in measured:
+            plan = found.get(label)
+            if plan and label + WGMMA not in measured and not (traced and plan.is_cuda):
+                return plan
         return next(iter(found.values()))
 
     def save(self, path: Path) -> None:
