@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+import torch._functorch.config
 from eca_build import custom_nodes
 from eca_build.graphs import AttentionGraph
 from eca_build.networks.attention import Kind
@@ -23,6 +24,9 @@ from tests.gpu.report import Report
 Mode = Literal["eager", "compiled", "aot"]
 Forward = Callable[[Tensor], Tensor]
 SECONDS, TURNS = 1.0, 5
+# Its key has our operators' names and shapes, neither the kernels' sources nor the table: torch.compile would launch
+# what an earlier run compiled.
+torch._functorch.config.enable_autograd_cache = False
 
 
 @dataclass(frozen=True)

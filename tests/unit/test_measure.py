@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ pytest.importorskip("triton", reason="needs the extra `plugin`")
 import torch
 from eca_plugin import timing, tuner, tuning
 from eca_plugin.plan import Plan
+from torch._library.triton import get_triton_kernels_for_op
 
 from tests.gpu import kernels, measure, networks, sections, sites
 from tests.gpu.measure import isolated
@@ -294,6 +296,13 @@ def test_on_a_hopper_the_fastest_with_its_instructions_is_launched() -> None:
     taken = [first, f"{second}, wgmma", second, f"{first}, wgmma"]
     assert tuning.Table("chip", 90, {site.key: taken}).plan(site, traced=True).label == f"{second}, wgmma"
     assert tuning.Table("chip", 90, {site.key: [third, *taken]}).plan(site, traced=True).label == third
+
+
+def test_no_kernel_of_an_earlier_run_is_measured() -> None:
+    """PyTorch's cache of compiled graphs lies on disk, and looks for kernels in the operators' sources, in vain."""
+    import_module("eca_plugin.torch_operators")
+    assert not any(get_triton_kernels_for_op(f"eca::{name}") for name in sites.FUSED.values())
+    assert not torch._functorch.config.enable_autograd_cache
 
 
 def test_packages_are_opened_for_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
