@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
+from eca_build.graphs import AttentionGraph
+
 from tests.gpu.report import Row
 
 ROOT = Path(__file__).parents[2]
@@ -20,20 +22,15 @@ CALLERS = 64
 SECONDS = 4.0
 
 
-def measure(folder: Path, dry: bool, end: float, note: Callable[[str], None]) -> Iterator[Row]:
-    """Builds the three networks, starts the service, calls it; what is missing for that goes to `note`.
+def measure(folder: Path, dry: bool, end: float, note: Callable[[str], None], best: AttentionGraph) -> Iterator[Row]:
+    """Builds the three networks, and ECA in its `best` graph, starts the service, calls it.
 
-    Raises TimeoutExpired where a build is not over at `end`, of time.monotonic().
+    Were the build not told a graph, it would make all five of each. What is missing goes to `note`. Raises
+    TimeoutExpired where a build is not over at `end`, of time.monotonic().
     """
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
         note(f"the service: not installed here: {', '.join(missing)}")
-        return
-    from eca_build.targets import TARGETS
-
-    target = "onnx" if dry else "inductor"
-    if target not in TARGETS:
-        note(f"the service: eca-build has no --target {target}")
         return
     if end - time.monotonic() < 60 and not dry:
         note("the service: no time left")
@@ -41,7 +38,8 @@ def measure(folder: Path, dry: bool, end: float, note: Callable[[str], None]) ->
     from tests.integration.conftest import start
 
     repository = folder / "repository"
-    models = [_build(folder, repository, kind, target, dry, end) for kind in KINDS]
+    wanted = dict.fromkeys([*((kind, "plain") for kind in KINDS), ("eca", best)])
+    models = [_build(folder, repository, kind, graph, dry, end) for kind, graph in wanted]
     running = start(repository, folder)
     try:
         running.await_ready(timeout_s=120)
@@ -52,21 +50,22 @@ def measure(folder: Path, dry: bool, end: float, note: Callable[[str], None]) ->
         running.process.wait(60)
 
 
-def _build(folder: Path, repository: Path, kind: str, target: str, dry: bool, end: float) -> str:
+def _build(folder: Path, repository: Path, kind: str, graph: str, dry: bool, end: float) -> str:
     """Publishes a network with random weights; its name."""
     import torch
     from eca_build.networks import create, with_formula
 
     torch.manual_seed(0)
     arch, classes = ("resnet20_cifar", 10) if dry else ("resnet50", 1000)
-    name = f"{arch.replace('_', '-')}-{kind}"
+    name = f"{arch.replace('_', '-')}-{kind}" + (f"-{graph}" if graph != "plain" else "")
     weights = folder / f"{name}.pth"
     network = create(with_formula(arch, kind, classes))  # type: ignore[arg-type]
     with torch.no_grad():
         network.head.weight.div_(3)  # untrained, its answers would be so sharp that rounding shows
     torch.save(network.state_dict(), weights)
-    precision = "fp32" if dry else "fp16"
-    command = ["compile", str(weights), "--target", target, "--precision", precision, "--repository", str(repository)]
+    target, precision = ("onnx", "fp32") if dry else ("inductor", "fp16")
+    command = ["compile", str(weights), "--target", target, "--precision", precision, "--attention-graph", graph]
+    command += ["--repository", str(repository)]
     done = subprocess.run(
         [sys.executable, "-c", "from eca_build.cli import main; main()", *command],
         capture_output=True,

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from eca_plugin import timing, tuner, tuning
 from eca_plugin.plan import Plan
 from torch._library.triton import get_triton_kernels_for_op
 
-from tests.gpu import kernels, measure, networks, sections, sites
+from tests.gpu import kernels, measure, networks, sections, service, sites
 from tests.gpu.measure import isolated
 from tests.gpu.report import BEGIN, END, Report, Row
 from tests.gpu.sections import Run
@@ -258,6 +259,20 @@ def test_after_a_capture_that_failed_another_process_goes_on(tmp_path: Path, mon
         list(measured(run, monkeypatch, timing.CaptureError("cannot be captured")))
     assert run.report.failed == ["tiny, SE plain, eager, batch 1"]
     assert list(measured(run, monkeypatch, timing.CaptureError("cannot be captured"))) == ["none", "eca"]
+
+
+def test_the_service_waits_for_one_engine_of_each_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a build that is not told which graph makes all five, and ten of them take longer than a whole run."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    name = service._build(tmp_path, tmp_path / "repository", "eca", "epilogue", dry=True, end=time.monotonic() + 60)
+    assert name == "resnet20-cifar-eca-epilogue"
+    assert commands[0][commands[0].index("--attention-graph") + 1] == "epilogue"
 
 
 @pytest.mark.parametrize(("arch", "count"), [("resnet50", 16), ("mobilenetv2", 17)])
