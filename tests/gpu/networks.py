@@ -24,6 +24,9 @@ from tests.gpu.report import Report
 Mode = Literal["eager", "compiled", "aot"]
 Forward = Callable[[Tensor], Tensor]
 SECONDS, TURNS = 1.0, 5
+# The largest difference of a probability from float64 that is float16's rounding: ECA-ResNet-50's is a sixth of it, and
+# ECA-MobileNetV2's a third; a gate that is always a half makes 1.7 and 11 times as much.
+TOLERANCE = 1e-3
 # Its key has our operators' names and shapes, neither the kernels' sources nor the table: torch.compile would launch
 # what an earlier run compiled.
 torch._functorch.config.enable_autograd_cache = False
@@ -80,6 +83,18 @@ def forward(arch: str, variant: Variant, image: Tensor, folder: Path, dry: bool)
     return cast(Forward, torch._inductor.aoti_load_package(str(package), run_single_threaded=True))
 
 
+def exact(arch: str, attention: Kind, image: Tensor) -> Tensor:
+    """What the network answers to the first two of such images: probabilities float64 [2, K]."""
+    net = sites.network(arch, attention).to(image.device, torch.float64)
+    answers: Tensor = net(image[:2].double()).softmax(1)
+    return answers
+
+
+def difference(logits: Tensor, expected: Tensor) -> float:
+    """The largest of the first two images' probabilities from `exact`'s; infinite where one is no number."""
+    return float((logits[:2].double().softmax(1) - expected).abs().nan_to_num(torch.inf).max())
+
+
 def measure(
     arch: str,
     variants: Sequence[Variant],
@@ -92,9 +107,9 @@ def measure(
 ) -> Iterator[tuple[Variant, Spread]]:
     """Each variant with seconds a batch, as CUDA graphs replayed in turns for SECONDS each.
 
-    Those that fail, and those for which there is no time until `end`, of time.monotonic(), are noted in the report.
-    After a KeyboardInterrupt, by which a process is told that its time is over, no more are prepared. Raises
-    CaptureError: a process of its own is for the others.
+    Those that fail, and those for which there is no time until `end`, of time.monotonic(), are noted in
+    the report. After a KeyboardInterrupt, by which a process is told that its time is over, no more are prepared.
+    Raises CaptureError: a process of its own is for the others.
     """
     device = "cpu" if dry else "cuda"
     side = sites.pixels(arch)

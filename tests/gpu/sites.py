@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from functools import cache
 from unittest import mock
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 # The kernel sizes of the published ECA-ResNet-50 and ECA-MobileNetV2 are of their weights; these are the formula's.
 ARCHS = ("resnet50", "mobilenetv2")
 TINY = "tiny"
+NOISE_PX = 64
 FUSED: dict[AttentionGraph, str] = {
     "fused": "fused_eca",
     "hoisted-fused": "scale_add_relu",
@@ -35,11 +37,31 @@ def spec(arch: str, attention: Kind) -> NetworkSpec:
 
 
 def network(arch: str, attention: Kind, graph: AttentionGraph = "plain") -> nn.Module:
-    """The network with random weights, batch norms folded, rewritten."""
-    torch.manual_seed(0)
-    made = create(spec(arch, attention))
+    """The network with random weights, batch norms set and folded, rewritten."""
+    return _rewritten(copy.deepcopy(_settled(arch, attention)), graph)
+
+
+def _rewritten(made: nn.Module, graph: AttentionGraph) -> nn.Module:
     fold_batch_norms(made.eval())
     rewrite(made, graph)
+    return made
+
+
+@cache
+@torch.inference_mode(False)
+@torch.no_grad()
+def _settled(arch: str, attention: Kind) -> nn.Module:
+    """The network, its batch norms set by noise.
+
+    Without, its maps fade from block to block: to zeros in float16, which a GPU multiplies faster than numbers, and to
+    answers that are the same whatever the attention does.
+    """
+    torch.manual_seed(0)
+    made = create(spec(arch, attention))
+    for norm in made.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0
+    made.train()(torch.rand(8, 3, NOISE_PX, NOISE_PX))
     return made
 
 
@@ -65,5 +87,5 @@ def uses(arch: str, graph: AttentionGraph, dtype: Type, nhwc: bool = True) -> Co
 
     with torch.device("meta"), mock.patch.object(custom_nodes, name, record), torch.inference_mode():
         side = pixels(arch)
-        copy.deepcopy(network(arch, "eca", graph))(torch.empty(1, 3, side, side))
+        _rewritten(create(spec(arch, "eca")), graph)(torch.empty(1, 3, side, side))
     return found

@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +18,10 @@ import pytest
 
 pytest.importorskip("triton", reason="needs the extra `plugin`")
 
-import torch
-from eca_plugin import timing, tuner, tuning
+from eca_plugin import tuner, tuning
 from eca_plugin.plan import Plan
-from torch._library.triton import get_triton_kernels_for_op
 
-from tests.gpu import kernels, measure, networks, sections, service, sites
+from tests.gpu import kernels, measure, sections, service, sites
 from tests.gpu.measure import isolated
 from tests.gpu.report import BEGIN, END, Report, Row
 from tests.gpu.sections import Run
@@ -229,38 +226,6 @@ def test_what_is_wrong_is_noted_and_no_longer_measured(tmp_path: Path, monkeypat
     assert sorted(note[:5] for note in run.report.notes) == ["FAILE", "WRONG"]
 
 
-def measured(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Iterator[str]:
-    """The networks that are measured where the second of three cannot be prepared."""
-    variants = [networks.Variant(attention) for attention in ("none", "se", "eca")]
-
-    def forward(_arch: str, variant: networks.Variant, *_: object) -> networks.Forward:
-        if variant.attention == "se":
-            raise error
-        return lambda image: image
-
-    monkeypatch.setattr(networks, "forward", forward)
-    for variant, _ in networks.measure("tiny", variants, 1, None, run.folder, run.report, run.end, dry=True):
-        yield variant.attention
-
-
-def test_a_network_that_takes_all_the_time_takes_no_other_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A compiler may take minutes; when the time is over its process is told so by a signal."""
-    run = run_of(tmp_path, 120)
-    assert list(measured(run, monkeypatch, KeyboardInterrupt())) == ["none"]
-    assert run.report.failed == ["tiny, SE plain, eager, batch 1"]
-
-
-def test_after_a_capture_that_failed_another_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same one every later capture fails too, and so all networks after it would."""
-    run = run_of(tmp_path, 120)
-    with pytest.raises(timing.CaptureError):
-        list(measured(run, monkeypatch, timing.CaptureError("cannot be captured")))
-    assert run.report.failed == ["tiny, SE plain, eager, batch 1"]
-    assert list(measured(run, monkeypatch, timing.CaptureError("cannot be captured"))) == ["none", "eca"]
-
-
 def test_the_service_waits_for_one_engine_of_each_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU a build that is not told which graph makes all five, and ten of them take longer than a whole run."""
     commands: list[list[str]] = []
@@ -311,20 +276,3 @@ def test_on_a_hopper_the_fastest_with_its_instructions_is_launched() -> None:
     taken = [first, f"{second}, wgmma", second, f"{first}, wgmma"]
     assert tuning.Table("chip", 90, {site.key: taken}).plan(site, traced=True).label == f"{second}, wgmma"
     assert tuning.Table("chip", 90, {site.key: [third, *taken]}).plan(site, traced=True).label == third
-
-
-def test_no_kernel_of_an_earlier_run_is_measured() -> None:
-    """PyTorch's cache of compiled graphs lies on disk, and looks for kernels in the operators' sources, in vain."""
-    import_module("eca_plugin.torch_operators")
-    assert not any(get_triton_kernels_for_op(f"eca::{name}") for name in sites.FUSED.values())
-    assert not torch._functorch.config.enable_autograd_cache
-
-
-def test_packages_are_opened_for_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without that option a package asks events whether they are over, and the capture of its CUDA graph fails."""
-    opened = []
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda program, package_path: None)
-    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path, **options: opened.append(options))
-    with torch.inference_mode():
-        networks.forward("tiny", networks.Variant("none", mode="aot"), torch.rand(1, 3, 16, 16), tmp_path, dry=False)
-    assert opened == [{"run_single_threaded": True}]
