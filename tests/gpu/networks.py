@@ -107,7 +107,7 @@ def measure(
 ) -> Iterator[tuple[Variant, Spread]]:
     """Each variant with seconds a batch, as CUDA graphs replayed in turns for SECONDS each.
 
-    Those that fail, and those for which there is no time until `end`, of time.monotonic(), are noted in
+    Those that fail or are wrong, and those for which there is no time until `end`, of time.monotonic(), are noted in
     the report. After a KeyboardInterrupt, by which a process is told that its time is over, no more are prepared.
     Raises CaptureError: a process of its own is for the others.
     """
@@ -116,6 +116,7 @@ def measure(
     dtype = torch.float32 if dry else torch.float16
     image = torch.rand(batch, 3, side, side, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     timed: dict[Variant, Timed] = {}
+    expected: dict[Kind, Tensor] = {}
     longest, turns = 0.0, 1 if dry else TURNS
     # What is compiled is opaque to an interpreter: a dry run compiles plain graphs alone.
     with torch.inference_mode(), tuning.use(table):
@@ -129,9 +130,16 @@ def measure(
                 report.note(f"{what}: no time left")
                 continue
             try:
+                if variant.attention not in expected:
+                    expected[variant.attention] = exact(arch, variant.attention, image)
                 with report.trying(what), custom_nodes.as_operators() if fused else nullcontext():
                     run = forward(arch, variant, image, folder, dry)
-                    timed[variant] = Timed([lambda run=run: run(image)])  # type: ignore[misc]
+                    wrong = difference(run(image), expected[variant.attention])
+                    if wrong <= TOLERANCE:
+                        timed[variant] = Timed([lambda run=run: run(image)])  # type: ignore[misc]
+                if wrong > TOLERANCE:
+                    report.fail(what)
+                    report.note(f"WRONG by {wrong:.2g}: {what}")
             except KeyboardInterrupt:  # a compiler took all the time there was
                 turns = 1
                 break

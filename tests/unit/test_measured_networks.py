@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,20 @@ def test_after_a_capture_that_failed_another_process_goes_on(tmp_path: Path, mon
 def half(_gate: ECA, pooled: torch.Tensor) -> torch.Tensor:
     """A gate that lets half of everything through."""
     return torch.full_like(pooled, 0.5)
+
+
+def test_a_network_that_is_wrong_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path, 120)
+
+    def forward(*arguments: Any) -> networks.Forward:
+        made = FORWARD(*arguments)
+        return lambda image: 2 * made(image)
+
+    monkeypatch.setattr(networks, "forward", forward)
+    variants = [networks.Variant("none")]
+    assert list(networks.measure("tiny", variants, 1, None, run.folder, run.report, run.end, dry=True)) == []
+    assert run.report.failed == ["tiny, baseline, eager, batch 1"]
+    assert [note[:9] for note in run.report.notes] == ["WRONG by "]
 
 
 @pytest.mark.parametrize("arch", sites.ARCHS)
