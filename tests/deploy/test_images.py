@@ -43,7 +43,8 @@ def test_gateway_s_image_is_small(stack: Stack) -> None:
 def test_bill_of_materials_lists_what_was_pinned(stack: Stack) -> None:
     image = docker("inspect", "-f", "{{.Config.Image}}", stack.container("gateway"))
     found = {component["purl"] for component in sbom(image)["components"]}  # type: ignore[attr-defined]
-    pins = {line.lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {line.partition(";")[0].lower().replace("_", "-") for line in lines}
     python = {purl.removeprefix("pkg:pypi/").replace("@", "==") for purl in found if purl.startswith("pkg:pypi/")}
     own = f"eca-serve=={versions()['ECA_VERSION']}"
     assert own in python
