@@ -10,8 +10,6 @@ import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
-import tomllib
-
 
 def canonical(name: str) -> str:
     """A distribution's name as PEP 503 compares it."""
@@ -20,6 +18,8 @@ def canonical(name: str) -> str:
 
 def requirements(extras: list[str]) -> list[str]:
     """Requirement lines: the project's own and those of `extras`; KeyError for an extra that there is not."""
+    import tomllib  # Python 3.11's, as the images' are
+
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
     return [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
