@@ -99,8 +99,9 @@ def check(home: Path, files: Mapping[str, str]) -> None:
             raise BuildError(f"{home} is no model, it has no {CONFIG_FILE}; remove it or give another --name")
         return
     for file_name, text in files.items():
-        of_it = interface if file_name == CONFIG_FILE else str
-        if of_it((home / file_name).read_text("utf-8")) != of_it(text):
+        there = (home / file_name).read_text("utf-8")
+        same = interface(there, home) == interface(text, home) if file_name == CONFIG_FILE else there == text
+        if not same:
             raise BuildError(
                 f"the new version's {file_name} differs from the one that {home.name} is served with; give the options "
                 "of before (--labels, --expose-gates, --target, --crop, --max-batch), or another --name"

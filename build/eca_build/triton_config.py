@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from eca_service.contract import GateSite
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from eca_build.errors import BuildError
 
 TEMPLATE = """\
 name: "{name}"
@@ -22,7 +27,7 @@ version_policy {{ latest {{ num_versions: 2 }} }}
 
 # Requests that wait in Triton: far more than gateways send, which bound what they take by themselves. A second fence.
 MOST_WAITING = 512
-HOW = ("instance_group", "dynamic_batching", "version_policy")  # lines of how it is served, not of what callers see
+HOW = ("instance_group", "dynamic_batching", "version_policy")  # of how it is served, not of what callers see
 
 GATES = """,
   {{ name: "gates" data_type: TYPE_FP32 dims: [ {channels} ] }}"""
@@ -66,6 +71,15 @@ def config(
     )
 
 
-def interface(text: str) -> list[str]:
-    """The lines of a configuration that callers depend on: not those of how the model is served, which may be tuned."""
-    return [line for line in text.splitlines() if not line.startswith(HOW)]
+def interface(text: str, home: Path) -> str:
+    """What callers depend on in a configuration: all but how the model is served, which operators may tune.
+
+    Raises BuildError, about the config.pbtxt in `home`, where the text is no configuration.
+    """
+    try:
+        found = text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise BuildError(f"{home / 'config.pbtxt'} cannot be read ({error}); restore it") from None
+    for name in HOW:
+        found.ClearField(name)
+    return str(found)

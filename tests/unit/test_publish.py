@@ -16,7 +16,7 @@ from eca_build.errors import BuildError
 from eca_build.publish import publish, staging, versions
 
 
-def fill(staged: Path, version: int, config: str = "name", labels: str = "a\nb\n") -> None:
+def fill(staged: Path, version: int, config: str = 'name: "m"', labels: str = "a\nb\n") -> None:
     (staged / "config.pbtxt").write_text(config)
     (staged / "labels.txt").write_text(labels)
     (staged / str(version)).mkdir()
@@ -34,7 +34,9 @@ def test_versions_follow_each_other(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["repository"]
 
 
-@pytest.mark.parametrize("changes", [{"config": "other"}, {"labels": "b\na\n"}, {"labels": "a\nb\ninstance_group\n"}])
+@pytest.mark.parametrize(
+    "changes", [{"config": 'name: "m" max_batch_size: 4'}, {"labels": "b\na\n"}, {"labels": "a\nb\ninstance_group\n"}]
+)
 def test_other_tensors_or_labels_need_another_name(tmp_path: Path, changes: dict[str, str]) -> None:
     with staging(tmp_path / "r") as staged:
         fill(staged, 1)
@@ -48,13 +50,25 @@ def test_other_tensors_or_labels_need_another_name(tmp_path: Path, changes: dict
 
 def test_how_a_model_is_served_may_be_tuned(tmp_path: Path) -> None:
     """A new version is published beside the old, and the operator's lines stay."""
-    texts = ["name\ndynamic_batching { }\n", "name\ndynamic_batching { default_queue_policy { max_queue_size: 9 } }\n"]
+    tuned = 'name: "m"\ndynamic_batching {\n  preferred_batch_size: [ 4 ]\n}\ninstance_group [\n  { count: 2 }\n]\n'
+    texts = [tuned, 'name: "m"\ndynamic_batching { }\ninstance_group [ { count: 1 } ]\n']
     for version, text in enumerate(texts, 1):
         with staging(tmp_path / "r") as staged:
             fill(staged, version, text)
             publish(staged, tmp_path / "r", "m", version)
     assert versions(tmp_path / "r", "m") == [1, 2]
     assert (tmp_path / "r" / "m" / "config.pbtxt").read_text() == texts[0]
+
+
+def test_a_configuration_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with staging(tmp_path / "r") as staged:
+        fill(staged, 1)
+        publish(staged, tmp_path / "r", "m", 1)
+    (tmp_path / "r" / "m" / "config.pbtxt").write_text('name: "m')
+    with staging(tmp_path / "r") as staged:
+        fill(staged, 2)
+        with pytest.raises(BuildError, match=r"r/m/config\.pbtxt cannot be read .*restore it"):
+            publish(staged, tmp_path / "r", "m", 2)
 
 
 def test_one_build_at_a_time_stages(tmp_path: Path) -> None:
