@@ -151,10 +151,38 @@ def test_maps_beyond_a_grid_or_an_offset_are_a_sentence(shape: tuple[int, ...]) 
     """Such a launch is refused on a GPU, or reads elsewhere."""
     large = torch.empty(shape, device="meta")
     with pytest.raises(ValueError, match="up to 65535 images of up to 2147483647 values"):
-        operators.fused_eca(large, torch.zeros(3))
-    h, gate = torch.empty((shape[0], 1, *shape[2:]), device="meta"), torch.empty(shape[:2], device="meta")
+        operators.fused_eca(large, torch.empty(3, device="meta"))
     with pytest.raises(ValueError, match="up to 65535 images of up to 2147483647 values"):
-        operators.gated_conv1x1(h, torch.zeros(shape[1], 1), torch.zeros(shape[1]), gate)
+        _gated_conv1x1(shape[0], 1, shape[1], shape[2:])
+
+
+def _gated_conv1x1(batch: int, inputs: int, channels: int, plane: tuple[int, ...]) -> None:
+    """Called with arguments of these shapes, which have no memory."""
+    shapes = ((batch, inputs, *plane), (channels, inputs), (channels,), (batch, channels))
+    h, weight, bias, gate = (torch.empty(shape, device="meta") for shape in shapes)
+    operators.gated_conv1x1(h, weight, bias, gate)
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs", "channels", "plane"),
+    [(40_000, 1, 1, (256, 256)), (65_535, 1, 40_000, (1, 1)), (1, 65_536, 40_000, (1, 1))],
+    ids=["pixels", "gates", "weights"],
+)
+def test_more_than_gated_conv1x1_counts_is_a_sentence(
+    batch: int, inputs: int, channels: int, plane: tuple[int, int]
+) -> None:
+    """It counts in int32: what is beyond would be read and written elsewhere."""
+    with pytest.raises(ValueError, match="up to 2147483647 pixels, gates and weights each"):
+        _gated_conv1x1(batch, inputs, channels, plane)
+
+
+def test_arguments_on_two_devices_are_a_sentence() -> None:
+    """Kernels are given addresses: that of another device ends the process."""
+    elsewhere = torch.zeros(3, device="meta")
+    with pytest.raises(ValueError, match="lie on one device, not on cpu and meta"):
+        operators.fused_eca(MAP, elsewhere)
+    with pytest.raises(ValueError, match="lie on one device, not on cpu and meta"):
+        operators.fused_eca(MAP, torch.zeros(3), MAP.to("meta"))
 
 
 def test_gates_and_weights_that_do_not_fit_are_a_sentence() -> None:

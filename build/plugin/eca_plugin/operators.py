@@ -8,6 +8,7 @@ on a CPU only under Triton's interpreter. Raises ValueError for arguments that c
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import triton
@@ -20,7 +21,7 @@ from eca_plugin.plan import Plan
 from eca_plugin.tuning import Site
 
 MOST_IMAGES = 65535  # the second axis of a grid
-MOST_VALUES = 2**31 - 1  # of an image, whose offsets are int32
+MOST_VALUES = 2**31 - 1  # of an image, whose offsets are int32; of a GatedConv1x1's pixels, gates and weights too
 NAMES: dict[torch.dtype, Type] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -50,6 +51,12 @@ def gated_conv1x1(
             f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)} and gate {tuple(gate.shape)} do not fit "
             f"a map of shape {tuple(h.shape)}"
         )
+    counts = (shape[0] * math.prod(shape[2:]), math.prod(gate.shape), math.prod(weight.shape))
+    if any(count > MOST_VALUES for count in counts):
+        raise ValueError(
+            f"a call has up to {MOST_VALUES} pixels, gates and weights each, not those of a map of {tuple(shape)} and "
+            f"weight {tuple(weight.shape)}; split it"
+        )
     out = torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=_format(nhwc))
     if residual is not None:
         _layout(out, residual, ())
@@ -62,8 +69,12 @@ def _format(nhwc: bool) -> torch.memory_format:
 
 def _layout(x: Tensor, residual: Tensor | None, others: tuple[Tensor, ...]) -> bool:
     """Whether `x` is NHWC, after the checks that all operators share."""
-    if x.dtype not in NAMES or any(t.dtype != x.dtype for t in (*others, *([] if residual is None else [residual]))):
+    beside = others if residual is None else (*others, residual)
+    if x.dtype not in NAMES or any(t.dtype != x.dtype for t in beside):
         raise ValueError("all arguments share one type: float32, float16 or bfloat16")
+    devices = {str(t.device) for t in (x, *beside)}
+    if len(devices) > 1:  # a kernel is given addresses, and would read others
+        raise ValueError(f"all arguments lie on one device, not on {' and '.join(sorted(devices))}")
     if x.dim() != 4 or 0 in x.shape:
         raise ValueError(f"a map has four dimensions, none empty, not {tuple(x.shape)}")
     _require_countable(x.shape)
@@ -87,12 +98,17 @@ def _launch(
 ) -> Tensor:
     shapes = dict(zip(OPERATORS[name].inputs, (tuple(tensor.shape) for tensor in inputs), strict=True))
     site = tuning.site(name, shapes, NAMES[out.dtype], nhwc, residual is not None, relu)
-    launch(tuning.plan_of(site, traced=type(out) is not Tensor), site, inputs, residual, out)
+    traced = type(out) is not Tensor
+    with nullcontext() if traced else torch.cuda.device_of(out):  # of several GPUs, the one that holds the tensors
+        launch(tuning.plan_of(site, traced), site, inputs, residual, out)
     return out
 
 
 def launch(plan: Plan, site: Site, inputs: tuple[Tensor, ...], residual: Tensor | None, out: Tensor) -> None:
-    """Starts `plan` for `site` on the current stream. Raises KernelError where it cannot be compiled."""
+    """Starts `plan` for `site` on the current stream of the current device, on which the tensors lie.
+
+    Raises KernelError where it cannot be compiled.
+    """
     batch = inputs[0].shape[0]
     scalars = () if plan.rows_per_block is None else (plan.rows(batch),)
     if not plan.is_cuda:
