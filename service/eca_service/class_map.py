@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eca_service.contract import ContractError, read
 from eca_service.errors import ServiceError
+from eca_service.integrity import for_callers
 
 HEADS_KEPT = 8  # a head of 1000 classes and 2048 channels takes 8 MiB
 
@@ -46,9 +47,10 @@ def head_of(folder: Path, engine_sha256: str) -> LinearHead:
     try:
         contract = read(folder, head=True)
     except ContractError as error:
-        raise ServiceError("model_not_ready", str(error)) from None
+        raise ServiceError("model_not_ready", for_callers(str(error), folder)) from None
     if contract.engine_sha256 != engine_sha256:
-        raise ServiceError("model_not_ready", f"{folder} was replaced while it is served; publish it as a new version")
+        version = f"{folder.parent.name} version {folder.name}"
+        raise ServiceError("model_not_ready", f"{version} was replaced while it is served; publish it as a new one")
     head = contract.head
     if head is None:  # no waiting helps
         raise ServiceError("bad_parameter", f"{contract.name} has no classifier in its contract; build it again")

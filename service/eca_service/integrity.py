@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from pathlib import Path
 
 from eca_service.contract import ENGINE_FILES, GOLDEN_FILE, Contract, Preprocessing
@@ -51,6 +52,16 @@ def damage(contract: Contract, folder: Path) -> str | None:
             wrong = f"cannot be read ({error.strerror})"
         return f"{folder / name} {wrong}; build it again: `{again(contract)}`"
     return None
+
+
+def for_callers(sentence: str, folder: Path) -> str:
+    """A `sentence` on the version in `folder`, with its files by their place in the repository.
+
+    Where that lies, here or on Triton's machine, is for the log and not for whoever asks.
+    """
+    home = folder.parent
+    within = sentence.replace(f"{home}/", f"{home.name}/")  # it may have spaces
+    return re.sub(rf"[^\s\"'`]*/(?={re.escape(home.name)}/)", "", within)
 
 
 @functools.lru_cache(1024)

@@ -10,6 +10,7 @@ from eca_service import metrics
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.fleet import Fleet
+from eca_service.integrity import for_callers
 from eca_service.peers import Peers
 from eca_service.registry import Model, Registry
 from eca_service.rollout import Rollout
@@ -31,7 +32,7 @@ class Readiness:
         self._engines = engines
         self._rollout = rollout
         self._wake = asyncio.Event()
-        self._reasons: dict[Path, str] = {}
+        self._reasons: dict[Path, str] = {}  # as callers are told
         self._golden: set[Path] = set()  # what once gave its golden answers
         for model in registry.models.values():
             self._reasons[model.folder] = "not asked yet"
@@ -102,14 +103,15 @@ class Readiness:
 
     async def _check(self, model: Model, turn: int | None) -> None:
         contract, name = model.contract, model.contract.name
-        reason = ""
+        told = ""
         try:
             async with self._rollout.turn(name):
                 await self._rollout.load(model)
             await self._engines.golden(model, None if model.folder in self._reasons else turn)
         except Exception as error:  # whatever it is, the model is not ready, and the watch goes on
             reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
-            if self._reasons.get(model.folder) != reason:
+            told = for_callers(reason, model.folder)
+            if self._reasons.get(model.folder) != told:
                 logger.warning("%s is not ready: %s", name, reason, exc_info=not isinstance(error, ServiceError))
             if not passes(error) and self._registry.renew(model):
                 logger.warning("%s version %d was built anew under its number", name, contract.version)
@@ -117,11 +119,11 @@ class Readiness:
                 self._golden.discard(model.folder)
             elif model.folder not in self._golden:
                 self._rollout.refuse(model, error)
-        if reason:
-            self._reasons[model.folder] = reason
+        if told:
+            self._reasons[model.folder] = told
         else:
             self._golden.add(model.folder)
             self._rollout.accept(model.folder)
             if self._reasons.pop(model.folder, None) is not None:
                 logger.info("%s version %d is ready", name, contract.version)
-        metrics.model_ready.labels(name, str(contract.version)).set(not reason)
+        metrics.model_ready.labels(name, str(contract.version)).set(not told)

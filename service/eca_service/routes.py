@@ -100,7 +100,7 @@ async def readyz(request: Request) -> Response:
     ready = core.ready
     reasons = dict(core.readiness.reasons)
     if not core.registry.models:
-        reasons["repository"] = f"no model in {core.settings.repository}; `eca-build compile` makes one"
+        reasons["repository"] = "it holds no model; `eca-build compile` makes one"
     for index in core.peers.unready():
         reasons[f"worker {index}"] = "it has not got the golden answers"
     if core.leaving:

@@ -237,6 +237,9 @@ def test_missing_engine_is_told_and_the_others_serve(repository: Path, tmp_path:
         assert (ready.status_code, list(ready.json()["reasons"])) == (503, ["broken"])
         answer = FRESH.post(running.url + "/v1/models/broken/classify", content=image)
         assert (answer.status_code, answer.json()["code"]) == (503, "model_not_ready")
+        assert "broken/1/model.onnx" in answer.json()["detail"]
+        assert str(tmp_path) not in ready.text + answer.text, "which is nobody's business but the log's"
+        assert f"{tmp_path}/r/broken/1/model.onnx" in running.log.read_text()
         told = FRESH.get(running.url + "/v2/health/ready")
         assert (told.status_code, told.json(), "retry-after" in told.headers) == (503, {"ready": False}, True)
         http = triton_http.InferenceServerClient(running.url.removeprefix("http://"))

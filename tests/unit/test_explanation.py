@@ -54,8 +54,8 @@ def test_a_contract_without_a_head_is_a_sentence(tmp_path: Path) -> None:
     assert without.value.retry_after_s is None, "it has none later either"
     with pytest.raises(ServiceError, match=r"^model_not_ready: .* was replaced while it is served"):
         head_of(tmp_path, "other")
-    with pytest.raises(ServiceError, match=r"^model_not_ready: .* is missing"):
-        head_of(tmp_path / "gone", "other")
+    with pytest.raises(ServiceError, match=r"^model_not_ready: m/2/contract.json is missing"):
+        head_of(tmp_path / "m" / "2", "other")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from eca_service.contract import ContractError, read
-from eca_service.integrity import damage
+from eca_service.integrity import damage, for_callers
 
 from tests.unit.test_contract import CONTRACT
 
@@ -53,3 +53,17 @@ def test_a_file_that_may_not_be_read_is_no_reason_to_build_it_again(
     assert told == f"{tmp_path / 'model.onnx'} may not be read by the account that the service runs as"
     with pytest.raises(ContractError, match=r"contract\.json cannot be read: Permission denied$"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("/srv/our models/m/1/model.onnx cannot be read", "m/1/model.onnx cannot be read"),
+        ("'/srv/our models/m/config.pbtxt' is gone", "'m/config.pbtxt' is gone"),
+        ('Unable to read the model: "/models/repository/m/1/model.onnx"', 'Unable to read the model: "m/1/model.onnx"'),
+        ("src/cpp/core.cpp:84: 3/4 of m/1 are golden", "src/cpp/core.cpp:84: 3/4 of m/1 are golden"),
+    ],
+)
+def test_callers_are_not_told_where_the_repository_lies(told: str, shown: str) -> None:
+    """Here it is in one place, on Triton's machine perhaps in another."""
+    assert for_callers(told, Path("/srv/our models/m/1")) == shown
