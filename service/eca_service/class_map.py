@@ -7,8 +7,8 @@ the logit of class c is bias[c] + mean over the places of sum_k weight[c, k] * f
 from __future__ import annotations
 
 import base64
+import threading
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from eca_service.contract import ContractError, read
 from eca_service.errors import ServiceError
 from eca_service.integrity import for_callers
 
-HEADS_KEPT = 8  # a head of 1000 classes and 2048 channels takes 8 MiB
+KEPT_BYTES = 512 << 20  # sixty heads of 1000 classes and 2048 channels; of 21,841 three: plain, SE and ECA
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,30 @@ class ClassMap:
     bias: float
 
 
-@lru_cache(HEADS_KEPT)
-def head_of(folder: Path, engine_sha256: str) -> LinearHead:
-    """The head of the version in `folder`, read when it is first asked for; the hash tells versions apart.
+class Heads:
+    """Those asked for last, as many as fit into `room` bytes, and the very last one in any case."""
 
-    Raises bad_parameter where the contract has none; model_not_ready where it cannot be read, or is another build's.
-    """
+    def __init__(self, room: int = KEPT_BYTES) -> None:
+        self._room = room
+        self._kept: dict[tuple[Path, str], LinearHead] = {}  # the last one asked for is its last
+        self._turn = threading.Lock()
+
+    def of(self, folder: Path, engine_sha256: str) -> LinearHead:
+        """The head of the version in `folder`, read when it is first asked for; the hash tells versions apart.
+
+        Raises bad_parameter where the contract has none; model_not_ready where it cannot be read, or is another
+        build's.
+        """
+        key = folder, engine_sha256
+        with self._turn:  # to read one takes several times its bytes
+            head = self._kept.pop(key, None) or _read(folder, engine_sha256)
+            self._kept[key] = head
+            while len(self._kept) > 1 and sum(one.weight.nbytes for one in self._kept.values()) > self._room:
+                del self._kept[next(iter(self._kept))]
+        return head
+
+
+def _read(folder: Path, engine_sha256: str) -> LinearHead:
     try:
         contract = read(folder, head=True)
     except ContractError as error:

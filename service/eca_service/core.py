@@ -14,6 +14,7 @@ from eca_service.answers import Answer, Prediction, Result, best_classes
 from eca_service.backend import Triton
 from eca_service.batching import Row, Totals
 from eca_service.cancellation import all_of
+from eca_service.class_map import Heads
 from eca_service.contract import Contract
 from eca_service.decoders import Decoders
 from eca_service.engines import Engines
@@ -49,6 +50,7 @@ class Core:
         self.draining = False  # refuses new requests
         self.hurried = False  # cuts off those that still run
         self.decoders = Decoders(settings)
+        self.heads = Heads()
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self, patience_s: float) -> None:

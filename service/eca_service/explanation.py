@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from eca_service.admission import Permit
 from eca_service.answers import Answer, Prediction, Result
-from eca_service.class_map import ClassMap, class_map, head_of
+from eca_service.class_map import ClassMap, class_map
 from eca_service.contract import FEATURES, GATES, Contract
 from eca_service.core import Core
 from eca_service.errors import ServiceError
@@ -77,7 +77,7 @@ async def explain(
             else f"{contract.name} has no attention, and so no gates",
         )
     with core.suspicious():
-        head = await core.decoders.aside(head_of, model.folder, contract.engine_sha256)
+        head = await core.decoders.aside(core.heads.of, model.folder, contract.engine_sha256)
         decoded, decode_s = await core.decoders.decode(image, contract, entry, preview_px)
         further = (FEATURES, GATES) if gates else (FEATURES,)
         row = await core.engines.of(contract).submit(decoded.pixels, deadline, further, entry.trace)

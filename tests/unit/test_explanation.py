@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eca_service.class_map import LinearHead, class_map, head_of
+from eca_service.class_map import Heads, LinearHead, class_map
+from eca_service.contract import Head
 from eca_service.errors import ServiceError
 from eca_service.geometry import Box
 from eca_service.insight_routes import prefers_json
@@ -50,12 +52,29 @@ def test_the_map_adds_up_to_the_logit() -> None:
 
 def test_a_contract_without_a_head_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=r"^bad_parameter: m has no classifier in its contract") as without:
-        head_of(write(tmp_path, head=None), CONTRACT.engine_sha256)
+        Heads().of(write(tmp_path, head=None), CONTRACT.engine_sha256)
     assert without.value.retry_after_s is None, "it has none later either"
     with pytest.raises(ServiceError, match=r"^model_not_ready: .* was replaced while it is served"):
-        head_of(tmp_path, "other")
+        Heads().of(tmp_path, "other")
     with pytest.raises(ServiceError, match=r"^model_not_ready: m/2/contract.json is missing"):
-        head_of(tmp_path / "m" / "2", "other")
+        Heads().of(tmp_path / "m" / "2", "other")
+
+
+def test_heads_are_kept_by_their_bytes(tmp_path: Path) -> None:
+    """Eight of 21,841 classes took as much memory as a gateway has."""
+    folders = [tmp_path / str(number) for number in range(3)]
+    for folder in folders:
+        folder.mkdir()
+        weight, bias = (base64.b64encode(bytes(4 * count)).decode() for count in (10 * 16, 10))
+        write(folder, head=Head(classes=10, channels=16, weight=weight, bias=bias).model_dump())
+    first, second, third = folders
+    sha, heads, alone = CONTRACT.engine_sha256, Heads(room=2 * 10 * 16 * 4), Heads(room=1)
+    kept = {folder: heads.of(folder, sha) for folder in folders}
+    assert heads.of(third, sha) is kept[third]
+    assert heads.of(second, sha) is kept[second]
+    assert heads.of(first, sha) is not kept[first]
+    assert heads.of(third, sha) is not kept[third], "who was asked for longest ago made room"
+    assert alone.of(first, sha) is alone.of(first, sha), "the last one stays, however large"
 
 
 @pytest.mark.parametrize(
