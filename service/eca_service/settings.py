@@ -30,10 +30,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    http_port: int = Field(8080, ge=0, le=65535, description="HTTP port")
-    triton_grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC port of the embedded Triton")
+    http_port: int = Field(8080, ge=0, le=65535, description="HTTP port; 0: a free one")
+    triton_grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC port of the embedded Triton; 0: a free one")
     triton_host: str = Field("127.0.0.1", description="address the embedded Triton listens on; it asks for no key")
-    grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port")
+    grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port; 0: a free one")
     workers: int = Field(1, ge=1, le=256, description="gateway processes; they divide the limits on what is in flight")
     triton_url: str | None = Field(
         None,

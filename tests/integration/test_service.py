@@ -255,6 +255,26 @@ def test_missing_engine_is_told_and_the_others_serve(repository: Path, tmp_path:
         running.process.wait(30)
 
 
+def test_a_free_port_is_told_and_is_every_worker_s(repository: Path, tmp_path: Path) -> None:
+    running = start(repository, tmp_path, workers=2, http_port=0, grpc_port=0)
+    told = re.compile(r"ECA Serve is ready: (http://\S+) and gRPC on (\S+)")
+    try:
+        end = time.monotonic() + 60
+        while (found := told.search(running.log.read_text())) is None:
+            assert time.monotonic() < end, running.log.read_text()
+            time.sleep(0.1)
+        assert FRESH.get(f"{found[1]}/readyz").status_code == 200
+        port = int(found[2].rpartition(":")[2])
+        sockets = [
+            line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()
+        ]
+        listening = [one for one in sockets if one[1].endswith(f":{port:04X}") and one[3] == "0A"]
+        assert len(listening) == 2, "one for each worker"
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)
+
+
 def test_slow_body_meets_the_deadline(service: Service) -> None:
     def dribble() -> Iterator[bytes]:
         for _ in range(20):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 import click
 
@@ -10,7 +11,7 @@ from eca_service.cli.options import log, with_settings, with_triton_settings
 from eca_service.settings import Settings, SettingsError, load
 from eca_service.stopping import Stopping
 from eca_service.tracing import http_endpoint
-from eca_service.triton.server import require_free
+from eca_service.triton.server import free_port, require_free
 from eca_service.triton.supervisor import TritonServer
 
 
@@ -23,7 +24,7 @@ def up(**given: str | None) -> None:
     Example:
       eca-serve up --http-port 8090 --repository model_repository
     """
-    settings = load(given)
+    settings = _load(given)
     if settings.triton_url is not None:
         raise SettingsError(
             f"ECA_TRITON_URL={settings.triton_url} is a Triton of your own, and `eca-serve up` starts another; "
@@ -44,7 +45,7 @@ def up(**given: str | None) -> None:
 @with_settings
 def gateway(**given: str | None) -> None:
     """The gateway alone, in front of a Triton that runs elsewhere (--triton-url)."""
-    settings = load(given)
+    settings = _load(given)
     log(settings)
     _require_gateway(settings)
     _gateway(settings)
@@ -66,6 +67,13 @@ def triton(**given: str | None) -> None:
             server.stop()
 
 
+def _load(given: Mapping[str, object]) -> Settings:
+    """The settings, with a free port in the place of each that is 0: all who name it or listen there have the same."""
+    settings = load(given)
+    unsaid = (name for name in ("http_port", "grpc_port") if getattr(settings, name) == 0)
+    return settings.model_copy(update={name: free_port() for name in unsaid})
+
+
 def _triton(settings: Settings) -> TritonServer:
     return TritonServer(
         settings.repository,
@@ -83,7 +91,7 @@ def _require_gateway(settings: Settings) -> None:
 
     require_files(settings)
     _require_models(settings)
-    if settings.triton_url is None and settings.triton_grpc_port in {settings.http_port, settings.grpc_port} - {0}:
+    if settings.triton_url is None and settings.triton_grpc_port in {settings.http_port, settings.grpc_port}:
         raise SettingsError(
             f"ECA_TRITON_GRPC_PORT={settings.triton_grpc_port} is a port of the gateway too; set one to another port"
         )
