@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import logging
 import resource
 import signal
 import socket
@@ -30,11 +31,13 @@ from eca_service.stopping import hung_up
 from eca_service.tls import Certificate
 from eca_service.tracing import Tracing
 
+logger = logging.getLogger(__name__)
 QUIET_S = 0.3  # callers on open connections are told to close them, with the answer `draining`
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 LARGE_BYTES = 8 << 20  # an image of two million pixels
 GARBAGE = 10_000, 20, 20  # objects made, and collections of the younger ones, until garbage is looked for
 FRESH_S = 1.0  # callers that have just connected get as long to say what they want
+FEW_FILES = 2048  # each connection is one: a thousand idle ones are none of our troubles
 PATIENCE_S = 15.0  # for the golden answers of a worker that replaces another
 
 
@@ -80,8 +83,7 @@ def serve(
     where a file that the settings name cannot be used.
     """
     _release_memory(settings.decode_threads)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand idle connections are none of our troubles
+    allow_files()
     peers = peers or Peers()
     certificate = _certificate(settings)
     app = create_app(settings, peers, PATIENCE_S if replaces else 0, certificate)
@@ -164,6 +166,21 @@ async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:
         core.hurried = True
         server.config.timeout_graceful_shutdown = 0
     server.should_exit = True
+
+
+def allow_files() -> None:
+    """Lets this process have as many files open as it may; where these are few the log says so.
+
+    At the limit uvloop closes each new connection without a word, to its caller or to us.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most != resource.RLIM_INFINITY and most < FEW_FILES:
+        logger.warning(
+            "a process may have %d files open here, and each connection is one: more are closed unanswered; "
+            "raise the hard limit (`ulimit -Hn`, LimitNOFILE, --ulimit nofile) to %d or more",
+            *(most, FEW_FILES),
+        )
 
 
 def _release_memory(decode_threads: int) -> None:
