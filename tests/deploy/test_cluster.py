@@ -281,6 +281,16 @@ def test_gateways_go_round_all_tritons() -> None:
     assert {"name": "ECA_TRITON_URL", "value": "demo-eca-serve-triton:8001"} in container["env"]
 
 
+def test_triton_and_gateways_wait_for_the_first_model() -> None:
+    """The build may take minutes: a Triton that ends without a repository would be started again long after it."""
+    found = manifests(ALL)
+    for part in ("gateway", "triton"):
+        pod = found["Deployment", f"demo-eca-serve-{part}"]["spec"]["template"]["spec"]
+        (first,) = pod["initContainers"]
+        assert first["image"] == pod["containers"][0]["image"]
+        assert "until ls /models/repository/*/config.pbtxt" in first["command"][-1]
+
+
 def test_each_triton_has_a_gpu_and_none_on_cpus() -> None:
     for values, limit in (({}, 1), (CPU, None)):
         pod = manifests(values)["Deployment", "demo-eca-serve-triton"]["spec"]["template"]["spec"]

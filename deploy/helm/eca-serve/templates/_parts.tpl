@@ -36,6 +36,20 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{- /* Nothing starts before there is a model: a Triton without a repository ends, and is tried again ever more rarely.
+A version appears whole, by one rename, so the first file means that there is one. Called with an image that has sh. */ -}}
+{{- define "eca.models-first" -}}
+- name: models
+  image: {{ . }}
+  command: [sh, -c, "until ls /models/repository/*/config.pbtxt >/dev/null 2>&1; do sleep 2; done"]
+  securityContext: {{- include "eca.container-security" . | nindent 4 }}
+  resources:
+    requests: {cpu: 10m, memory: 16Mi}
+    limits: {memory: 64Mi}
+  volumeMounts:
+    - {name: models, mountPath: /models, readOnly: true}
+{{- end }}
+
 {{- /* Over zones and hosts, where that can be had. */ -}}
 {{- define "eca.spread" -}}
 {{- range tuple "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
