@@ -32,7 +32,10 @@ ALL = {
         "secrets": {"apiKeys": "team-keys", "tls": "gateway-tls", "managementToken": "operators"},
     },
 }
-CPU = {"triton": {"image": "eca-serve/triton-cpu:0.1.0", "gpus": 0}, "models": {"existingClaim": "mine"}}
+CPU: dict[str, Any] = {
+    "triton": {"image": "eca-serve/triton-cpu:0.1.0", "gpus": 0},
+    "models": {"existingClaim": "mine"},
+}
 CASES: dict[str, dict[str, Any]] = {"default": {}, "all": ALL, "cpu": CPU, "bare": {
     "autoscaling": {"kind": "none"}, "networkPolicy": {"enabled": False}
 }}  # fmt: skip
@@ -78,6 +81,7 @@ def test_manifests_are_valid(case: str, version: str) -> None:
         ({"triton": {"resources": {"limits": None}}}, "missing property 'limits'"),
         # each would be a release whose pods never come up, or whose gateways Prometheus does not see
         ({"gateway": {"env": {"ECA_HTTP_PORT": "9000"}}}, "gateway.env: the chart itself sets ECA_HTTP_PORT"),
+        ({"gateway": {"env": {"ECA_TRITON_THREADS": "4"}}}, "gateway.env: the chart itself sets ECA_TRITON_THREADS"),
         ({"gateway": {"env": {"ECA_WORKERS": "4"}}}, "gateway.env: the chart itself sets ECA_WORKERS"),
         ({"triton": {"gpus": 0}}, "set triton.image to eca-serve/triton-cpu"),
         (CPU | {"build": {"enabled": True, "checkpointsClaim": "c"}}, "set build.target to onnx"),
@@ -295,6 +299,17 @@ def test_each_triton_has_a_gpu_and_none_on_cpus() -> None:
     for values, limit in (({}, 1), (CPU, None)):
         pod = manifests(values)["Deployment", "demo-eca-serve-triton"]["spec"]["template"]["spec"]
         assert pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") == limit
+
+
+def test_an_engine_s_threads_are_told_to_tritons_and_gateways() -> None:
+    """On a node of many cores each engine took all of them, whatever its pod asked for."""
+    on_cpu = CPU["triton"] | {"threads": 3}
+    for values, told in ((CPU | {"triton": on_cpu}, "3"), (CPU, None), ({"triton": {"threads": 3}}, None)):
+        found = manifests(values)
+        for part in ("gateway", "triton"):
+            pod = found["Deployment", f"demo-eca-serve-{part}"]["spec"]["template"]["spec"]
+            environment = {entry["name"]: entry["value"] for entry in pod["containers"][0].get("env", [])}
+            assert environment.get("ECA_TRITON_THREADS") == told, (part, values)
 
 
 def test_other_values_make_another_build_job() -> None:

@@ -1,8 +1,8 @@
 {{- /* What no schema can check: values that do not go together. Each failure is a sentence that names the value. */ -}}
 {{- define "eca.checks" -}}
-{{- range tuple "HOST" "HTTP_PORT" "GRPC_PORT" "REPOSITORY" "TRITON_URL" "WORKERS" "DRAIN_DELAY_MS" "API_KEYS_FILE" "TLS_CERT" "TLS_KEY" "MANAGEMENT_TOKEN_FILE" }}
+{{- range tuple "HOST" "HTTP_PORT" "GRPC_PORT" "REPOSITORY" "TRITON_URL" "TRITON_THREADS" "WORKERS" "DRAIN_DELAY_MS" "API_KEYS_FILE" "TLS_CERT" "TLS_KEY" "MANAGEMENT_TOKEN_FILE" }}
 {{- if hasKey $.Values.gateway.env (printf "ECA_%s" .) }}
-{{- fail (printf "gateway.env: the chart itself sets ECA_%s; take it out, and see gateway.workers, drainDelayMs and secrets in values.yaml" .) }}
+{{- fail (printf "gateway.env: the chart itself sets ECA_%s; take it out, and see gateway.workers, drainDelayMs, secrets and triton.threads in values.yaml" .) }}
 {{- end }}
 {{- end }}
 {{- if and (not .Values.triton.gpus) (contains "nvcr.io/" .Values.triton.image) }}

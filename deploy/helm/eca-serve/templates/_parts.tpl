@@ -50,6 +50,13 @@ A version appears whole, by one rename, so the first file means that there is on
     - {name: models, mountPath: /models, readOnly: true}
 {{- end }}
 
+{{- /* One number for the Tritons and for the gateways, whose batches follow it. */ -}}
+{{- define "eca.threads" -}}
+{{- if and .Values.triton.threads (not .Values.triton.gpus) -}}
+- {name: ECA_TRITON_THREADS, value: {{ .Values.triton.threads | quote }}}
+{{- end }}
+{{- end }}
+
 {{- /* Over zones and hosts, where that can be had. */ -}}
 {{- define "eca.spread" -}}
 {{- range tuple "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
