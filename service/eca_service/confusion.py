@@ -7,7 +7,6 @@ from collections.abc import Sequence, Set
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from eca_service.evaluation import Evaluation
@@ -24,7 +23,7 @@ def confusion_png(evaluations: Sequence[Evaluation]) -> bytes:
     Of the classes only those that an image is of or was taken for, by any of the models. Counts are written where they
     fit, labels where there are at most 40.
     """
-    occurring = {evaluation.labels[index] for evaluation in evaluations for index in _occurring(evaluation)}
+    occurring = {evaluation.labels[index] for evaluation in evaluations for index in evaluation.occurring}
     panels = [_panel(evaluation, occurring) for evaluation in evaluations]
     width = sum(panel.width for panel in panels) + MARGIN_PX * (len(panels) + 1)
     picture = Image.new("RGB", (width, max(panel.height for panel in panels) + 2 * MARGIN_PX), "white")
@@ -37,14 +36,9 @@ def confusion_png(evaluations: Sequence[Evaluation]) -> bytes:
     return out.getvalue()
 
 
-def _occurring(evaluation: Evaluation) -> NDArray[np.intp]:
-    counts = evaluation.confusion
-    return np.flatnonzero(counts.any(0) | counts.any(1))
-
-
 def _panel(evaluation: Evaluation, occurring: Set[str]) -> Image.Image:
     shown = [index for index, label in enumerate(evaluation.labels) if label in occurring]
-    classes, counts = len(shown), evaluation.confusion[np.ix_(shown, shown)]
+    classes, counts = len(shown), evaluation.confusion(shown)
     cell = max(1, SIDE_PX // max(1, classes))
     font = ImageFont.load_default(min(15, max(9, cell - 4)))
     names = [evaluation.labels[index].partition(",")[0] for index in shown] if classes <= MOST_NAMED else []

@@ -120,7 +120,7 @@ def _table(by_model: dict[str, Evaluation], truths: Iterable[dict[str, int]]) ->
     lines += ["", f"found of each class, and what {first.model} most often takes it for"]
     for indices in sorted({tuple(truth[name] for name in by_model) for truth in truths}):
         counted = list(zip(evaluations, indices, strict=True))
-        if not any(found.confusion[index].any() for found, index in counted):
+        if not any(found.true[index] for found, index in counted):
             continue
         cells = [f"  {found.recall(index):>{width}.1%}" for found, index in counted]
         taken = first.mistaken_for(indices[0])
@@ -130,13 +130,15 @@ def _table(by_model: dict[str, Evaluation], truths: Iterable[dict[str, int]]) ->
 
 
 def _json(evaluations: dict[str, Evaluation], failed: int) -> str:
-    """A class is named by its label, with its index where several have the same: ImageNet's cranes."""
+    """A class is named by its label, with its index where several have the same: ImageNet's cranes. Rows and columns of
+    the confusion matrix are the classes that occur.
+    """
 
     def figures(found: Evaluation) -> dict[str, object]:
         times = Counter(found.labels)
         classes = {
             label if times[label] == 1 else f"{label} ({index})": {
-                "images": int(found.confusion[index].sum()),
+                "images": found.true[index],
                 "recall": found.recall(index),
                 "precision": found.precision(index),
             }
@@ -147,7 +149,8 @@ def _json(evaluations: dict[str, Evaluation], failed: int) -> str:
             "top1": found.top1,
             "top5": found.top5,
             "classes": classes,
-            "confusion": found.confusion.tolist(),
+            "occurring": found.occurring,
+            "confusion": found.confusion(found.occurring).tolist(),
         }
 
     return json.dumps({"models": {name: figures(found) for name, found in evaluations.items()}, "failed": failed})
