@@ -68,7 +68,9 @@ def test_every_service_is_locked_down(version: str, files: tuple[str, ...]) -> N
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["mem_limit"], name
-        assert int(service["pids_limit"]) > 0, name
+        assert 1024 < int(service["pids_limit"]) < 10_000, (
+            "a fence; Triton with six models has 510 threads on 240 cores"
+        )
         assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}, name
         assert not service.get("privileged"), name
 
