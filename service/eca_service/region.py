@@ -1,6 +1,6 @@
 """Memory that a Triton on the same host reads too: batches are laid into it, and their messages only say where.
 
-Against tensors in the message, tests/load/transport.py measures 0.9 of the time for one image, 0.4 for 32.
+What that is worth against tensors in the message, tests/load/transport.py measures.
 """
 
 from __future__ import annotations

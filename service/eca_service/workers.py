@@ -49,7 +49,7 @@ class _Worker:
 
 
 def supervise(settings: Settings) -> int:
-    """Runs `settings.workers` gateways until SIGTERM or SIGINT, and then until all have drained; the exit code.
+    """Runs `settings.workers` gateways until SIGTERM, SIGINT or SIGHUP, and then until all have drained; the exit code.
 
     A second signal ends them at once. A worker that dies is started again; where one cannot even start, all end.
     """
