@@ -166,7 +166,8 @@ def _refuse(context: Context, entry: Entry, error: ServiceError) -> None:
 
     Not by `context.abort`, whose exception would keep the request's images until garbage is looked for.
     """
-    entry.code, entry.status = error.code, error.kind.grpc
+    entry.failed(error)
+    entry.status = error.kind.grpc
     trailing = [("eca-code", error.code), *_stamps(entry)]
     if error.retry_after_s is not None:
         trailing.append(("retry-after", str(error.retry_after_s)))

@@ -12,6 +12,7 @@ import re
 import time
 
 from eca_service import metrics
+from eca_service.errors import ServiceError
 from eca_service.tracing import Trace
 
 logger = logging.getLogger(__name__)
@@ -25,12 +26,12 @@ class Entry:
     `given_id` is kept as the request's id where it is a sound one, else a new one is made. `quiet` requests, such as
     health checks, are logged at debug level. `size` is the body's, in bytes, and `receive_s` how long it took to come;
     `caller` the name of the key that was used, `account` whose rate limit it counts for; `status` HTTP's number or
-    gRPC's name.
+    gRPC's name; `reason` why the service failed, in the words of the answer.
     """
 
     __slots__ = (
-        *("account", "caller", "code", "images", "model", "protocol", "quiet", "receive_s", "request_id", "route"),
-        *("seconds", "size", "stages", "started", "status", "trace"),
+        *("account", "caller", "code", "images", "model", "protocol", "quiet", "reason", "receive_s", "request_id"),
+        *("route", "seconds", "size", "stages", "started", "status", "trace"),
     )
 
     def __init__(self, protocol: str, given_id: str = "", trace: Trace | None = None, quiet: bool = False) -> None:
@@ -39,7 +40,7 @@ class Entry:
         self.request_id = given_id if REQUEST_ID.fullmatch(given_id) else f"{random.getrandbits(128):032x}"
         self.trace = trace
         self.quiet = quiet
-        self.account = self.caller = self.route = ""
+        self.account = self.caller = self.reason = self.route = ""
         self.model = UNMATCHED
         self.code = "ok"
         self.status: int | str = ""
@@ -59,6 +60,12 @@ class Entry:
         self.stages[name] = max(seconds, self.stages.get(name, 0.0))
         if self.trace:
             self.trace.stage(name, began, seconds)
+
+    def failed(self, error: ServiceError) -> None:
+        """The answer is this error; the log says why where that is no fault of the caller's."""
+        self.code = error.code
+        if error.kind.http >= 500:
+            self.reason = error.detail
 
     def answered(self) -> float:
         """The answer is there: the seconds that it took, which are now the request's."""
@@ -96,6 +103,8 @@ class Entry:
             "bytes": self.size,
             "images": self.images,
         }
+        if self.reason:
+            fields["reason"] = self.reason
         if self.caller:
             fields["caller"] = self.caller
         if self.trace:

@@ -136,7 +136,7 @@ class Guard:
                 exchange.permit = self.core.enter(int(length) if length.isdigit() else 0, entry)
             await self.app(scope, limited, send)
         except ServiceError as error:  # refused here, or by `Direct`: what FastAPI looks at it answers
-            entry.code = error.code
+            entry.failed(error)
             await answer(error, scope)(scope, receive, send)
         finally:
             if exchange.permit:

@@ -38,7 +38,7 @@ def install(app: FastAPI) -> None:
     """Has the application answer what its routes raise."""
 
     async def handled(request: Request, error: ServiceError) -> JSONResponse:
-        request.scope["eca"].entry.code = error.code
+        request.scope["eca"].entry.failed(error)
         return answer(error, request.scope)
 
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

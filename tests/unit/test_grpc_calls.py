@@ -66,6 +66,7 @@ async def called(folder: Path, behaviour: Any, message: bytes = b"") -> Call:
     ("failure", "status", "told"),
     [
         (ServiceError("deadline_exceeded", "too late"), "DEADLINE_EXCEEDED", {"eca-code": "deadline_exceeded"}),
+        (ServiceError("internal", "Triton failed on m"), "INTERNAL", {"eca-code": "internal"}),
         (ServiceError("overloaded", "full"), "RESOURCE_EXHAUSTED", {"eca-code": "overloaded", "retry-after": "1"}),
         (NotImplementedError(), "UNIMPLEMENTED", {}),
         (ZeroDivisionError("a secret"), "INTERNAL", {"eca-code": "internal"}),
@@ -77,14 +78,17 @@ async def test_a_call_that_fails_ends_with_its_status(
     async def behaviour(*_: object) -> Any:
         raise failure
 
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         context = await called(tmp_path, behaviour)
     assert context.status.name == status
     assert context.trailing.pop("x-request-id")
     assert "total;dur=" in context.trailing.pop("server-timing")
     assert context.trailing == told
     assert "secret" not in context.details
-    assert [record.exc_info is not None for record in caplog.records] == [True] * (status == "INTERNAL")
+    *errors, line = caplog.records
+    assert [record.exc_info is not None for record in errors] == [True] * isinstance(failure, ZeroDivisionError)
+    ours = status in {"INTERNAL", "DEADLINE_EXCEEDED"}
+    assert ("reason" in line.fields) == ours  # type: ignore[attr-defined]
 
 
 async def test_what_is_no_message_is_the_caller_s_fault(tmp_path: Path) -> None:

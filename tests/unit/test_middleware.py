@@ -13,6 +13,7 @@ import httpx
 import pytest
 from eca_service import metrics, page
 from eca_service.app import create_app
+from eca_service.errors import ServiceError
 from eca_service.keys import make
 from eca_service.logs import JsonLines
 from eca_service.settings import Settings
@@ -98,6 +99,30 @@ async def test_what_nobody_caught(
     line = next(record for record in caplog.records if record.message == "request")
     assert json.loads(JsonLines().format(line))["code"] == "internal"
     assert "RuntimeError: secret details" in caplog.text, "for the operator"
+
+
+async def test_the_log_says_why_the_service_failed_and_not_what_callers_did(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only who had asked was told what Triton said."""
+    caplog.set_level(logging.INFO)
+    app = application(tmp_path)
+
+    @app.get("/fails/{code}")
+    async def fails(code: str) -> Response:
+        raise ServiceError(code, "Triton failed on m: no memory")
+
+    async with client_of(app) as client:
+        for code in ("internal", "bad_request"):
+            assert (await client.get(f"/fails/{code}")).json()["detail"] == "Triton failed on m: no memory"
+        app.state.core.draining = True
+        assert (await client.post("/v1/classify", content=b"x")).status_code == 503
+    fields = [json.loads(JsonLines().format(record)) for record in caplog.records if record.message == "request"]
+    assert [(one["code"], one.get("reason")) for one in fields] == [
+        ("internal", "Triton failed on m: no memory"),
+        ("bad_request", None),
+        ("draining", "the service is shutting down"),
+    ]
 
 
 async def test_what_has_no_route_is_called_alike_everywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
