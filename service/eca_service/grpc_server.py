@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from eca_service import oip
+from eca_service.addresses import joined
 from eca_service.cancellation import in_time
 from eca_service.contract import Contract
 from eca_service.core import Core
@@ -54,8 +55,7 @@ class GrpcServer:
         if settings.docs != "off":
             names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"{host}:{settings.grpc_port}"
+        address = joined(settings.host, settings.grpc_port)
         if certificate:
             self._server.add_secure_port(address, certificate.credentials())
         else:

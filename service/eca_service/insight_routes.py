@@ -19,6 +19,7 @@ from eca_service.errors import ServiceError
 from eca_service.explanation import Explanation, explain
 from eca_service.geometry import Box, Size, as_stored
 from eca_service.labels import top_k_of
+from eca_service.negotiation import weights
 from eca_service.openapi import COMPARED, EXPLAINED, takes_images
 from eca_service.overlay import overlay_png
 from eca_service.registry import Model
@@ -115,17 +116,10 @@ async def compare_route(
 
 def prefers_json(accept: str) -> bool:
     """Whether an Accept header (RFC 9110) asks for JSON rather than for a PNG."""
-    weights: dict[str, float] = {}
-    for part in accept.split(","):
-        kind, _, parameters = part.partition(";")
-        weight = parameters.replace(" ", "").partition("q=")[2].partition(";")[0]
-        try:
-            weights[kind.strip().lower()] = float(weight) if weight else 1.0
-        except ValueError:
-            continue
+    given = weights(accept)
 
     def weight_of(kind: str, group: str) -> float:
-        return next((weights[name] for name in (kind, group, "*/*") if name in weights), 0.0)
+        return next((given[name] for name in (kind, group, "*/*") if name in given), 0.0)
 
     return weight_of("application/json", "application/*") > weight_of(PNG, "image/*")
 

@@ -53,17 +53,23 @@ class Negotiated:
         await self.app(scope, receive, compressed)
 
 
-def chosen(accepted: str) -> str | None:
-    """Of gzip and deflate the one that an Accept-Encoding prefers, gzip where it does not care; None where neither."""
-    weights: dict[str, float] = {}
+def weights(accepted: str) -> dict[str, float]:
+    """What an Accept header, or one like it, names, in lower case, with its weight (RFC 9110, 12.4.2) or 1."""
+    found: dict[str, float] = {}
     for part in accepted.lower().split(","):
-        name, _, parameter = part.partition(";")
-        key, _, value = parameter.partition("=")
+        name, *parameters = (one.strip() for one in part.split(";"))
+        given = dict(one.replace(" ", "").partition("=")[::2] for one in parameters)
         try:
-            weights[name.strip()] = float(value) if key.strip() == "q" else 1.0
+            found[name] = float(given.get("q") or 1)
         except ValueError:
             continue
-    offered = {name: weights.get(name, weights.get("*", 0.0)) for name in ("gzip", "deflate")}
+    return found
+
+
+def chosen(accepted: str) -> str | None:
+    """Of gzip and deflate the one that an Accept-Encoding prefers, gzip where it does not care; None where neither."""
+    given = weights(accepted)
+    offered = {name: given.get(name, given.get("*", 0.0)) for name in ("gzip", "deflate")}
     best = max(offered, key=lambda name: offered[name])
     return best if offered[best] > 0 else None
 

@@ -86,6 +86,7 @@ def test_heads_are_kept_by_their_bytes(tmp_path: Path) -> None:
         ("image/png", False),
         ("application/json, image/png;q=0.5", True),
         ("application/json;q=0.2, image/*", False),
+        ("application/json;Q=0.2, image/png;q=0.5", False),
         ("text/html, application/json;q=0.9, */*;q=0.8", True),
         ("application/json;q=many", False),
     ],

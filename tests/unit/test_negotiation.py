@@ -21,6 +21,7 @@ from eca_service.negotiation import chosen
         ("*;q=0", None),
         ("*", "gzip"),
         ("gzip;q=much", None),
+        ("gzip;q=0.5;level=9, deflate;q=0.2", "gzip"),
     ],
 )
 def test_chosen(accepted: str, encoding: str | None) -> None:
