@@ -183,7 +183,8 @@ def test_secrets_are_files_and_what_is_not_asked_for_is_off() -> None:
 
 def test_what_the_chart_sets_cannot_be_set_twice() -> None:
     """Server-side apply refuses a name that is there twice; else the last one would hold, unseen by the chart."""
-    for name in {entry["name"] for entry in gateway_container(ALL)["env"]} - ALL["gateway"]["env"].keys():
+    may_be = {"ECA_DECODE_THREADS", *ALL["gateway"]["env"]}
+    for name in {entry["name"] for entry in gateway_container(ALL)["env"]} - may_be:
         with pytest.raises(helm_python.HelmError, match=name):
             manifests({"gateway": {"env": {name: "1"}}})
 
@@ -236,7 +237,7 @@ def test_pods_are_probed_spread_and_few_are_disrupted_at_once() -> None:
 )
 def test_a_gateway_stays_until_nobody_sends_any_more(own: dict[str, Any]) -> None:
     pod = manifests({"gateway": own})["Deployment", "demo-eca-serve-gateway"]["spec"]["template"]["spec"]
-    environment = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+    environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
     grace_ms = int(environment.get("ECA_GRACE_MS", Settings.model_fields["grace_ms"].default))
     ending_s = (int(environment["ECA_DRAIN_DELAY_MS"]) + grace_ms) / 1000 + GRACE_S
     assert ending_s < pod["terminationGracePeriodSeconds"]
@@ -319,8 +320,21 @@ def test_an_engine_s_threads_are_told_to_tritons_and_gateways() -> None:
         found = manifests(values)
         for part in ("gateway", "triton"):
             pod = found["Deployment", f"demo-eca-serve-{part}"]["spec"]["template"]["spec"]
-            environment = {entry["name"]: entry["value"] for entry in pod["containers"][0].get("env", [])}
+            environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0].get("env", [])}
             assert environment.get("ECA_TRITON_THREADS") == told, (part, values)
+
+
+def test_a_gateway_decodes_on_the_cores_that_it_asks_for() -> None:
+    """Of a node's 48 cores each decoded small PNGs of nine million pixels: 2.4 GB, where the limit is 2 GiB."""
+    asked: dict[str, Any] = {"valueFrom": {"resourceFieldRef": {"resource": "requests.cpu"}}}
+    for gateway, told in (
+        ({}, asked),
+        ({"env": {"ECA_DECODE_THREADS": "6"}}, {"value": "6"}),
+        ({"resources": {"requests": {"cpu": None}}}, None),
+    ):
+        entries = gateway_container({"gateway": gateway})["env"]
+        found = [entry for entry in entries if entry["name"] == "ECA_DECODE_THREADS"]
+        assert found == ([] if told is None else [{"name": "ECA_DECODE_THREADS", **told}])
 
 
 def test_other_values_make_another_build_job() -> None:
