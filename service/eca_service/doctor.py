@@ -15,6 +15,7 @@ from eca_service.diagnosis import Finding, Window, diagnose
 from eca_service.errors import ServiceError
 from eca_service.gateway import require_files
 from eca_service.integrity import damage
+from eca_service.memory import shortage
 from eca_service.preflight import obstacle_of
 from eca_service.registry import Model, Registry, pinned, read_pin, versions
 from eca_service.resolver import Resolver
@@ -35,7 +36,9 @@ def files(settings: Settings) -> Iterator[Finding]:
 
 
 def machine(settings: Settings) -> Iterator[Finding]:
-    """Whether the embedded Triton can run here, or the others can be reached from here."""
+    """Whether there is memory enough, and the embedded Triton can run here, or the others be reached from here."""
+    if short := shortage(settings):
+        yield Finding(f"{short[0].upper()}{short[1:]}.")
     if settings.triton_url is None:
         try:
             installation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 
@@ -13,6 +14,8 @@ from eca_service.stopping import Stopping
 from eca_service.tracing import http_endpoint
 from eca_service.triton.server import free_port, require_free
 from eca_service.triton.supervisor import TritonServer
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -112,6 +115,10 @@ def _require_models(settings: Settings) -> None:
 
 
 def _gateway(settings: Settings) -> None:
+    from eca_service.memory import shortage
+
+    if short := shortage(settings):
+        logger.warning("%s", short)
     if settings.workers > 1:
         from eca_service.workers import supervise
 
