@@ -335,6 +335,8 @@ def test_a_gateway_decodes_on_the_cores_that_it_asks_for() -> None:
         entries = gateway_container({"gateway": gateway})["env"]
         found = [entry for entry in entries if entry["name"] == "ECA_DECODE_THREADS"]
         assert found == ([] if told is None else [{"name": "ECA_DECODE_THREADS", **told}])
+    runtime, _ = yaml.safe_load_all(KSERVE.read_text())
+    assert {"name": "ECA_DECODE_THREADS", **asked} in runtime["spec"]["containers"][0]["env"]
 
 
 def test_other_values_make_another_build_job() -> None:
@@ -387,7 +389,7 @@ def test_kserve_s_triton_outlives_its_gateway(tmp_path: Path) -> None:
     """All of a pod's containers are asked to end at once; for five seconds each request was `model_not_ready`."""
     runtime, service = yaml.safe_load_all(KSERVE.read_text())
     gateway, triton = runtime["spec"]["containers"]
-    environment = {entry["name"]: entry["value"] for entry in gateway["env"]}
+    environment = {entry["name"]: entry.get("value") for entry in gateway["env"]}
     ending_s = (int(environment["ECA_DRAIN_DELAY_MS"]) + Settings.model_fields["grace_ms"].default) / 1000 + GRACE_S
     assert ending_s < service["spec"]["predictor"]["terminationGracePeriodSeconds"]
     *shell, script = triton["lifecycle"]["preStop"]["exec"]["command"]
