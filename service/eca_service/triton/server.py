@@ -26,6 +26,10 @@ OTHER_MACHINE = (
     f"`{CONTAINERS}` where Docker emulates x86-64"
 )
 MINIMAL_GLIBC = (2, 35)
+WHEEL = "nvidia-pytriton==0.7.0"
+INSTALL = "pip install 'eca-serve[triton]'"
+if sys.version_info >= (3, 13):  # for which there is no numpy 1, which the wheel asks for and its server does not use
+    INSTALL += f" && pip install --no-deps {WHEEL}"
 # Ends with its parent, even where that is killed: sets PR_SET_PDEATHSIG to SIGKILL, then becomes the server.
 LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
@@ -48,7 +52,7 @@ def installation() -> Path:
         )
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
-        raise TritonUnavailable("the embedded Triton is not installed; pip install 'eca-serve[triton]'")
+        raise TritonUnavailable(f"the embedded Triton is not installed; {INSTALL}")
     if os.statvfs(temporary := tempfile.gettempdir()).f_flag & os.ST_NOEXEC:
         raise TritonUnavailable(
             f"{temporary} is mounted noexec, and the embedded Triton loads its backends from there; "
@@ -69,7 +73,7 @@ def assemble_backends(folder: Path) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = source / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.exists():
-        raise TritonUnavailable(f"the embedded Triton has no stub for Python {version}; use Python 3.10 to 3.12")
+        raise TritonUnavailable(f"the embedded Triton has no stub for Python {version}; use Python 3.10 to 3.13")
     shutil.copy2(stub, python)
     ours = Path(__file__).parent / "python_backend"
     shutil.copytree(ours, folder / "inductor")
