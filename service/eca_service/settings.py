@@ -151,7 +151,9 @@ def load(given: Mapping[str, object]) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | BUILD_STEP | CLIENT
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
-        raise SettingsError(f"{unknown[0]} is no setting; `eca-serve up --help` lists them")
+        linked = "KUBERNETES_SERVICE_HOST" in os.environ  # where a Service called eca-... makes such variables
+        hint = "; if it comes from a Service's name, set enableServiceLinks: false in the pod's spec" if linked else ""
+        raise SettingsError(f"{unknown[0]} is no setting; `eca-serve up --help` lists them{hint}")
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:

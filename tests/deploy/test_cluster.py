@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from eca_service.grpc_server import GRACE_S
-from eca_service.settings import Settings
+from eca_service.settings import PREFIX, Settings
 
 from tests.deploy.observed import METRIC, PROMETHEUS, metrics_asked_for, promtool, rules
 from tests.deploy.stack import ROOT, versions
@@ -168,6 +168,19 @@ def gateway_container(values: dict[str, Any]) -> dict[str, Any]:
     pod = manifests(values)["Deployment", "demo-eca-serve-gateway"]["spec"]["template"]["spec"]
     container: dict[str, Any] = pod["containers"][0]
     return {**container, "volumes": {volume["name"]: volume for volume in pod["volumes"]}}
+
+
+@pytest.mark.parametrize("release", ["eca", "eca-serve"])
+def test_no_service_s_name_makes_variables_that_look_like_settings(release: str) -> None:
+    """Kubernetes gives every pod such variables, as SERVICE_NAME_PORT, and the commands take none they do not know."""
+    found = manifests(ALL, release)
+    made = {name.upper().replace("-", "_") for kind, name in found if kind == "Service"}
+    assert any(name.startswith(PREFIX) for name in made)
+    pods = [
+        document["spec"]["template"]["spec"] for (kind, _), document in found.items() if kind in {"Deployment", "Job"}
+    ]
+    _, service = yaml.safe_load_all(KSERVE.read_text())
+    assert [pod["enableServiceLinks"] for pod in (*pods, service["spec"]["predictor"])] == [False] * 4
 
 
 def test_secrets_are_files_and_what_is_not_asked_for_is_off() -> None:

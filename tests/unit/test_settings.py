@@ -25,7 +25,15 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECA_HTPP_PORT", "1")
-    with pytest.raises(SettingsError, match="ECA_HTPP_PORT is no setting"):
+    with pytest.raises(SettingsError, match=r"ECA_HTPP_PORT is no setting; [^;]+$"):
+        load({})
+
+
+def test_a_variable_that_kubernetes_makes_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert load({}) == Settings()
+    monkeypatch.setenv("ECA_SERVE_PORT", "tcp://10.0.0.7:8080")
+    with pytest.raises(SettingsError, match=r"ECA_SERVE_PORT is no setting.*enableServiceLinks: false"):
         load({})
 
 
