@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PREFIX = "ECA_"
 ORIGIN = re.compile(r"https?://[^/*,\s]+")
 ADDRESS = re.compile(r"([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-fA-F:.]+(%\w+)?]):(?P<port>\d{1,5})")  # a name or an IP
-SWITCH = "^(on|key|off)$"
+Switch = Literal["on", "key", "off"]
 MOST = 2_000_000_000  # of bytes and milliseconds: gRPC's numbers have 32 bits
 
 
@@ -87,22 +87,22 @@ class Settings(BaseSettings):
         None, ge=1e-6, le=1e9, description="images a second that one caller may send, above it 429"
     )
     rate_burst: int | None = Field(None, ge=1, description="images at once despite the limit; unset: a second's worth")
-    rate_by: str = Field("key", pattern="^(key|address)$", description="who is one caller: key, or client address")
+    rate_by: Literal["key", "address"] = Field("key", description="who is one caller: key, or client address")
     management_token_file: Path | None = Field(
         None, description="file of the token that may roll models back; unset: nobody may"
     )
     tls_cert: Path | None = Field(None, description="certificate chain (PEM) of both ports; with ECA_TLS_KEY")
     tls_key: Path | None = Field(None, description="its private key (PEM), without a password")
     cors_origins: str | None = Field(None, description="origins of web pages that may call, separated by commas")
-    page: str = Field("on", pattern="^(on|off)$", description="the page at /: on, off")
-    docs: str = Field("on", pattern=SWITCH, description="/docs and gRPC reflection: on, key (as any other route), off")
-    metrics: str = Field("on", pattern=SWITCH, description="/metrics: on, key, off")
+    page: Literal["on", "off"] = Field("on", description="the page at /: on, off")
+    docs: Switch = Field("on", description="/docs and gRPC reflection: on, key (as any other route), off")
+    metrics: Switch = Field("on", description="/metrics: on, key, off")
     otlp_endpoint: str | None = Field(
         None, description="collector of traces; unset: OTEL_EXPORTER_OTLP_ENDPOINT, if any"
     )
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")
-    log_format: str | None = Field(
-        None, pattern="^(json|text)$", description="json or text; unset: text on a terminal, else json"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_format: Literal["json", "text"] | None = Field(
+        None, description="json or text; unset: text on a terminal, else json"
     )
 
     @property

@@ -57,6 +57,23 @@ def test_out_of_range_names_the_variable() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"log_level": "INFO"}, "ECA_LOG_LEVEL='INFO': input should be 'debug', 'info', 'warning' or 'error'"),
+        ({"log_format": "xml"}, "ECA_LOG_FORMAT='xml': input should be 'json' or 'text'"),
+        ({"page": "yes"}, "ECA_PAGE='yes': input should be 'on' or 'off'"),
+        ({"docs": "no"}, "ECA_DOCS='no': input should be 'on', 'key' or 'off'"),
+        ({"metrics": "false"}, "ECA_METRICS='false': input should be 'on', 'key' or 'off'"),
+        ({"rate_by": "ip"}, "ECA_RATE_BY='ip': input should be 'key' or 'address'"),
+    ],
+)
+def test_a_choice_names_what_there_is_to_choose(given: dict[str, str], sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(given)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
     "name", [name for name in Settings.model_fields if name.endswith("_ms")] + ["max_body_bytes", "max_head_bytes"]
 )
 def test_what_grpc_cannot_count_to_is_refused(name: str) -> None:
