@@ -114,6 +114,11 @@ async def _form(request: Request, core: Core) -> Images:
             yield piece
 
     told = Headers(raw=[(b"content-type", request.scope["eca"].headers[b"content-type"])])
+    if "boundary=" not in told["content-type"].lower():  # as of a script that sets the header and sends a FormData
+        raise ServiceError(
+            "bad_request",
+            "the form's Content-Type names no boundary; leave that header to the library that makes the form",
+        )
     reader = _Form(told, stream(), max_files=core.settings.max_images)
     try:
         form = await reader.parse()
@@ -122,7 +127,10 @@ async def _form(request: Request, core: Core) -> Images:
     try:
         if not reader.ended:
             raise ServiceError("bad_request", "the form is cut off: its last boundary is missing")
-        return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        files = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        if form and not files:
+            raise ServiceError("bad_request", "the form has texts and no file; curl sends one with -F image=@cat.jpg")
+        return files
     finally:
         await form.close()
 
@@ -132,7 +140,11 @@ def from_base64(text: str) -> bytes | ServiceError:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        return ServiceError("bad_request", "the text is not base64")
+        return ServiceError(
+            "bad_request",
+            "the text is not base64, padded by =, of A-Z, a-z, 0-9, + and / alone: no line break, and no "
+            "data:...;base64, before it",
+        )
 
 
 def _base64(text: bytes, most: int) -> list[bytes | ServiceError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import json
@@ -63,6 +64,40 @@ def test_a_form_that_is_cut_off_is_refused(service: Service, image: bytes, lost:
     answer = service.ask("POST", "/v1/classify", content=body[:-lost], headers=FORM)
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
     assert "cut off" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ("multipart/form-data", "names no boundary; leave that header to the library"),
+        (FORM["content-type"], "has texts and no file; curl sends one with -F image=@cat.jpg"),
+    ],
+)
+def test_what_a_form_lacks_is_told(service: Service, told: str, sentence: str) -> None:
+    """As a script sends it that sets the header itself, and `curl -F image=cat.jpg`."""
+    body = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\ncat.jpg\r\n--b--\r\n'
+    answer = service.ask("POST", "/v1/classify", content=body, headers={"content-type": told})
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+    assert sentence in answer.json()["detail"]
+
+
+def test_what_is_no_base64_is_told_what_it_must_be(service: Service, image: bytes) -> None:
+    """A data URL, as FileReader gives it; lines, as MIME has them; URL-safe, unpadded."""
+    text = base64.b64encode(image + b"\xfb" * (9 + (1 - len(image)) % 3)).decode()
+    assert "+" in text
+    assert text.endswith("==")
+    texts = [
+        text,
+        f"data:image/png;base64,{text}",
+        f"{text[:76]}\n{text[76:]}",
+        text.replace("+", "-"),
+        text.rstrip("="),
+    ]
+    answer = service.ask("POST", "/v1/classify", json={"images": [{"b64": one} for one in texts]})
+    right, *wrong = answer.json()["results"]
+    assert "predictions" in right
+    assert {row["error"]["code"] for row in wrong} == {"bad_request"}
+    assert all("no line break, and no data:...;base64, before it" in row["error"]["detail"] for row in wrong)
 
 
 def test_a_large_file_of_a_form_is_not_written_to_disk(service: Service) -> None:
