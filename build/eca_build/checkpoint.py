@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 import safetensors
@@ -26,7 +26,8 @@ from eca_build.networks.attention import Kind
 from eca_build.provenance import sha256
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")  # averages where alone
-PREFIXES = ("module.", "_orig_mod.", "model.")
+# What others count into a network: PyTorch its batches and averages, and thop, when it was asked for operations.
+COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 # What training scripts keep beside the weights and is data, though pickled as a call: numbers and arrays of either
 # generation of numpy, and the options of the command line, paths among them, of whatever system they came from.
 PATHS = ("Posix", "Windows", "PurePosix", "PureWindows")
@@ -112,6 +113,8 @@ def begins(path: Path) -> bytes:
         raise BuildError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
     if not first:
         raise BuildError(f"the checkpoint {path} is empty; copy it again")
+    if first == b"version h":  # ttps://git-lfs.github.com/spec/v1
+        raise BuildError(f"{path} is Git LFS's note of where the checkpoint is; `git lfs pull` brings the file itself")
     return first
 
 
@@ -154,13 +157,22 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     for _ in range(MOST_WRAPPED):
         if isinstance(raw, dict):
             raw = next((raw[key] for key in WRAPPERS if isinstance(raw.get(key), dict)), raw)
-    if (
-        not isinstance(raw, dict)
-        or not raw
-        or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in raw.items())
-    ):
-        raise BuildError(f"{path} holds no state_dict; save the network's state_dict() and give that")
-    return raw
+    if is_state(raw):
+        return raw
+    inner = {key: value for key, value in raw.items() if is_state(value)} if isinstance(raw, dict) else {}
+    if len(inner) == 1:
+        return inner.popitem()[1]
+    several = f"several state_dicts ({', '.join(map(str, inner))})" if inner else "no state_dict"
+    raise BuildError(f"{path} holds {several}; save the network's state_dict() and give that")
+
+
+def is_state(value: object) -> TypeGuard[dict[str, Tensor]]:
+    """Whether it is a state_dict: tensors by their names."""
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
+    )
 
 
 def require_unpacked(path: Path) -> None:
@@ -174,13 +186,10 @@ def require_unpacked(path: Path) -> None:
 
 
 def strip(raw: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of wrappers that every key carries, and without counters of batches and of averages."""
-    state = {
-        key: value for key, value in raw.items() if not key.endswith("num_batches_tracked") and key != "n_averaged"
-    }
-    for prefix in PREFIXES * 2:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    """Without counters, and without the names that every key begins with: a network's layers lie beside each other."""
+    state = {key: value for key, value in raw.items() if key.rpartition(".")[2] not in COUNTERS}
+    while all("." in key for key in state) and len({key.partition(".")[0] for key in state}) == 1:
+        state = {key.partition(".")[2]: value for key, value in state.items()}
     return state
 
 

@@ -53,7 +53,12 @@ def detect(state: State, path: Path) -> NetworkSpec:
             "begin with one, `eca-build archs` lists them"
         )
     else:
-        raise BuildError(f"{path} is no network known here; `eca-build archs` lists those that are")
+        begin = sorted({key.partition(".")[0] for key in state})
+        more = f" and {len(begin) - 8} more" if len(begin) > 8 else ""
+        raise BuildError(
+            f"{path} is no network known here, its weights are in {', '.join(begin[:8])}{more}; `eca-build archs` "
+            "lists those that are"
+        )
     sites = len(site_channels(arch, width))
     if len(blocks) != sites:
         raise BuildError(f"{path} looks like {arch} but has {len(blocks)} of its {sites} blocks")

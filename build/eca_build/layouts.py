@@ -23,12 +23,15 @@ CBAM = (
     (r"\.ca\.(fc[12])\.", r".attention.\1."),
     (r"\.sa\.conv1\.", ".attention.spatial.conv."),
 )
+# The classifier's layers: those who train a network for classes of their own put it into a sequence, or take it out.
+CLASSIFIER = re.compile(r"(fc|classifier)(?:\.\d+)?\.(weight|bias)")
 # ECA-Net's authors put the attention of a MobileNetV2's block last in its sequence, behind the projection's batch norm.
 LAST_IN_SEQUENCE = re.compile(r"(features\.\d+)\.conv\.[34]\.((?:conv|fc)\..+)")
 
 
 def canonical(state: State) -> tuple[State, str]:
     """The same tensors under our names, and where the names come from; keys that are not known stay as they are."""
+    state = _classifier(state)
     if any(".attention." in key for key in state):
         return state, "eca-serve"
     if any(LAST_IN_SEQUENCE.fullmatch(key) for key in state):
@@ -46,6 +49,19 @@ def canonical(state: State) -> tuple[State, str]:
     if any(re.search(r"\.se\.(conv|fc1)\.", key) for key in state):
         return _attention(state), "timm"
     return _attention(state), "torchvision"
+
+
+def _classifier(state: State) -> State:
+    """The one linear layer is `fc`, or a MobileNetV2's `classifier.1`, wherever in a sequence it was."""
+    found = {key: match for key in state if (match := CLASSIFIER.fullmatch(key))}
+    layers = [key.rpartition(".")[0] for key, match in found.items() if match[2] == "weight"]
+    if len(layers) > 1:
+        raise BuildError(
+            f"the checkpoint has a classifier of several layers with weights, {', '.join(layers)}; the networks here "
+            "end in one linear layer"
+        )
+    names = {key: f"{match[1].replace('classifier', 'classifier.1')}.{match[2]}" for key, match in found.items()}
+    return {names.get(key, key): value for key, value in state.items()}
 
 
 def _attention(state: State) -> State:
@@ -120,7 +136,6 @@ def _timm_mobilenet(state: State) -> State:
                 ("bn1.", "features.0.1."),
                 ("conv_head.", "features.18.0."),
                 ("bn2.", "features.18.1."),
-                ("classifier.", "classifier.1."),
             ):
                 if key.startswith(theirs):
                     key = ours + key.removeprefix(theirs)

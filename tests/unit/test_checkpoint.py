@@ -157,6 +157,7 @@ CBAM_CASES: list[tuple[str, NetworkSpec, str, object]] = [
         },
     ),
 ]
+THOP = ("total_ops", "total_params")  # what it leaves in every layer that it counts
 VARIANTS: tuple[Kind, ...] = ("se-var2", "se-var3", "se-gc1", "se-gc2", "se-gc3", "eca-ns", "cbam")
 
 CASES: list[tuple[str, NetworkSpec, str, object]] = [
@@ -184,6 +185,13 @@ CASES: list[tuple[str, NetworkSpec, str, object]] = [
             k.replace(".attention.", ".se."): v[..., None, None] if "attention" in k and "weight" in k else v
             for k, v in s.items()
         },
+    ),
+    ("classifier behind a dropout", ECA18, "m.pth", lambda s: renamed(s, (r"^fc\.", "fc.1."))),
+    (
+        "mobilenet with a classifier of its own",
+        with_formula("mobilenetv2", "none", 9),
+        "m.pth",
+        lambda s: renamed(s, (r"^classifier\.1\.", "classifier.")),
     ),
     ("bottlenecks", with_formula("resnet50", "eca", 4), "m.pth", lambda s: s),
     ("cifar", with_formula("resnet32_cifar", "eca", 10), "m.pth", lambda s: s),
@@ -323,6 +331,21 @@ def test_averages_as_pytorch_counts_them(tmp_path: Path, wrap: str | None) -> No
     assert load(tmp_path / "m.pth").spec == ECA18
 
 
+def test_the_only_state_dict_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
+    state = state_of(ECA18)
+    torch.save({"ema": state, "epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}, tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth").spec == ECA18
+    torch.save({"student": state, "teacher": state}, tmp_path / "m.pth")
+    with pytest.raises(BuildError, match=r"holds several state_dicts \(student, teacher\); save"):
+        load(tmp_path / "m.pth")
+
+
+def test_what_thop_counted_is_no_weight(tmp_path: Path) -> None:
+    counts = {f"{name}{what}": torch.zeros(1) for name in ("", "layer1.0.conv1.") for what in THOP}
+    torch.save(state_of(ECA18) | counts, tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth").spec == ECA18
+
+
 def test_a_dict_that_holds_itself_is_a_sentence(tmp_path: Path) -> None:
     itself: dict[str, object] = {}
     itself["model"] = {"state_dict": itself}
@@ -371,6 +394,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         ("cut.pth", whole[: len(whole) // 2], "damaged"),
         ("empty.pth", b"", "is empty"),
         ("text.pth", b"hello there", "damaged"),
+        ("note.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "`git lfs pull` brings"),
         ("cut.safetensors", b"\xff" * 40, "damaged"),
     ):
         (tmp_path / name).write_bytes(content)
@@ -416,6 +440,7 @@ def test_a_small_file_that_asks_for_much_memory_is_refused(tmp_path: Path) -> No
         ({"fc.weight": torch.zeros(1).expand(1 << 36, 512)}, r"fc\.weight has more values than the file holds"),
         ({"conv1.weight": torch.zeros(())}, r"conv1\.weight has 0 axes"),
         ({"fc.weight": torch.zeros(0, 512), "fc.bias": torch.zeros(0)}, "classifier of no classes"),
+        ({"fc.4.weight": torch.zeros(7, 7)}, r"a classifier of several layers with weights, fc, fc\.4"),
         ({"layer1.0.bn1.running_var": torch.full((64,), -1.0)}, "negative variances"),
         ({"layer9.surprise": torch.zeros(1)}, r"has also layer9\.surprise"),
         ({"layer1.0.attention.conv.weight": torch.zeros(1, 1, 4)}, "kernel sizes are odd"),
@@ -431,7 +456,7 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
     for drop, sentence in (
         ("layer1.0.bn1.weight", r"lacks layer1\.0\.bn1\.weight"),
         ("layer1.0.attention.conv.weight", "ECA in 7 of 8 blocks"),
-        ("fc.weight", "no network known here"),
+        ("fc.weight", "no network known here, its weights are in bn1, conv1, fc, layer1, layer2, layer3, layer4;"),
     ):
         torch.save({k: v for k, v in state.items() if k != drop}, tmp_path / "m.pth")
         with pytest.raises(BuildError, match=sentence):
@@ -463,7 +488,7 @@ def test_a_cbam_with_another_batch_norm(tmp_path: Path) -> None:
         load(tmp_path / "m.pth")
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "_orig_mod.module.", "model.backbone.module."])
 def test_wrappers_leave_no_prefix_in_whichever_order_they_were_put_on(prefix: str) -> None:
     state = {f"{prefix}{key}": torch.zeros(1) for key in ("conv.weight", "module.weight", "bn.num_batches_tracked")}
     assert list(strip(state)) == ["conv.weight", "module.weight"]
