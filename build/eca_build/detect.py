@@ -40,6 +40,11 @@ def detect(state: State, path: Path) -> NetworkSpec:
         raise BuildError(f"{path} has a classifier of {heads[0].ndim} axes; the networks here end in a linear layer")
     if heads and not len(heads[0]):
         raise BuildError(f"{path} has a classifier of no classes")
+    if heads and len(heads[0]) == 1:
+        raise BuildError(
+            f"{path} has a classifier of one class, whose probability would always be 1; where it was trained to say "
+            "no or yes by a sigmoid, put a zero before its bias and a row of zeros before its weights: class 1 is yes"
+        )
     if "features.0.0.weight" in state and "classifier.1.weight" in state:
         arch, width, classes = _mobilenet(state, path)
         blocks = [f"features.{index}" for index in range(1, 18)]

@@ -440,6 +440,7 @@ def test_a_small_file_that_asks_for_much_memory_is_refused(tmp_path: Path) -> No
         ({"fc.weight": torch.zeros(1).expand(1 << 36, 512)}, r"fc\.weight has more values than the file holds"),
         ({"conv1.weight": torch.zeros(())}, r"conv1\.weight has 0 axes"),
         ({"fc.weight": torch.zeros(0, 512), "fc.bias": torch.zeros(0)}, "classifier of no classes"),
+        ({"fc.weight": torch.zeros(1, 512), "fc.bias": torch.zeros(1)}, "classifier of one class.*class 1 is yes"),
         ({"fc.4.weight": torch.zeros(7, 7)}, r"a classifier of several layers with weights, fc, fc\.4"),
         ({"layer1.0.bn1.running_var": torch.full((64,), -1.0)}, "negative variances"),
         ({"layer9.surprise": torch.zeros(1)}, r"has also layer9\.surprise"),

@@ -87,7 +87,7 @@ def test_what_cannot_be_written(tmp_path: Path, arguments: tuple[str, str, int],
         write(tmp_path / "m.pth", "resnet18", "none", 3)
 
 
-@pytest.mark.parametrize("options", ["--width nan", "--seed -1", f"--seed {2**63}"])
+@pytest.mark.parametrize("options", ["--width nan", "--classes 1", "--seed -1", f"--seed {2**63}"])
 def test_numbers_that_cannot_be(tmp_path: Path, options: str) -> None:
     asked = ["init", "mobilenetv2_cifar", "-o", str(tmp_path / "m.safetensors"), *options.split()]
     done = CliRunner().invoke(main, asked)

@@ -60,7 +60,7 @@ def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
 @click.command(epilog=INIT_EXAMPLE)
 @click.argument("arch")
 @option("--attention", default="none", help="One of `archs`.")
-@option("--classes", type=click.IntRange(1, 100_000), help="Default: the architecture's, 1000 or 10.")
+@option("--classes", type=click.IntRange(2, 100_000), help="Default: the architecture's, 1000 or 10.")
 @option("--width", type=FloatRange(0.05, 4), default=1.0, help="Times the channels, where the network can.")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors file.")
