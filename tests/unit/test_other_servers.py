@@ -112,6 +112,18 @@ def test_a_scheme_may_be_in_capitals(kind: type) -> None:
 
 
 @both
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_other_scheme_is_asked_about(kind: type, scheme: str) -> None:
+    """Somebody listens, so that `eca-serve up` would not help."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    with server(200, b"{}", tls=context if scheme == "http" else None) as (place, seen):
+        error = error_of(kind, f"{scheme}://{place}", classified, retry=Retry(1))
+        assert (error.code, seen) == ("unreachable", [])
+        assert error.detail.endswith("is it http://, https:// or grpc:// there?")
+
+
+@both
 @pytest.mark.parametrize("key", ["eca_3NPE\neca_second", "eca_3NPE second", "eca_3NPE\x00", "eca_3NPEé"])
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_a_key_that_cannot_be_sent_is_not_shown(kind: type, scheme: str, key: str) -> None:

@@ -89,7 +89,9 @@ def _translated(url: str) -> Iterator[None]:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise ClientError("untrusted", f"the certificate of {url} is not trusted ({error}); see --ca") from None
         reason = str(error) or type(error).__name__
-        raise ClientError("unreachable", f"no service answers at {url} ({reason}); `eca-serve up` starts one") from None
+        listens = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) or "WRONG_VERSION_NUMBER" in reason
+        advice = "is it http://, https:// or grpc:// there?" if listens else "`eca-serve up` starts one"
+        raise ClientError("unreachable", f"no service answers at {url} ({reason}); {advice}") from None
 
 
 def _options(url: str, key: str | None, ca: Path | None, pinned: bool) -> dict[str, Any]:
