@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 from importlib import metadata
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 from eca_service import addresses
 from eca_service.triton import server
+from eca_service.triton.supervisor import TritonServer
 
 ROOT = Path(__file__).parents[2]
 INTERFACES = Path("/proc/net/if_inet6")
@@ -84,3 +86,15 @@ def test_triton_is_told_once_where_to_listen() -> None:
         command = server.command(Path("b"), Path("f"), Path("r"), 1, "p", host, "http://collector:4318/v1/traces")
         assert [part for part in command if part.startswith("--grpc-address")] == [f"--grpc-address={told}"]
         assert "--trace-config=opentelemetry,url=http://collector:4318/v1/traces" in command
+
+
+def test_a_log_that_cannot_be_written_is_told_once_with_its_setting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    triton = TritonServer(tmp_path, 0, tmp_path)
+    process = subprocess.Popen(["printf", "one\\ntwo\\n"], stdout=subprocess.PIPE)
+    triton._pump(process)
+    process.wait()
+    assert triton.last_lines() == "one\ntwo"
+    (told,) = caplog.messages
+    assert told == f"Triton's log {tmp_path} cannot be written: Is a directory; ECA_TRITON_LOG names another file"

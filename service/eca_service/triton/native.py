@@ -58,7 +58,9 @@ def library() -> Path:
                 logger.info("compiling Triton's backend, once")
                 compile_to(found, command)
     except OSError as error:
-        raise NotCompiled(f"{home} cannot hold the compiled backend: {error.strerror}") from None
+        raise NotCompiled(
+            f"{home} cannot hold the compiled backend: {error.strerror}; XDG_CACHE_HOME names another folder"
+        ) from None
     return found
 
 

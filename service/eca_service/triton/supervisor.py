@@ -200,7 +200,8 @@ class TritonServer:
                         self._append(raw)
                 except OSError as error:  # a full disk must not stop the reading: Triton would block on its pipe
                     writes = False
-                    logger.error("Triton's log %s cannot be written any more: %s", self.log_file, error.strerror)
+                    reason = f"{error.strerror}; ECA_TRITON_LOG names another file"
+                    logger.error("Triton's log %s cannot be written: %s", self.log_file, reason)
 
     def _append(self, raw: bytes) -> None:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
