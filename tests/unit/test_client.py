@@ -41,6 +41,7 @@ def test_files_share_requests_within_bounds(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in (*sizes, "missing")]
     found = [[path.name for path in batch] for batch in batches(paths, 3)]
     assert found == [["a", "b", "c"], ["d"], ["e"], ["f", "missing"]]
+    assert list(batches(str(tmp_path / "a"), 3)) == [[tmp_path / "a"]], "one path, not its letters"
     with pytest.raises(ValueError, match="at least one file"):
         list(batches(paths, 0))
 

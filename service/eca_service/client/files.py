@@ -28,13 +28,13 @@ class FileResult:
 def batches(paths: Iterable[str | os.PathLike[str]], size: int) -> Iterator[list[Path]]:
     """The paths in their order, at most `size` and 8 MiB of files at a time; a larger file is alone.
 
-    Raises ValueError where `size` is below 1.
+    A text is one path, not as many as it has letters. Raises ValueError where `size` is below 1.
     """
     if size < 1:
         raise ValueError(f"a batch has at least one file, not {size}")
     batch: list[Path] = []
     held = 0
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, str) else paths):
         try:
             length = path.stat().st_size
         except (OSError, ValueError):
