@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import eca_build.cli
@@ -99,3 +102,17 @@ def test_a_full_disk_is_told_by_the_file_that_is_on_it(monkeypatch: pytest.Monke
     monkeypatch.setattr("eca_service.cli.upkeep.make", copy)
     done = CliRunner().invoke(eca_service.cli.main, ["key", "team"])
     assert (done.exit_code, done.output) == (2, "eca-serve: /written/to cannot be written: No space left on device\n")
+
+
+def test_closed_streams_are_as_good_as_ones_nobody_reads(tmp_path: Path) -> None:
+    """As some process managers start a service: it went on to fail without a word, for its log had nowhere to go."""
+    command = [
+        sys.executable,
+        "-c",
+        "from eca_service.cli import main; main()",
+        "gateway",
+        "--repository",
+        str(tmp_path),
+    ]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], check=False)
+    assert done.returncode == 2, "there is no model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 
 import click
@@ -43,6 +44,9 @@ def main() -> None:
     Shell completion, for bash (zsh and fish likewise):
       eval "$(_ECA_SERVE_COMPLETE=bash_source eca-serve)"
     """
+    for name in ("stdin", "stdout", "stderr"):  # who closed one is as good as nobody, and no socket may take its number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are no UTF-8 are written as they are
         sys.stdout.reconfigure(errors="surrogateescape")
 
