@@ -109,7 +109,7 @@ def called(folder: Path) -> str:
 def default_name(path: Path) -> str:
     """The file's name without its suffixes."""
     name = path.name
-    for suffix in (".pth.tar", ".safetensors", ".pth", ".pt"):
+    for suffix in (".pth.tar", ".safetensors", ".pth", ".pt", ".ckpt"):
         name = name.removesuffix(suffix)
     return name
 

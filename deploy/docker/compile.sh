@@ -8,11 +8,11 @@ if [ ! -r "$folder" ] || [ ! -x "$folder" ]; then
     exit 2
 fi
 set --
-for file in "$folder"/*.pth "$folder"/*.pth.tar "$folder"/*.safetensors; do
+for file in "$folder"/*.pth "$folder"/*.pth.tar "$folder"/*.pt "$folder"/*.ckpt "$folder"/*.safetensors; do
     if [ -f "$file" ]; then set -- "$@" "$file"; fi
 done
 if [ $# -eq 0 ]; then
-    echo "there is no .pth, .pth.tar or .safetensors in $folder; set ECA_CHECKPOINTS to the folder of yours" >&2
+    echo "there is no .pth, .pth.tar, .pt, .ckpt or .safetensors in $folder; set ECA_CHECKPOINTS to the folder of yours" >&2
     exit 2
 fi
 if [ -f "$folder/labels.txt" ]; then set -- "$@" --labels "$folder/labels.txt"; fi

@@ -138,6 +138,21 @@ def test_every_option_of_the_build_reaches_it(version: str, tmp_path: Path) -> N
     assert {name for name, value in environment.items() if value == "given"} == names
 
 
+def test_every_checkpoint_of_the_folder_is_built(tmp_path: Path) -> None:
+    """All that the walk for one's own checkpoint names; the command tells those of one name before it reads them."""
+    walk = (ROOT / "service" / "docs" / "own-checkpoint.md").read_text()
+    (kinds,) = re.findall(r"are understood, as (.*?);", walk)
+    files = [tmp_path / f"my{suffix}" for suffix in re.findall(r"`(.*?)`", kinds)]
+    assert len(files) == 5
+    for file in files:
+        file.touch()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = ["sh", str(ROOT / "deploy" / "docker" / "compile.sh"), str(tmp_path)]
+    done = subprocess.run(script, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
+    assert "would be versions of one model" in done.stderr
+    assert [file for file in files if str(file) not in done.stderr.split()] == []
+
+
 @pytest.mark.parametrize("version", ["v2", "1.29"])
 def test_every_setting_reaches_every_gateway(version: str, tmp_path: Path) -> None:
     """All but what the containers fix: whom a runbook tells to lower a limit finds it lowered."""
