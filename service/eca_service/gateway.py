@@ -20,7 +20,7 @@ import uvicorn
 import uvloop
 
 from eca_service.access import Access
-from eca_service.addresses import joined
+from eca_service.addresses import from_here, joined
 from eca_service.app import create_app
 from eca_service.connections import limited
 from eca_service.core import Core
@@ -207,9 +207,10 @@ async def _announce(core: Core) -> None:
     while not core.ready:
         await asyncio.sleep(0.1)
     settings = core.settings
-    url = f"{'https' if settings.tls_cert else 'http'}://{joined(settings.host, settings.http_port)}"
-    names = ", ".join(core.registry.models)
-    click.echo(f"ECA Serve is ready: {url} and gRPC on {joined(settings.host, settings.grpc_port)} ({names})")
+    scheme, names = "https" if settings.tls_cert else "http", ", ".join(core.registry.models)
+    listens = f"{scheme}://{joined(settings.host, settings.http_port)}"
+    click.echo(f"ECA Serve is ready: {listens} and gRPC on {joined(settings.host, settings.grpc_port)} ({names})")
+    url = f"{scheme}://{joined(from_here(settings.host), settings.http_port)}"
     click.echo("Ctrl-C ends it" if settings.docs == "off" else f"Documentation at {url}/docs; Ctrl-C ends it")
     photo = PHOTO if Path(PHOTO).exists() else "photo.jpg"
     options = '-H "Authorization: Bearer $KEY" ' if settings.api_keys_file else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import platform
@@ -15,7 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from eca_service import addresses
+from eca_service import addresses, gateway
+from eca_service.settings import Settings
 from eca_service.triton import server
 from eca_service.triton.supervisor import TritonServer
 
@@ -98,3 +100,14 @@ def test_a_log_that_cannot_be_written_is_told_once_with_its_setting(
     assert triton.last_lines() == "one\ntwo"
     (told,) = caplog.messages
     assert told == f"Triton's log {tmp_path} cannot be written: Is a directory; ECA_TRITON_LOG names another file"
+
+
+@pytest.mark.parametrize(("host", "here"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("10.0.0.7", "10.0.0.7")])
+def test_what_is_said_to_be_opened_can_be(capsys: pytest.CaptureFixture[str], host: str, here: str) -> None:
+    """Browsers take no address that stands for all."""
+    core = SimpleNamespace(ready=True, settings=Settings(host=host), registry=SimpleNamespace(models={"one": None}))
+    asyncio.run(gateway._announce(core))  # type: ignore[arg-type]
+    listens, documentation, example = capsys.readouterr().out.splitlines()
+    assert f"http://{addresses.joined(host, 8080)} and gRPC on" in listens
+    assert f" http://{here}:8080/docs;" in documentation
+    assert f"'http://{here}:8080/v1/classify?top_k=3'" in example
