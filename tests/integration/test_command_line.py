@@ -133,6 +133,11 @@ def test_explain_draws_and_tells(service: Service, tmp_path: Path) -> None:
     with Image.open(tmp_path / "map.png") as drawn, Image.open(IMAGES / "dog-2.jpg") as dog:
         assert drawn.size == dog.size
         assert np.abs(np.asarray(drawn).astype(int) - np.asarray(dog)).max() > 30
+    command = [sys.executable, "-c", "from eca_service.cli import main; main()", "explain", str(IMAGES / "dog-2.jpg")]
+    piped = subprocess.run([*command, "-o", "-", "--url", service.url], capture_output=True, check=True)
+    assert b"-: what speaks for dog" in piped.stderr
+    with Image.open(io.BytesIO(piped.stdout), formats=["PNG"]) as drawn, Image.open(IMAGES / "dog-2.jpg") as dog:
+        assert drawn.size == dog.size
     done = run("eca_service", "explain", IMAGES / "dog-2.jpg", "--json", "--class", "cat", "--url", service.url)
     assert json.loads(done.stdout)["explained"]["label"] == "cat"
     done = run("eca_service", "explain", IMAGES / "dog-2.jpg", "-o", tmp_path / "no" / "map.png", "--url", service.url)

@@ -74,7 +74,14 @@ def classify(
 
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("-o", "--output", default="map.png", show_default=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "-o",
+    "--output",
+    default="map.png",
+    show_default=True,
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="A PNG, whatever its name; -: standard output.",
+)
 @option("--model", help="Default: the service's.")
 @click.option("--class", "wanted", help="Label or index of the class to explain; default: the best one.")
 @option("--opacity", default=0.6, show_default=True, type=click.FloatRange(0, 1), help="Of the map.")
@@ -113,12 +120,17 @@ def explain(
         if error.fatal:
             raise
         raise click.ClickException(f"{image}: {error}") from None
+    piped = str(output) == "-"
     try:
-        output.write_bytes(drawn.png)
+        if piped:
+            click.echo(drawn.png, nl=False)
+        else:
+            output.write_bytes(drawn.png)
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
     explained = drawn.explained
-    click.echo(f"{output}: what speaks for {explained.label} ({explained.score:.1%}) in {image}, as {chosen} sees it")
+    sees = f"what speaks for {explained.label} ({explained.score:.1%}) in {image}, as {chosen} sees it"
+    click.echo(f"{output}: {sees}", err=piped)
 
 
 def _line(result: FileResult, width: int, several: bool) -> str:
