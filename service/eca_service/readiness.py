@@ -34,6 +34,7 @@ class Readiness:
         self._wake = asyncio.Event()
         self._reasons: dict[Path, str] = {}  # as callers are told
         self._golden: set[Path] = set()  # what once gave its golden answers
+        self._unreachable = False  # no Triton was, when last asked, and the log says so
         for model in registry.models.values():
             self._reasons[model.folder] = "not asked yet"
             if peers.others_listen:
@@ -112,7 +113,7 @@ class Readiness:
             reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
             told = for_callers(reason, model.folder)
             if self._reasons.get(model.folder) != told:
-                logger.warning("%s is not ready: %s", name, reason, exc_info=not isinstance(error, ServiceError))
+                self._log(name, reason, error)
             if not passes(error) and self._registry.renew(model):
                 logger.warning("%s version %d was built anew under its number", name, contract.version)
                 self._engines.drop(contract)
@@ -122,8 +123,18 @@ class Readiness:
         if told:
             self._reasons[model.folder] = told
         else:
+            self._unreachable = False
             self._golden.add(model.folder)
             self._rollout.accept(model.folder)
             if self._reasons.pop(model.folder, None) is not None:
                 logger.info("%s version %d is ready", name, contract.version)
         metrics.model_ready.labels(name, str(contract.version)).set(not told)
+
+    def _log(self, name: str, reason: str, error: Exception) -> None:
+        """Once for all models where there is no Triton, which before any was ready is about to start."""
+        if not isinstance(error, ServiceError) or error.code != "backend_unavailable":
+            logger.warning("%s is not ready: %s", name, reason, exc_info=not isinstance(error, ServiceError))
+        elif not self._unreachable:
+            level = logging.WARNING if self._golden else logging.INFO
+            logger.log(level, "no model is ready: Triton Inference Server is not reachable, and is waited for")
+            self._unreachable = True

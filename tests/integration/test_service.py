@@ -382,6 +382,7 @@ def test_wrong_number_of_labels(tmp_path: Path) -> None:
 def test_triton_killed_comes_back(service: Service, repository: Path) -> None:
     """Also where a cleaner of /tmp has taken its files."""
     image, triton = golden_png(repository, MODEL), triton_of(service)
+    told = service.log.read_text()
     shutil.rmtree(Path(f"/proc/{triton}/cwd").readlink().parent)
     os.kill(triton, signal.SIGKILL)
     answer = FRESH.post(service.url + "/v1/classify", content=image)
@@ -397,6 +398,9 @@ def test_triton_killed_comes_back(service: Service, repository: Path) -> None:
         time.sleep(0.05)
     assert codes == {200, 503}
     service.await_ready()
+    absent = '"level": "%s", "logger": "eca_service.readiness", "message": "no model is ready'
+    assert (absent % "info" in told, absent % "warning" in told) == (True, False), "Triton is slower to start"
+    assert absent % "warning" in service.log.read_text().removeprefix(told)
 
 
 @pytest.mark.parametrize("backend", ["compiled", "python"])
