@@ -19,6 +19,8 @@ from eca_service.errors import ServiceError
 
 Images = Sequence[bytes | ServiceError]
 WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+MOST_MEMBERS = 10_000  # of a gzip body; bgzip has one for each 64 KB, and an empty one takes 20 bytes
+PIECE_BYTES = 16 << 10  # given to zlib at a time: of each member it copies what follows it
 MOST_COMMAS = 10_000  # in JSON: one between any two values; a text of megabytes could be millions of them
 
 
@@ -48,19 +50,24 @@ async def read_body(request: Request, core: Core) -> bytes:
 
 def _expanded(body: bytes, encoding: str, most: int) -> bytes:
     """Of gzip all members (RFC 1952, 2.2)."""
-    expanded, rest = b"", body
-    while rest or not body:
-        expander = zlib.decompressobj(WINDOWS[encoding])
-        try:
-            expanded += expander.decompress(rest, most + 1 - len(expanded))
-        except zlib.error as error:
-            raise ServiceError("bad_request", f"the body is not {encoding}: {error}") from None
-        if len(expanded) > most:
-            raise ServiceError("body_too_large", f"the body has more than {most} bytes when it is decompressed")
-        if not expander.eof:
-            raise ServiceError("bad_request", f"the {encoding} body is cut off")
-        rest = expander.unused_data
-    return expanded
+    expanded, members, expander = bytearray(), 1, zlib.decompressobj(WINDOWS[encoding])
+    for at in range(0, len(body), PIECE_BYTES):
+        rest = body[at : at + PIECE_BYTES]
+        while rest:
+            if expander.eof:
+                expander, members = zlib.decompressobj(WINDOWS[encoding]), members + 1
+            if members > MOST_MEMBERS:
+                raise ServiceError("bad_request", f"the {encoding} body has more than {MOST_MEMBERS} members")
+            try:
+                expanded += expander.decompress(rest, most + 1 - len(expanded))
+            except zlib.error as error:
+                raise ServiceError("bad_request", f"the body is not {encoding}: {error}") from None
+            if len(expanded) > most:
+                raise ServiceError("body_too_large", f"the body has more than {most} bytes when it is decompressed")
+            rest = expander.unused_data
+    if not expander.eof:
+        raise ServiceError("bad_request", f"the {encoding} body is cut off")
+    return bytes(expanded)
 
 
 def parsed(text: bytes) -> Any:

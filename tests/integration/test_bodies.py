@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tests.integration.callers import infer_request
 from tests.integration.conftest import FRESH, MODEL, Service, golden_png
 from tests.integration.test_connections import memory_kib
-from tests.unit.image_files import encoded
+from tests.unit.image_files import encoded, noise
 
 FORM = {"content-type": "multipart/form-data; boundary=b"}
 TENSOR = {"name": "image", "datatype": "BYTES", "shape": [1]}
@@ -122,12 +122,18 @@ def test_of_two_content_types_the_last_holds(service: Service, image: bytes) -> 
 def test_all_members_of_a_compressed_body_are_read(service: Service, image: bytes) -> None:
     """As pigz and bgzip write them (RFC 1952, 2.2)."""
     several = gzip.compress(image[:100]) + gzip.compress(image[100:])
+    large = encoded(noise(200, 200))
+    blocks = b"".join(gzip.compress(large[at : at + 50_000]) for at in range(0, len(large), 50_000))
     headers = {"content-encoding": "gzip"}
-    assert service.ask("POST", "/v1/classify", content=several, headers=headers).status_code == 200
+    for whole in (several, blocks):
+        assert service.ask("POST", "/v1/classify", content=whole, headers=headers).status_code == 200
     assert service.ask("POST", "/v1/classify", content=image, headers={"content-encoding": ""}).status_code == 200
-    for broken in (b"", several[:-1], several + b"x"):
+    for broken in (b"", several[:-1], several + b"x", gzip.compress(b"") * 10_000 + several):
         answer = service.ask("POST", "/v1/classify", content=broken, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+    started = time.monotonic()
+    million = service.ask("POST", "/v1/classify", content=gzip.compress(b"") * 1_000_000, headers=headers)
+    assert (million.status_code, time.monotonic() - started < 5) == (400, True), "each costs more than its 20 bytes"
 
 
 def test_what_is_unpacked_counts_as_a_body_of_its_size(service: Service) -> None:
