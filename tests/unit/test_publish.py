@@ -25,13 +25,13 @@ def fill(staged: Path, version: int, config: str = 'name: "m"', labels: str = "a
 
 
 def test_versions_follow_each_other(tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
+    repository = tmp_path / "new" / "repository"
     for version in (1, 2):
         with staging(repository) as staged:
             fill(staged, version)
             publish(staged, repository, "m", version)
     assert versions(repository, "m") == [1, 2]
-    assert [p.name for p in tmp_path.iterdir()] == ["repository"]
+    assert [p.name for p in repository.parent.iterdir()] == ["repository"]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_build_that_waits_and_is_ended_takes_nothing_from_the_one_that_runs(tm
     assert (tmp_path / "r" / "m" / "1" / "model.onnx").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("gone", ["config.pbtxt", "1/contract.json", "1/model.onnx"])
+@pytest.mark.parametrize("gone", ["config.pbtxt", "labels.txt", "1/contract.json", "1/golden.npy", "1/model.onnx"])
 def test_what_is_not_complete_is_not_published(tmp_path: Path, gone: str) -> None:
     with staging(tmp_path / "r") as staged:
         fill(staged, 1)
