@@ -45,12 +45,12 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Counts the bytes of a head for as long as it is not complete."""
-        heads, self._behind = self._heads, data
+        heads, in_head, self._behind = self._heads, self._in_head, data
         while self._behind and not self._refused:
             self._fed, self._behind = self._behind, b""
             super().data_received(self._fed)
         if self._in_head and heads == self._heads and not self._refused:
-            self._head_bytes += len(data)
+            self._head_bytes += len(data) if in_head else 1  # behind a body: the parser does not say how much is a head
             if self._head_bytes > self.max_head_bytes:
                 self.send_400_response("")
 

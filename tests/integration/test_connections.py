@@ -312,8 +312,10 @@ def test_requests_that_do_not_await_each_other(strict: Service, service: Service
     """A body and the beginning of the next head in one piece; a second body that is late, but in time."""
     image = golden_png(repository, MODEL)
     large = post(image + bytes(100_000))  # what follows an image is not looked at
-    with connect(strict) as connection:
-        assert [a[:3] for a in asked(connection, large + large[:20], large[20:])] == [b"200"] * 2
+    for ends in ((len(large) + 20,), (300, len(large) + 20)):
+        pieces = [(2 * large)[start:end] for start, end in zip((0, *ends), (*ends, 2 * len(large)), strict=True)]
+        with connect(strict) as connection:
+            assert [a[:3] for a in asked(connection, *pieces)] == [b"200"] * 2, ends
     with connect(service) as connection:
         last = post(image, b"Connection: close")
         connection.sendall(post(image) + last[: -len(image)])
