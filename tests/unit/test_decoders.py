@@ -79,7 +79,7 @@ def test_what_may_take_much_memory_is_large(data: bytes, large: bool) -> None:
 
 
 def test_a_jpeg_is_large_where_it_is_not_scaled() -> None:
-    data = picture("JPEG", 8000, 6000)
+    data = picture("JPEG", 4000, 3000)
     with pytest.raises(Large):
         decode(data, RECIPE, 10**8, False, room=ROOM_BYTES)
 

@@ -114,6 +114,9 @@ def test_exif_damaged(fast: bool) -> None:
         got = decode(whole[:at] + damage + whole[at + len(damage) :], RECIPE, 10**6, fast)
         assert got.warnings == ()
         assert got.orientation == 1
+    for unknown in (0, 9):
+        got = decode(turned_by_exif(files.scene(48, 32), unknown, "JPEG"), RECIPE, 10**6, fast)
+        assert (got.warnings, got.orientation, got.size) == ((), 1, (48, 32))
 
 
 @both
@@ -294,6 +297,8 @@ def test_truncated(kind: str, tenth: int, fast: bool) -> None:
     whole = encoded(noise(99, 99), kind)
     cut = whole[: len(whole) * tenth // 10]
     assert code(cut, fast) == ("image_truncated" if tenth else "unsupported_image_format")
+    if kind != "TIFF":  # whose tags may come last, or first
+        assert code(whole[:14], fast) == "image_truncated", "within its header"
 
 
 @both
