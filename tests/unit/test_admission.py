@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from eca_service.admission import Admission, Margin
+from eca_service.admission import TAKEN_ON_TRUST, Admission, Margin
 from eca_service.errors import ServiceError
 from eca_service.journal import Entry
 
@@ -28,20 +28,29 @@ def test_bounds() -> None:
 def test_an_unannounced_body_is_covered_as_it_comes() -> None:
     house = Admission(max_images=1, max_bytes=100)
     permit = house.enter(0, Entry("http"))
-    for size in (30, 60, 60, 100):
+    for size, held in ((30, 30), (60, 60), (20, 60), (100, 100)):
         permit.cover(size)
-        assert house.size == size
+        assert (house.images, house.size) == (1, held)
     with pytest.raises(ServiceError, match="overloaded"):
         permit.cover(101)
     permit.release()
     assert house.size == 0
 
 
+def test_a_large_body_that_is_only_announced_takes_a_part() -> None:
+    house = Admission(max_images=9, max_bytes=2 * TAKEN_ON_TRUST)
+    permits = [house.enter(32 << 20, Entry("http")) for _ in range(2)]
+    with pytest.raises(ServiceError, match="overloaded"):
+        permits[0].cover(TAKEN_ON_TRUST + 1)
+    assert house.size == 2 * TAKEN_ON_TRUST
+
+
 def test_a_margin_for_one_late_answer_in_a_hundred() -> None:
     margin = Margin()
-    for _ in range(1000):
-        margin.learn(late=False)
-    assert margin.share == Margin.MOST
+    for late, share in ((True, Margin.LEAST), (False, Margin.MOST)):
+        for _ in range(1000):
+            margin.learn(late)
+        assert margin.share == share
     for index in range(10_000):
         margin.learn(late=index % 10 == 0)
     assert margin.share < 0.5, "one in ten is too many"

@@ -417,6 +417,15 @@ def test_a_small_file_that_asks_for_much_memory_is_refused(tmp_path: Path) -> No
         load(packed)
 
 
+def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(save(tmp_path / "cpu.pth")) as source, zipfile.ZipFile(tmp_path / "m.pth", "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name).replace(b"X\3\0\0\0cpu", b"X\6\0\0\0cuda:0"))
+    with zipfile.ZipFile(tmp_path / "m.pth") as archive:
+        assert b"cuda:0" in archive.read("cpu/data.pkl")
+    assert load(tmp_path / "m.pth").spec == ECA18
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
