@@ -362,12 +362,12 @@ async def test_instances_share_what_waits() -> None:
 
 async def test_predicted_wait_counts_who_is_being_decoded_but_not_who_is_due_later() -> None:
     queue = batcher(Engine(), now=Clock())
-    queue.costs.learn(4, 4.0)  # a second an image
-    with queue.turn(8) as large:
+    queue.costs.learn(4, 2.0)  # half a second an image
+    with queue.turn(100) as large:
         assert not queue.idle
-        assert queue.wait_s(1) == 4, "the large request's first image and one's own, in one batch"
-        assert queue.wait_s(8) == 16, "all of the large request's, and eight"
-        for _ in range(8):
+        assert queue.wait_s(1) == 2, "the large request's first image and one's own, in one batch"
+        assert queue.wait_s(8) == 8, "eight of the large request's, and eight"
+        for _ in range(100):
             large.skip()
         assert queue.idle
 
