@@ -478,6 +478,7 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="resnet18 but has 7 of its 8 blocks"):
         load(tmp_path / "m.pth")
     torch.save(state, tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth", arch="resnet18").spec == ECA18
     with pytest.raises(BuildError, match="holds resnet18, not resnet50"):
         load(tmp_path / "m.pth", arch="resnet50")
     for odd, sentence in (({1: torch.zeros(1)}, "no state_dict"), (state | {"fc.weight": torch.zeros(())}, "0 axes")):
