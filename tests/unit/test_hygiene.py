@@ -298,7 +298,7 @@ def test_truncated(kind: str, tenth: int, fast: bool) -> None:
     cut = whole[: len(whole) * tenth // 10]
     assert code(cut, fast) == ("image_truncated" if tenth else "unsupported_image_format")
     if kind != "TIFF":  # whose tags may come last, or first
-        assert code(whole[:14], fast) == "image_truncated", "within its header"
+        assert code(whole[:20], fast) == "image_truncated", "within its header"
 
 
 @both
@@ -402,6 +402,8 @@ def test_many_parts(fast: bool) -> None:
         (278, 4, 1, 1),
         (279, 4, many, 8),
     ]
+    big = struct.pack("<4sHHQ", b"II+\0", 8, 0, 16 + 8 * many) + bytes(8 * many) + struct.pack("<Q", len(strips))
+    big += b"".join(struct.pack("<HHQQ", *strip) for strip in strips) + bytes(8)
     started = time.process_time()
     for data in (
         jpeg[:2] + b"\xff\xe1\0\2" * many + jpeg[2:],
@@ -409,11 +411,17 @@ def test_many_parts(fast: bool) -> None:
         png(np.zeros((1, 1, 3), np.uint8), 2, files.chunk(b"prVt", b"") * (many // 4)),
         gif[:frame] + b"!\xfe" + b"\1a" * many + b"\0" + gif[frame:],
         tiff(strips, bytes(8 * many)),
+        tiff(strips, bytes(8 * many), ">"),
+        big,
         files.jpeg_of_scans(101),
     ):
         assert code(data, fast) == "image_undecodable"
     assert time.process_time() - started < 3
     assert decode(files.jpeg_of_scans(100, 256), RECIPE, 10**7, fast).warnings == ()
+    scans = b"\xff\xda\0\2" * 200
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(scans)) + scans
+    aside = jpeg[:2] + comment + jpeg[2:] + b"\0\0" + scans
+    assert near(decode(aside, RECIPE, 10**6, fast), LEFT, RIGHT, 60), "no scans of its own"
     frames = gif[:frame] + gif[frame:-1] * (many // 16) + b";"
     started = time.process_time()
     assert decode(frames, RECIPE, 10**6, fast).warnings == ("first_frame",)
