@@ -141,20 +141,23 @@ CBAM_CASES: list[tuple[str, NetworkSpec, str, object]] = [
             swapped=False,
         ),
     ),
-    (
-        "CBAM port",
-        CBAM18,
-        "m.pth",
-        lambda s: {
-            k: v
-            for k, v in renamed(
-                fc4(s),
-                (r"\.attention\.fc1\.", ".ca.fc.0."),
-                (r"\.attention\.fc2\.", ".ca.fc.2."),
-                (r"\.attention\.spatial\.", ".sa.conv1."),
-            ).items()
-            if not k.endswith(".sa.conv1.bias")
-        },
+    *(
+        (
+            name,
+            CBAM18,
+            "m.pth",
+            lambda s, first=first, second=second: {
+                k: v
+                for k, v in renamed(
+                    fc4(s),
+                    (r"\.attention\.fc1\.", first),
+                    (r"\.attention\.fc2\.", second),
+                    (r"\.attention\.spatial\.", ".sa.conv1."),
+                ).items()
+                if not k.endswith(".sa.conv1.bias")
+            },
+        )
+        for name, first, second in (("CBAM port", ".ca.fc.0.", ".ca.fc.2."), ("older port", ".ca.fc1.", ".ca.fc2."))
     ),
 ]
 THOP = ("total_ops", "total_params")  # what it leaves in every layer that it counts
