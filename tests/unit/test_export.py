@@ -147,16 +147,18 @@ def rows(best: list[int], classes: int = 2) -> np.ndarray[tuple[int, ...], np.dt
 def test_accuracy_that_is_lost_beyond_chance_is_refused() -> None:
     known = np.array([0, 1] * 50)
     right = rows(known.tolist())
-    one_wrong = rows([1, *known[1:].tolist()])
-    figures = verify.compare(right, one_wrong, 1.0, 0.95, "test", known)
-    assert (figures.labelled, figures.accuracy, figures.reference_accuracy) == (100, 0.99, 1.0)
+    few_wrong, more_wrong = (rows([*(1 - known[:n]).tolist(), *known[n:].tolist()]) for n in (4, 5))
+    figures = verify.compare(right, few_wrong, 1.0, 0.95, "test", known)
+    assert (figures.labelled, figures.accuracy, figures.reference_accuracy) == (100, 0.96, 1.0)
+    with pytest.raises(BuildError, match=r"less accurate.*95 of 100 images right"):
+        verify.compare(right, more_wrong, 1.0, 0.95, "test", known)
     many = np.tile(known, 100)
     wrong = many.copy()
     wrong[:100] = 1 - wrong[:100]  # a point of ten thousand images is no chance
     with pytest.raises(BuildError, match=r"less accurate.*9900 of 10000 images right, where the network has 10000"):
         verify.compare(rows(many.tolist()), rows(wrong.tolist()), 1.0, 0.95, "test", many)
     unknown = np.full(100, -1)
-    assert verify.compare(right, one_wrong, 1.0, 0.95, "test", unknown).accuracy is None
+    assert verify.compare(right, more_wrong, 1.0, 0.95, "test", unknown).accuracy is None
     with pytest.raises(BuildError, match=r"agreement 90.00%.*95% is asked"):
         verify.compare(right, rows([*(1 - known[:10]).tolist(), *known[10:].tolist()]), 1.0, 0.95, "test", known)
 

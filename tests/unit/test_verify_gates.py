@@ -19,9 +19,13 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def logits(images: int) -> NDArray[np.float64]:
-    """Those of a network that is sure of nothing: no class of a thousand has two thousandths."""
+    """Those of a network that is sure of nothing but that it is never the first of a thousand classes: no other has two
+    thousandths.
+    """
     generator = np.random.default_rng(0)
-    return generator.normal(0, 0.1, (1, 1000)) + generator.normal(0, 0.05, (images, 1000))
+    made = generator.normal(0, 0.1, (1, 1000)) + generator.normal(0, 0.05, (images, 1000))
+    made[:, 0] = -50
+    return made
 
 
 @GATES
@@ -58,6 +62,7 @@ def test_images_all_alike_are_compared_by_class() -> None:
 
 def test_a_network_whose_own_answers_are_not_finite_is_refused() -> None:
     """Every comparison with NaN is false."""
-    expected = np.full((4, 10), np.nan, np.float32)
+    expected = np.full((4, 10), 0.1, np.float32)
+    expected[2, 3] = np.nan
     with pytest.raises(BuildError, match="the network itself answers values that are not finite"):
         compare(expected, np.full((4, 10), 0.1, np.float32), 2e-2, 0, "test")
