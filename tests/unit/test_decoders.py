@@ -60,7 +60,7 @@ def picture(kind: str, width: int, height: int, mode: str = "RGB", **options: ob
     ("data", "large"),
     [
         (picture("JPEG", 4000, 3000), False),  # a phone's, scaled to a quarter while it is decoded
-        (picture("JPEG", 12_000, 8000, "L"), False),  # to an eighth, of both sides
+        (picture("JPEG", 12_000, 8000, "L", comment=b"\xff\xda"), False),  # to an eighth, and the mark is no scan
         (picture("JPEG", 8000, 6000, progressive=True), True),
         (picture("JPEG", 16000, 1000), True),  # too low to be scaled
         (picture("PNG", 3840, 2160), False),

@@ -283,7 +283,9 @@ def test_pages(fast: bool) -> None:
 def test_colour_profile(fast: bool) -> None:
     image = Image.new("RGB", (40, 40), (200, 100, 50))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    lab = (
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes().ljust(100_000, b"\0")
+    )  # printers' are larger
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
         assert colour_of(encoded(image, kind, icc_profile=srgb, **options), fast) == ([200, 100, 50], ())
         other = colour_of(encoded(image, kind, icc_profile=lab, **options), fast)
