@@ -13,7 +13,6 @@ from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from eca_service.admission import require_few
 from eca_service.core import Core
 from eca_service.errors import ServiceError
 
@@ -87,7 +86,7 @@ async def read_images(request: Request, core: Core) -> Images:
         return await _form(request, core)
     body = await read_body(request, core)
     if kind == "application/json":
-        return await core.decoders.aside(_base64, body, core.settings.max_images)
+        return await core.decoders.aside(_base64, body)
     return [body] if body else []
 
 
@@ -154,12 +153,11 @@ def from_base64(text: str) -> bytes | ServiceError:
         )
 
 
-def _base64(text: bytes, most: int) -> list[bytes | ServiceError]:
+def _base64(text: bytes) -> list[bytes | ServiceError]:
     body = parsed(text)
     entries = body.get("images") if isinstance(body, dict) else None
     if not isinstance(entries, list):
         raise ServiceError("bad_request", 'the JSON body must be {"images": [{"b64": "..."}]}')
-    require_few(len(entries), most)
     texts = [entry.get("b64") if isinstance(entry, dict) else None for entry in entries]
     if not all(isinstance(text, str) for text in texts):
         raise ServiceError("bad_request", 'each entry of "images" must be {"b64": "..."}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import os
@@ -117,6 +118,12 @@ def _close(one: list[dict[str, object]], other: list[dict[str, object]]) -> bool
     return len(one) == len(other) and bool(np.allclose(flat(one), flat(other), atol=1e-5))
 
 
+PACKED = gzip.compress(b"hello", mtime=0)
+FULL = b'{"images": [%s{"b64": ""}]}'
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+FILE = b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n\r\n'
+
+
 @pytest.mark.parametrize(
     ("path", "content", "headers", "status", "code"),
     [
@@ -130,6 +137,12 @@ def _close(one: list[dict[str, object]], other: list[dict[str, object]]) -> bool
         (f"/v1/models/{MODEL}/versions/9/classify", b"x", {}, 404, "version_not_found"),
         ("/v1/classify", b"{", {"content-type": "application/json"}, 400, "bad_request"),
         ("/v1/classify", b"[]", {"content-type": "application/json"}, 400, "bad_request"),
+        ("/v1/classify", b'{"images": 3}', {"content-type": "application/json"}, 400, "bad_request"),
+        ("/v1/classify", b'{"images": [1]}', {"content-type": "application/json"}, 400, "bad_request"),
+        ("/v1/classify", b'{"images": [{"b64": null}]}', {"content-type": "Application/JSON"}, 400, "bad_request"),
+        ("/v1/classify", FULL % (b'{"b64": ""}, ' * 64), {"content-type": "application/json; x=y"}, 400, "bad_request"),
+        ("/v1/classify", FILE * 65 + b"--b--\r\n", FORM, 400, "bad_request"),
+        ("/v1/classify", PACKED, {"content-encoding": "X-GZIP"}, 415, "unsupported_image_format"),
         ("/v1/classify", b"x", {"content-type": "multipart/form-data"}, 400, "bad_request"),
         ("/v1/classify", b"x", {"x-request-timeout-ms": "soon"}, 400, "bad_parameter"),
         ("/v1/classify", b"x" * (33 << 20), {}, 413, "body_too_large"),
