@@ -316,6 +316,8 @@ def test_requests_that_do_not_await_each_other(strict: Service, service: Service
         pieces = [(2 * large)[start:end] for start, end in zip((0, *ends), (*ends, 2 * len(large)), strict=True)]
         with connect(strict) as connection:
             assert [a[:3] for a in asked(connection, *pieces)] == [b"200"] * 2, ends
+    with connect(strict) as connection:
+        assert [a[:3] for a in asked(connection, large[:300], large[300:] + large[:20])] == [b"200", b"408"]
     with connect(service) as connection:
         last = post(image, b"Connection: close")
         connection.sendall(post(image) + last[: -len(image)])
