@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import socket
@@ -16,7 +17,7 @@ from eca_service.connections import LINGER_S
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import FRESH, MODEL, Service, golden_png, start
+from tests.integration.conftest import FRESH, MODEL, Service, golden_png, slow_image, start
 
 HEAD_S = 1.0
 
@@ -146,7 +147,7 @@ def test_head_of_the_allowed_size(strict: Service) -> None:
     assert 'eca_requests_total{code="431",model="unmatched",protocol="http"}' in FRESH.get(strict.url + "/metrics").text
 
 
-def test_what_is_not_http(strict: Service) -> None:
+def test_what_is_not_http(strict: Service, repository: Path) -> None:
     with connect(strict) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         answer = everything(connection)
@@ -157,6 +158,9 @@ def test_what_is_not_http(strict: Service) -> None:
     with connect(strict) as connection:
         answers = asked(connection, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01")
     assert [answer[:3] for answer in answers] == [b"200", b"400"]
+    with connect(strict) as connection:
+        answers = asked(connection, post(golden_png(repository, MODEL)) + b"\x16\x03\x01")
+    assert [answer[:3] for answer in answers] == [b"200"], "what was asked before is answered, and nothing before that"
 
 
 def test_a_body_that_dribbles(strict: Service, repository: Path) -> None:
@@ -208,6 +212,16 @@ def test_too_large_is_told_while_the_caller_still_sends(strict: Service) -> None
         assert time.monotonic() - started < 8, "and it is not read for ever"
 
 
+def test_who_sends_all_behind_an_early_answer_is_kept(service: Service) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + bytes(500))
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 404 ")
+        connection.sendall(bytes(500))
+        time.sleep(LINGER_S + 0.5)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b"HTTP/1.1 200 " in everything(connection)
+
+
 def test_grpc_metadata_without_end(strict: Service, repository: Path) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{strict.grpc_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -237,7 +251,7 @@ H2C = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings
 def test_who_offers_another_protocol_is_answered_in_this_one(strict: Service, repository: Path, pieces: int) -> None:
     """Java's own client offers h2c with each request; llhttp alone would not read the body behind."""
     image = golden_png(repository, MODEL)
-    head = (b"POST /v1/classify HTTP/1.1", b"Host: x", b"Transfer-Encoding: chunked", *H2C)
+    head = (b"POST /v1/classify HTTP/1.1", b"Host: x", b"Transfer-Encoding: Chunked", *H2C)
     chunked = b"\r\n".join((*head, b"", b"%x" % len(image), image, b"0", b"", b""))
     bare = b"GET /livez HTTP/1.1\r\n" + b"\r\n".join((b"Host: x", *H2C)) + b"\r\n\r\n"
     several = post(image, *H2C) + bare + chunked + post(image)
@@ -323,3 +337,18 @@ def test_requests_that_do_not_await_each_other(strict: Service, service: Service
         connection.sendall(post(image) + last[: -len(image)])
         time.sleep(LINGER_S + 0.5)
         assert [a[:3] for a in asked(connection, image)] == [b"200"] * 2
+
+
+def test_nobody_is_cut_off_for_the_next_head_while_being_answered(strict: Service, repository: Path) -> None:
+    listed = {"images": [{"b64": base64.b64encode(slow_image()).decode()}] * 8}
+    fields, following = (
+        (b"Content-Type: application/json", b"X-Request-Timeout-Ms: 60000"),
+        post(golden_png(repository, MODEL)),
+    )
+    with connect(strict) as connection:
+        started = time.monotonic()
+        connection.sendall(post(json.dumps(listed).encode(), *fields) + following[:20])
+        first = connection.recv(1 << 16)
+        assert time.monotonic() - started > HEAD_S, "or this is no trial"
+        assert first.startswith(b"HTTP/1.1 200 ")
+        assert [answer[:3] for answer in asked(connection, following[20:])] == [b"200"]
