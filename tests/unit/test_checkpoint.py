@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from eca_build.checkpoint import load, strip
+from eca_build.detect import detect
 from eca_build.errors import BuildError
 from eca_build.networks import NetworkSpec, create, with_formula
 from eca_build.networks.attention import Kind
@@ -220,6 +221,18 @@ def test_every_origin(tmp_path: Path, spec: NetworkSpec, file: str, convert: obj
     with torch.inference_mode():
         tolerance = 1e-5 if spec.attention == "cbam" else 0.0  # whose batch norm was folded
         torch.testing.assert_close(found.network(x), expected(x), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("width", [0.1, 0.35, 0.75, 1.3, 1.4, 2.0])
+@pytest.mark.parametrize("arch", ["mobilenetv2", "mobilenetv2_cifar"])
+def test_every_width_is_found(arch: str, width: float) -> None:
+    """Or another one that gives the same network."""
+    with torch.device("meta"):
+        state = create(with_formula(arch, "none", 5, width=width)).state_dict()
+        found = detect(state, Path("m.pth"))
+        again = create(found).state_dict()
+    assert found.arch == arch
+    assert {key: value.shape for key, value in again.items()} == {key: value.shape for key, value in state.items()}
 
 
 def test_the_authors_mobilenet(tmp_path: Path) -> None:
