@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from eca_build.checkpoint import load, strip
-from eca_build.detect import detect
+from eca_build.detect import describe, detect
 from eca_build.errors import BuildError
 from eca_build.networks import NetworkSpec, create, with_formula
 from eca_build.networks.attention import Kind
@@ -270,6 +270,19 @@ def test_timm_mobilenet_with_attention_elsewhere_is_refused(tmp_path: Path) -> N
         load(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("eca-ns", "kernel_sizes"), ("se", "hidden"), ("cbam", "hidden"), ("se-gc2", "group"), ("none", "")],
+)
+def test_what_is_told_of_each_attention(tmp_path: Path, kind: Kind, told: str) -> None:
+    spec = with_formula("resnet20_cifar", kind, 10)
+    torch.save(state_of(spec), tmp_path / "m.pth")
+    found = describe(load(tmp_path / "m.pth"))
+    sizes = {name: found[name] for name in ("kernel_sizes", "hidden", "group")}
+    assert sizes == {name: list(spec.sizes) if name == told else [] for name in sizes}
+    assert (found["architecture"], found["attention"], found["input_size"]) == (spec.arch, kind, 32)
+
+
 def test_se_var1_must_be_said(tmp_path: Path) -> None:
     spec = with_formula("resnet20_cifar", "se-var1", 10)
     torch.save(state_of(spec), tmp_path / "m.pth")
@@ -506,12 +519,15 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
         load(tmp_path / "m.pth")
 
 
-def test_a_cbam_with_another_batch_norm(tmp_path: Path) -> None:
+def test_a_cbam_with_another_batch_norm_or_for_positions_alone(tmp_path: Path) -> None:
     origin = next(convert for name, _, _, convert in CBAM_CASES if name == "timm CBAM")
     assert callable(origin)
     state = origin(state_of(CBAM18)) | {"layer1.0.se.spatial.conv.bn.weight": torch.ones(2)}
     torch.save(state, tmp_path / "m.pth")
     with pytest.raises(BuildError, match=r"layer1\.0\.attention\.spatial\.bn of other shapes than \[1\]"):
+        load(tmp_path / "m.pth")
+    torch.save({k: v for k, v in state_of(CBAM18).items() if ".attention.fc" not in k}, tmp_path / "m.pth")
+    with pytest.raises(BuildError, match="CBAM for positions alone"):
         load(tmp_path / "m.pth")
 
 
