@@ -12,13 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eca_build.networks import Network
-from eca_build.networks.attention import DiagonalGate, UnsharedECA
+from eca_build.networks import Network, NetworkSpec, site_channels
+from eca_build.networks.attention import AttentionSites, DiagonalGate, UnsharedECA
 
 
 def parameters(network: nn.Module) -> int:
     """The number of trainable weights."""
     return sum(weight.numel() for weight in network.parameters())
+
+
+def attention_parameters(spec: NetworkSpec) -> int:
+    """How many of the network's trainable weights are its attention's."""
+    sites = AttentionSites(spec.attention, spec.sizes, spec.bias)
+    return sum(parameters(sites.take(channels)) for channels in site_channels(spec.arch, spec.width))
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from eca_build.errors import BuildError
 from eca_build.networks import CIFAR_RESNETS, RESNETS, NetworkSpec, site_channels
 from eca_build.networks.attention import SIZED, Kind, paper_size
 from eca_build.networks.mobilenetv2 import round_channels
-from eca_build.networks.resnet import Bottleneck
+from eca_build.networks.resnet import BasicBlock, Bottleneck, Shape
 
 if TYPE_CHECKING:
     from eca_build.checkpoint import Checkpoint
@@ -48,15 +48,10 @@ def detect(state: State, path: Path) -> NetworkSpec:
     if "features.0.0.weight" in state and "classifier.1.weight" in state:
         arch, width, classes = _mobilenet(state, path)
         blocks = [f"features.{index}" for index in range(1, 18)]
-    elif "conv1.weight" in state and "fc.weight" in state:
+    elif ("conv1.weight" in state or "conv1.0.weight" in state) and "fc.weight" in state:
         (arch, width), classes = _resnet(state, path), len(state["fc.weight"])
         names = {found[0] for key in state if (found := re.match(r"layer\d+\.\d+", key))}
         blocks = sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
-    elif "conv1.0.weight" in state and "fc.weight" in state:
-        raise BuildError(
-            f"{path} is a ResNet that begins with several small convolutions, as timm's ecaresnet50d does; those here "
-            "begin with one, `eca-build archs` lists them"
-        )
     else:
         begin = sorted({key.partition(".")[0] for key in state})
         more = f" and {len(begin) - 8} more" if len(begin) > 8 else ""
@@ -77,17 +72,24 @@ def _resnet(state: State, path: Path) -> tuple[str, float]:
         if found := re.match(r"layer(\d+)\.(\d+)\.", key):
             depths[int(found[1])] = max(depths.get(int(found[1]), 0), int(found[2]) + 1)
     counts = tuple(depths[stage] for stage in sorted(depths))
-    bottleneck = "layer1.0.conv3.weight" in state
-    for arch, (block, wanted) in RESNETS.items():
-        if counts == wanted and bottleneck == (block is Bottleneck):
+    block = Bottleneck if "layer1.0.conv3.weight" in state else BasicBlock
+    convolutions = (state[key] for index in (0, 3, 6) if (key := f"conv1.{index}.weight") in state)
+    stem = tuple(channels for weight in convolutions for channels in weight.shape[:1])
+    projection = state.get("layer2.0.downsample.1.weight")  # the pooling before it has no weights, but a number
+    shape = Shape(block, counts, stem, pooled=projection is not None and projection.ndim == 4)
+    for arch, known in RESNETS.items():
+        if shape == known:
             return arch, 1.0
-    stem = len(state["conv1.weight"])
+    first = len(state.get("conv1.weight", ()))
     for arch, count in CIFAR_RESNETS.items():
-        if counts == (count,) * 3 and not bottleneck and stem and stem % 16 == 0:
-            return arch, stem / 16
-    kind = "bottleneck" if bottleneck else "basic"
+        if counts == (count,) * 3 and block is BasicBlock and first and first % 16 == 0:
+            return arch, first / 16
+    kind = "bottleneck" if block is Bottleneck else "basic"
+    behind = f" behind convolutions of {stem} channels" if stem else ""
+    pooled = ", with pooled shortcuts" if shape.pooled else ""
     raise BuildError(
-        f"{path} is a ResNet of {counts} {kind} blocks, which is none of those that `eca-build archs` lists"
+        f"{path} is a ResNet of {counts} {kind} blocks{behind}{pooled}, which is none of those that `eca-build archs` "
+        "lists"
     )
 
 

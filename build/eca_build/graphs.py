@@ -85,14 +85,22 @@ class RewrittenBlock(nn.Module):
 
 def fold_batch_norms(module: nn.Module) -> None:
     """Folds each batch norm into the convolution registered just before it, in place; for modules in eval mode."""
-    previous: tuple[str, nn.Conv2d] | None = None
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and previous is not None:
-            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
-            setattr(module, name, nn.Identity())
+    previous: tuple[nn.Module, str, nn.Conv2d] | None = None
+    for parent, name, leaf in list(_leaves(module)):
+        if isinstance(leaf, nn.BatchNorm2d) and previous is not None:
+            holder, its_name, convolution = previous
+            setattr(holder, its_name, fuse_conv_bn_eval(convolution, leaf))
+            setattr(parent, name, nn.Identity())
+        previous = (parent, name, leaf) if isinstance(leaf, nn.Conv2d) else None
+
+
+def _leaves(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Each module without modules of its own, with its parent and its name there, in the order of registration."""
+    for name, child in module.named_children():
+        if next(child.children(), None) is None:
+            yield module, name, child
         else:
-            fold_batch_norms(child)
-        previous = (name, child) if isinstance(child, nn.Conv2d) else None
+            yield from _leaves(child)
 
 
 def rewrite(network: nn.Module, graph: AttentionGraph) -> int:

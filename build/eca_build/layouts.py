@@ -48,7 +48,7 @@ def canonical(state: State) -> tuple[State, str]:
         return _attention(state), "authors"
     if any(re.search(r"\.se\.(conv|fc1)\.", key) for key in state):
         return _attention(state), "timm"
-    return _attention(state), "torchvision"
+    return _attention(state), "timm" if "conv1.0.weight" in state else "torchvision"
 
 
 def _classifier(state: State) -> State:

@@ -13,7 +13,7 @@ from eca_build.export import Served, export, reference
 from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph, fold_batch_norms, rewrite
 from eca_build.networks import Network, create, with_formula
 from eca_build.networks.attention import AttentionSites, Kind
-from eca_build.networks.resnet import Bottleneck, ResNet
+from eca_build.networks.resnet import Bottleneck, ResNet, Shape
 from eca_build.sessions import open_session
 from eca_plugin import NAMESPACE
 from eca_service.contract import Preprocessing
@@ -38,7 +38,7 @@ def bottlenecks(attention: Kind) -> Network:
     """As small as a network with bottlenecks can be."""
     torch.manual_seed(0)
     sizes = [3, 5, 5, 7, 9] if attention == "eca" else [16, 16, 32, 64, 128]
-    return stirred(ResNet(Bottleneck, (2, 1, 1, 1), 10, AttentionSites(attention, sizes)))
+    return stirred(ResNet(Shape(Bottleneck, (2, 1, 1, 1)), 10, AttentionSites(attention, sizes)))
 
 
 def calm(arch: str, attention: Kind) -> Network:
@@ -104,7 +104,7 @@ def test_every_kernel_size_is_lowered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "sites"), [("resnet50", 16), ("resnet101", 33), ("resnet152", 50), ("mobilenetv2", 17)]
+    ("arch", "sites"), [("resnet50", 16), ("resnet101", 33), ("resnet152", 50), ("resnet50d", 16), ("mobilenetv2", 17)]
 )
 def test_every_site_is_rewritten(arch: str, sites: int) -> None:
     for graph in ATTENTION_GRAPHS[1:]:

@@ -31,8 +31,9 @@ def archs() -> None:
     for arch in ARCHS:
         size, classes = (32, 10) if arch.endswith("_cifar") else (224, 1000)
         with torch.device("meta"):
-            counts = [cost.parameters(create(with_formula(arch, kind, classes))) / 2**20 for kind in KINDS]
-        row = "  ".join(f"{count:>{width}.2f}" for count, width in zip(counts, widths, strict=True))
+            plain = cost.parameters(create(with_formula(arch, "none", classes)))
+            counts = [plain + cost.attention_parameters(with_formula(arch, kind, classes)) for kind in KINDS]
+        row = "  ".join(f"{count / 2**20:>{width}.2f}" for count, width in zip(counts, widths, strict=True))
         click.echo(f"{arch:<18} {size:>5}  {row}")
     click.echo("\nThe gate of a site of C channels, from its pooled map y, and its weights:\n")
     for kind, (gate, weights) in FORMULAS.items():

@@ -6,16 +6,32 @@ from dataclasses import dataclass
 
 from eca_build.networks.attention import SIZED, AttentionSites, Kind, paper_size
 from eca_build.networks.mobilenetv2 import STAGES, MobileNetV2, round_channels
-from eca_build.networks.resnet import BasicBlock, Block, Bottleneck, CifarResNet, ResNet
+from eca_build.networks.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet, Shape
 
 Network = ResNet | CifarResNet | MobileNetV2
 
-RESNETS: dict[str, tuple[Block, tuple[int, ...]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+DEEP, TIERED = (32, 32, 64), (24, 32, 64)  # channels of the stems that timm calls so
+RESNETS = {
+    "resnet18": Shape(BasicBlock, (2, 2, 2, 2)),
+    "resnet26": Shape(Bottleneck, (2, 2, 2, 2)),
+    "resnet34": Shape(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": Shape(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": Shape(Bottleneck, (3, 4, 23, 3)),
+    "resnet152": Shape(Bottleneck, (3, 8, 36, 3)),
+    # timm's, which has weights with ECA of 26t, 50d, 50t, 101d, 269d and light, with SE of 152d, of most with neither
+    "resnet10t": Shape(BasicBlock, (1, 1, 1, 1), TIERED, pooled=True),
+    "resnet14t": Shape(Bottleneck, (1, 1, 1, 1), TIERED, pooled=True),
+    "resnet18d": Shape(BasicBlock, (2, 2, 2, 2), DEEP, pooled=True),
+    "resnet26d": Shape(Bottleneck, (2, 2, 2, 2), DEEP, pooled=True),
+    "resnet26t": Shape(Bottleneck, (2, 2, 2, 2), TIERED, pooled=True),
+    "resnet34d": Shape(BasicBlock, (3, 4, 6, 3), DEEP, pooled=True),
+    "resnet50d": Shape(Bottleneck, (3, 4, 6, 3), DEEP, pooled=True),
+    "resnet50t": Shape(Bottleneck, (3, 4, 6, 3), TIERED, pooled=True),
+    "resnet101d": Shape(Bottleneck, (3, 4, 23, 3), DEEP, pooled=True),
+    "resnet152d": Shape(Bottleneck, (3, 8, 36, 3), DEEP, pooled=True),
+    "resnet200d": Shape(Bottleneck, (3, 24, 36, 3), DEEP, pooled=True),
+    "resnet269d": Shape(Bottleneck, (3, 30, 48, 8), DEEP, pooled=True),
+    "resnetlight": Shape(Bottleneck, (1, 1, 11, 3), pooled=True),
 }
 CIFAR_RESNETS = {
     "resnet14_cifar": 2,
@@ -54,7 +70,7 @@ class NetworkSpec:
 def site_channels(arch: str, width: float = 1.0) -> tuple[int, ...]:
     """Channels at each attention site, in the order of the blocks. Raises KeyError for an unknown `arch`."""
     if arch in RESNETS:
-        block, depths = RESNETS[arch]
+        block, depths, *_ = RESNETS[arch]
         return tuple(64 * 2**stage * block.expansion for stage, depth in enumerate(depths) for _ in range(depth))
     if arch in CIFAR_RESNETS:
         return tuple(16 * int(width) * 2**stage for stage in range(3) for _ in range(CIFAR_RESNETS[arch]))
@@ -74,7 +90,7 @@ def create(spec: NetworkSpec) -> Network:
     """The network with PyTorch's own random initialisation. Raises KeyError for an unknown architecture."""
     sites = AttentionSites(spec.attention, spec.sizes, spec.bias)
     if spec.arch in RESNETS:
-        return ResNet(*RESNETS[spec.arch], spec.classes, sites)
+        return ResNet(RESNETS[spec.arch], spec.classes, sites)
     if spec.arch in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[spec.arch], spec.classes, sites, int(spec.width))
     base_head, strides = MOBILENETS[spec.arch]

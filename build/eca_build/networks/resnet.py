@@ -1,8 +1,12 @@
-"""ResNets (He et al., arXiv 1512.03385) with attention after each block's last batch norm; torchvision's key names."""
+"""ResNets (He et al., arXiv 1512.03385) with attention after each block's last batch norm.
+
+Key names are torchvision's, and timm's where that alone has such a network.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,6 +68,25 @@ def projection(channels_in: int, channels_out: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
 
 
+def pooled_projection(channels_in: int, channels_out: int, stride: int) -> nn.Module:
+    """Shortcut of ResNet-D: means of 2x2 pixels before the 1x1 convolution, which so leaves none of them out."""
+    if stride == 1 and channels_in == channels_out:
+        return nn.Identity()
+    pool = nn.Identity() if stride == 1 else nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
+    convolution = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+    return nn.Sequential(pool, convolution, nn.BatchNorm2d(channels_out))
+
+
+def deep_stem(channels: tuple[int, ...]) -> nn.Sequential:
+    """3x3 convolutions to `channels` each, the first of stride 2; the last one's batch norm is not in it."""
+    layers: list[nn.Module] = []
+    for channels_in, channels_out in pairwise((3, *channels)):
+        if layers:
+            layers += [nn.BatchNorm2d(channels_in), nn.ReLU()]
+        layers.append(nn.Conv2d(channels_in, channels_out, 3, 1 if layers else 2, 1, bias=False))
+    return nn.Sequential(*layers)
+
+
 class PaddedShortcut(nn.Module):
     """Shortcut of the CIFAR networks (option A): every `stride`-th pixel, new channels zero; it has no parameters."""
 
@@ -77,20 +100,34 @@ class PaddedShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.extra_channels - half))
 
 
-class ResNet(nn.Module):
-    """The ImageNet ResNet: 7x7 stem, four stages; float [N, 3, H, W] -> logits [N, classes]."""
+class Shape(NamedTuple):
+    """What tells one ImageNet ResNet from another.
 
-    def __init__(self, block: Block, depths: Sequence[int], classes: int, sites: AttentionSites) -> None:
+    `depths` are the blocks of the four stages. ResNet-D (He et al., arXiv 1812.01187, section 4.2) has a `stem` of
+    several 3x3 convolutions, of so many channels, instead of one of 7x7, and `pooled` shortcuts.
+    """
+
+    block: Block
+    depths: tuple[int, ...]
+    stem: tuple[int, ...] = ()
+    pooled: bool = False
+
+
+class ResNet(nn.Module):
+    """The ImageNet ResNet: a stem of 64 channels, four stages; float [N, 3, H, W] -> logits [N, classes]."""
+
+    def __init__(self, shape: Shape, classes: int, sites: AttentionSites) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.conv1 = deep_stem(shape.stem) if shape.stem else nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        channels = 64
-        for stage, depth in enumerate(depths):
+        project = pooled_projection if shape.pooled else projection
+        block, channels = shape.block, 64
+        for stage, depth in enumerate(shape.depths):
             planes = 64 * 2**stage
             blocks: list[nn.Module] = []
             for index in range(depth):
                 stride = 2 if stage and index == 0 else 1
-                shortcut = projection(channels, planes * block.expansion, stride)
+                shortcut = project(channels, planes * block.expansion, stride)
                 blocks.append(block(channels, planes, stride, shortcut, sites))
                 channels = planes * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
