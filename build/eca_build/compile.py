@@ -39,7 +39,9 @@ class Options:
 
     checkpoint: Path
     repository: Path
-    preprocessing: Mapping[str, object] = field(default_factory=dict)  # where it is not the architecture's, by field
+    preprocessing: Mapping[str, object] = field(
+        default_factory=dict
+    )  # where it is not the network's own, by field; None: it is
     name: str | None = None
     arch: str | None = None
     labels: Path | None = None
@@ -51,11 +53,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Built:
-    """A published version; `changed` is false where the repository already held the result of the same inputs."""
+    """A published version; `changed` is false where the repository already held the result of the same inputs.
+
+    `recipe_beside` is as in `inputs.Inputs`.
+    """
 
     folder: Path
     contract: Contract
     changed: bool
+    recipe_beside: bool
 
 
 def steps(wish: Wish) -> int:
@@ -77,7 +83,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         published = versions(options.repository, inputs.name)
         newest = home / str(published[-1]) if published else None
         if newest and (same := unchanged(newest, inputs.key)):
-            return Built(newest, same, changed=False)
+            return Built(newest, same, False, inputs.recipe_beside)
         version = (published or [0])[-1] + 1
         outputs = outputs_of(inputs)
         files = {CONFIG_FILE: _config(inputs, outputs), LABELS_FILE: "\n".join(inputs.labels) + "\n"}
@@ -101,7 +107,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         for file_name, text in files.items():
             (staged / file_name).write_text(text, encoding="utf-8")
         folder = publish(staged, options.repository, inputs.name, version)
-    return Built(folder, contract, changed=True)
+    return Built(folder, contract, True, inputs.recipe_beside)
 
 
 def unchanged(folder: Path, key: str) -> Contract | None:

@@ -21,7 +21,7 @@ from eca_build.checkpoint import Checkpoint
 from eca_build.errors import BuildError
 from eca_build.labels import read_labels
 from eca_build.provenance import code_sha256, versions
-from eca_build.recipes import recipe_of
+from eca_build.recipes import recipe_beside, recipe_of
 from eca_build.targets import Variant, Wish
 
 if TYPE_CHECKING:
@@ -35,14 +35,16 @@ Pixels = NDArray[np.uint8]
 class Inputs:
     """What one build is made from.
 
-    `sample` are the images that are verified on, uint8 [N, crop, crop, 3], `source` says which; `classes` are theirs,
-    int64 [N] with -1 for unknown, None where the images are synthetic. `calibration` are the images that integers'
-    ranges come from, None where there are none. `key` is the `build_key`.
+    `recipe_beside`: what was not asked for of the recipe is by a file beside the checkpoint. `sample` are the
+    images that are verified on, uint8 [N, crop, crop, 3], `source` says which; `classes` are theirs, int64 [N] with -1
+    for unknown, None where the images are synthetic. `calibration` are the images that integers' ranges come from, None
+    where there are none. `key` is the `build_key`.
     """
 
     checkpoint: Checkpoint
     name: str
     recipe: Preprocessing
+    recipe_beside: bool
     labels: tuple[str, ...]
     wish: Wish
     variants: Sequence[Variant]
@@ -70,7 +72,10 @@ def gather(options: Options) -> Inputs:
         )
     variants = targets.variants(options.wish)
     loaded = checkpoint.load(options.checkpoint, options.arch, options.attention)
-    recipe = recipe_of(loaded.spec.arch, options.preprocessing)
+    arch = loaded.spec.arch
+    asked = {name: value for name, value in options.preprocessing.items() if value is not None}
+    beside = {} if len(asked) == len(Preprocessing.model_fields) else recipe_beside(options.checkpoint, arch)
+    recipe = recipe_of(arch, beside | asked)
     random = loaded.weights == "random"
     labels = read_labels(options.labels, loaded.spec.classes, random)
     if options.images:
@@ -88,6 +93,7 @@ def gather(options: Options) -> Inputs:
         checkpoint=loaded,
         name=name,
         recipe=recipe,
+        recipe_beside=bool(beside),
         labels=labels,
         wish=options.wish,
         variants=variants,

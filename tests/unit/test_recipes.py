@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from click.testing import CliRunner
 from eca_build import checkpoint, cli, images
 from eca_build.errors import BuildError
+from eca_build.initial import write
 from eca_build.networks import ARCHS
-from eca_build.recipes import default_recipe, recipe_of
+from eca_build.recipes import default_recipe, recipe_beside, recipe_of
 from eca_service.contract import Preprocessing, read
 
 WEIGHTS = Path(__file__).parents[2] / "build" / "demo" / "resnet14-eca.safetensors"
@@ -30,7 +32,7 @@ def test_the_architectures_own_are_those_that_their_weights_were_trained_with() 
 
 
 def test_what_is_not_asked_for_is_the_architecture_s_own() -> None:
-    assert recipe_of("resnet50", {"resize": None, "mean": None}) == Preprocessing()
+    assert recipe_of("resnet50", {}) == Preprocessing()
     assert recipe_of("resnet50", {"resize": 232}) == Preprocessing(resize=232)
     assert recipe_of("resnet14_cifar", {"std": (1, 1, 1)}).mean == default_recipe("resnet14_cifar").mean
     with pytest.raises(BuildError, match="a crop of 288 pixels cannot be cut from images of 256; give --resize"):
@@ -70,3 +72,96 @@ def test_what_cannot_be_is_refused(options: str, sentence: str, tmp_path: Path) 
     asked = [str(WEIGHTS), "--repository", str(tmp_path), *options.split()]
     done = CliRunner().invoke(cli.main, ["compile", *asked])
     assert (done.exit_code, sentence in done.output) == (2, True), done.output
+
+
+TIMM: dict[str, object] = {
+    "input_size": [3, 256, 256],
+    "test_input_size": [3, 320, 320],
+    "interpolation": "bilinear",
+    "crop_pct": 0.95,
+    "crop_mode": "center",
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.3, 0.4],
+}
+LITTLE: dict[str, object] = {"input_size": [3, 224, 224]}
+AS_TIMM = Preprocessing(resize=269, crop=256, filter="bilinear", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+AS_TIMM_WITHOUT_A_WORD = Preprocessing(resize=256, crop=224, filter="bicubic")
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe"),
+    [
+        ({"architecture": "ecaresnet26t", "pretrained_cfg": TIMM}, AS_TIMM),
+        ({"architecture": "gluon_resnet26t", "pretrained_cfg": TIMM}, AS_TIMM),
+        ({"architecture": "resnet26t", "pretrained_cfg": LITTLE}, AS_TIMM_WITHOUT_A_WORD),
+        ({"architecture": "seresnet26t", "pretrained_cfg": LITTLE | {"mean": None}}, AS_TIMM_WITHOUT_A_WORD),
+        ({"architectures": ["ResNetForImageClassification"], "num_channels": 3}, None),
+        ({"architecture": "x", "pretrained_cfg": None}, None),
+        ({"architecture": "resnet26t"} | LITTLE, None),
+        ([TIMM], None),
+    ],
+)
+def test_timm_s_config_is_followed_as_timm_does(config: object, recipe: Preprocessing | None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = recipe_beside(tmp_path / "model.safetensors", "resnet26t")
+    assert (recipe_of("resnet26t", found) if found else None) == recipe
+
+
+def test_without_timm_s_config_nothing_is_told(tmp_path: Path) -> None:
+    assert recipe_beside(tmp_path / "m.pth", "resnet26t") == {}
+    (tmp_path / "config.json").write_bytes(b"\xff{ // not JSON")
+    assert recipe_beside(tmp_path / "m.pth", "resnet26t") == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"crop_mode": "squash"}, "has images cropped by 'squash', the service cuts their centre; move it away, or"),
+        ({"input_size": [3, 224, 256]}, "images of 256 x 224 pixels, the networks here take squares; move it away"),
+        ({"input_size": 224}, "does not say what is done to images"),
+        ({"input_size": [3, 1e9, 1e9]}, "does not say what is done to images"),
+        ({"crop_pct": "all"}, "does not say what is done to images"),
+        ({"crop_pct": 1e-320}, "does not say what is done to images"),
+        ({"interpolation": "lanczos"}, "does not say what is done .* 'bilinear' or 'bicubic'; move it away"),
+        ({"mean": [123.7, 116.3, 103.5]}, "mean and std are between 0 and 1"),
+        ({"std": [0.2, 0, 0.2]}, "mean and std are between 0 and 1"),
+        ({"std": [0.2, float("nan"), 0.2]}, "does not say what is done to images"),
+        ({"mean": [0.5]}, "does not say what is done to images"),
+    ],
+)
+def test_what_the_service_cannot_do_of_it_is_refused(change: dict[str, object], sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet26t", "pretrained_cfg": TIMM | change}))
+    with pytest.raises(BuildError, match=sentence):
+        recipe_beside(tmp_path / "m.pth", "resnet26t")
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [("ecaresnet50d", "resnet50"), ("resnet50", "resnet50d"), ("mobilenetv2_100", "resnet50"), (None, "resnet50")],
+)
+def test_another_network_s_config_is_refused(name: str | None, arch: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "pretrained_cfg": LITTLE}))
+    with pytest.raises(BuildError, match=f"is of {name}, and m.pth beside it is {arch}; move it away"):
+        recipe_beside(tmp_path / "m.pth", arch)
+
+
+def test_a_mobilenet_s_config_is_called_by_its_width(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "mobilenetv2_050", "pretrained_cfg": LITTLE}))
+    assert recipe_beside(tmp_path / "m.pth", "mobilenetv2")["crop"] == 224
+
+
+def test_what_is_asked_for_precedes_timm_s_config(tmp_path: Path) -> None:
+    write(tmp_path / "m.safetensors", "resnet10t", "eca", 3)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"architecture": "ecaresnet10t", "pretrained_cfg": TIMM}))
+    asked = ["compile", str(tmp_path / "m.safetensors"), "--repository", str(tmp_path / "models")]
+    done = CliRunner().invoke(cli.main, [*asked, "--resize", "40", "--crop", "32"])
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith("; bilinear to 40 pixels and a crop of 32, mean and std by config.json\n")
+    recipe = read(tmp_path / "models" / "m" / "1").preprocessing
+    assert recipe == Preprocessing(resize=40, crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    file.write_text(json.dumps({"architecture": "ecaresnet10t", "pretrained_cfg": {"input_size": 1}}))
+    done = CliRunner().invoke(cli.main, asked)
+    assert (done.exit_code, "give all of --resize, --crop" in done.stderr) == (2, True), done.output
+    done = CliRunner().invoke(cli.main, [*asked, "--name", "other", *OTHER.split()])
+    assert (done.exit_code, "config.json" in done.output) == (0, False), done.output

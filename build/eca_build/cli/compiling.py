@@ -88,7 +88,9 @@ RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
 @option("--max-batch", type=click.IntRange(1, 1024), default=32)
 @option("--resize", type=click.IntRange(1, 4096), help="Shorter side in pixels; default: the network's.")
 @option("--crop", type=click.IntRange(1, 4096), help="Centre crop in pixels; default: the network's.")
-@option("--filter", "filter_", type=click.Choice(["bilinear", "bicubic"]), help="Of the resize; default: bilinear.")
+@option(
+    "--filter", "filter_", type=click.Choice(["bilinear", "bicubic"]), help="Of the resize; default: the network's."
+)
 @option("--mean", type=FloatRange(0, 1), **RGB, help="Of R, G, B in [0, 1]; default: the network's.")
 @option("--std", type=FloatRange(0, 1, min_open=True), **RGB, help="Of R, G, B; default: the network's.")
 @option(
@@ -120,7 +122,8 @@ def compile_(
 ) -> None:
     """Builds each CHECKPOINT into a verified, published model version.
 
-    Stops at the first that fails; those before it stay published.
+    Where timm's config.json is in the CHECKPOINT's folder, as on Hugging Face, what it says of resize, crop, filter,
+    mean and std takes the place of the network's own. Stops at the first that fails; those before it stay published.
     """
     from eca_build import compile as build
     from eca_build.inputs import default_name
@@ -160,5 +163,12 @@ def _sentence(built: Built) -> str:
     return (
         f"{built.folder}: {contract.architecture}, attention {contract.attention}{note}; top-1 agreement "
         f"{verdict.top1_agreement:.0%}, largest difference {verdict.largest_difference:.1e} on {verdict.images} images"
-        f"{chosen}"
+        f"{chosen}{_beside(built)}"
     )
+
+
+def _beside(built: Built) -> str:
+    if not built.recipe_beside:
+        return ""
+    recipe = built.contract.preprocessing
+    return f"; {recipe.filter} to {recipe.resize} pixels and a crop of {recipe.crop}, mean and std by config.json"
