@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from eca_service import bounds, jpeg, resampling
+from eca_service import bounds, foreign, jpeg, resampling
 from eca_service.colours import to_rgb
 from eca_service.contract import Preprocessing
 from eca_service.errors import ServiceError
@@ -95,7 +95,7 @@ def decode(
     """
     kind = bounds.format_of(data)
     if kind is None:
-        raise ServiceError("unsupported_image_format", f"the {len(data)} bytes do not begin like {', '.join(FORMATS)}")
+        raise ServiceError("unsupported_image_format", _unsupported(data))
     try:
         bounds.require_few_parts(data, kind)
         claimed = bounds.claimed_pixels(data, kind)
@@ -116,6 +116,14 @@ def decode(
         cut = "truncated" in str(error).lower() or bounds.ends_early(data, kind)
         code = "image_truncated" if cut else "image_undecodable"
         raise ServiceError(code, f"the {kind} image cannot be decoded: {error}") from None
+
+
+def _unsupported(data: bytes) -> str:
+    taken = ", ".join(FORMATS)
+    if known := foreign.name_of(data):
+        what, remedy = known
+        return f"the {len(data)} bytes are {what}, not {taken}; {remedy}"
+    return f"the {len(data)} bytes do not begin like {taken}"
 
 
 def _require_few(pixels: int, most: int, what: str) -> None:
