@@ -22,10 +22,11 @@ from eca_service.labels import top_k_of
 from eca_service.negotiation import weights
 from eca_service.openapi import COMPARED, EXPLAINED, takes_images
 from eca_service.overlay import overlay_png
+from eca_service.query import require_clear
 from eca_service.registry import Model
-from eca_service.routes import TopK, core_of, deadlines, given_once, gone
+from eca_service.routes import TopK, core_of, deadlines, gone
 
-router = APIRouter(dependencies=[Depends(given_once)])
+router = APIRouter(dependencies=[Depends(require_clear)])
 T = TypeVar("T")
 PNG = "image/png"
 EXPLAINS = ("X-Model-Version", "X-Class-Index", "X-Class-Label", "X-Class-Score")  # what is told beside the picture

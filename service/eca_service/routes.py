@@ -19,18 +19,9 @@ from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.labels import top_k_of
 from eca_service.openapi import CLASSIFIED, takes_images
+from eca_service.query import require_clear
 
-SEVERAL = frozenset({"models"})  # parameters that may be given more than once
-
-
-async def given_once(request: Request) -> None:
-    """Of a parameter that is given twice FastAPI takes the last. Raises bad_request."""
-    for parameter in request.scope["route"].dependant.query_params:
-        if parameter.alias not in SEVERAL and (times := len(request.query_params.getlist(parameter.alias))) > 1:
-            raise ServiceError("bad_request", f"{parameter.alias} is given {times} times; give it once")
-
-
-router = APIRouter(dependencies=[Depends(given_once)])
+router = APIRouter(dependencies=[Depends(require_clear)])
 scraped = APIRouter()
 SCRAPED = "/metrics"
 TopK = Annotated[int | None, Query(description="how many classes to answer; default: 5, or all of fewer")]

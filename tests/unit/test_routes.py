@@ -57,6 +57,38 @@ async def test_a_parameter_is_given_once(tmp_path: Path, route: str, parameter: 
         assert told == (400, "bad_request", f"{parameter} is given 2 times; give it once")
 
 
+PATH = "; models and versions are named in the path"
+
+
+@pytest.mark.parametrize(
+    ("route", "told"),
+    [
+        ("/v1/classify?topk=1", f"'topk' here, but top_k{PATH}"),
+        ("/v1/classify?top_k=1&Top-K=2", f"'Top-K' here, but top_k{PATH}"),
+        ("/v1/classify?model=m", f"'model' here, but top_k{PATH}"),
+        ("/v1/models/m/classify?version=1", f"'version' here, but top_k{PATH}"),
+        ("/v1/models/m/explain?Class=dog", f"'Class' here, but class, top_k, gates, opacity, side{PATH}"),
+        ("/v1/models/m/explain?gate=true", f"'gate' here, but class, top_k, gates, opacity, side{PATH}"),
+        ("/v1/compare?model=m", "'model' here, but models, top_k"),
+    ],
+)
+async def test_a_parameter_that_is_misspelt_is_told(tmp_path: Path, route: str, told: str) -> None:
+    """It was passed over: five classes for the one that was asked for, or the default model's for another's."""
+    publish(tmp_path, CONTRACT)
+    async with client_of(application(tmp_path)) as client:
+        answer = (await client.post(route, content=b"x")).json()
+    assert (answer["code"], answer["detail"]) == ("bad_request", f"there is no parameter {told}")
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/classify"), ("POST", "/v1/compare"), ("GET", "/v1/models")])
+async def test_what_others_add_to_an_address_is_passed_over(tmp_path: Path, method: str, path: str) -> None:
+    publish(tmp_path, CONTRACT)
+    async with client_of(application(tmp_path)) as client:
+        for query in ("key=abc&utm_source=x&_=1&=", "k=3&%C3%A4=1", "version=2" if method == "GET" else "v=2"):
+            answer = await client.request(method, f"{path}?{query}", content=b"")
+            assert (answer.status_code, answer.json().get("code")) in {(200, None), (503, "model_not_ready")}
+
+
 @pytest.mark.parametrize("query", ["models=m&models=absent", "models=absent&models=m", "models=m,absent&models=m"])
 async def test_models_to_compare_may_be_repeated(tmp_path: Path, query: str) -> None:
     publish(tmp_path, CONTRACT)

@@ -1,0 +1,36 @@
+"""Query parameters that would be passed over: those that are given twice, and those that are misspelt."""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import Request
+
+from eca_service.errors import ServiceError
+
+SEVERAL = frozenset({"models"})  # parameters that may be given more than once
+NAMED = ("class", "gates", "model", "models", "opacity", "side", "top_k", "version")  # anywhere, paths included
+
+
+def _bare(name: str) -> str:
+    """The name without what is easily mistaken: case, separators, a plural."""
+    return re.sub(r"[^a-z]", "", name.lower()).removesuffix("s")
+
+
+KNOWN = frozenset(_bare(name) for name in NAMED)
+
+
+async def require_clear(request: Request) -> None:
+    """Of a parameter that is given twice FastAPI takes the last, and one that the route does not have it ignores.
+
+    The latter is right for those that proxies and trackers add, and wrong where `topk` or `model` is meant. Raises
+    bad_request.
+    """
+    names = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in names:
+        if name not in SEVERAL and (times := len(request.query_params.getlist(name))) > 1:
+            raise ServiceError("bad_request", f"{name} is given {times} times; give it once")
+    for name in request.query_params if names else ():
+        if name not in names and _bare(name) in KNOWN:
+            path = "" if "models" in names else "; models and versions are named in the path"
+            raise ServiceError("bad_request", f"there is no parameter {name!r} here, but {', '.join(names)}{path}")
