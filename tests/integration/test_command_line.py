@@ -133,15 +133,47 @@ def test_explain_draws_and_tells(service: Service, tmp_path: Path) -> None:
     with Image.open(tmp_path / "map.png") as drawn, Image.open(IMAGES / "dog-2.jpg") as dog:
         assert drawn.size == dog.size
         assert np.abs(np.asarray(drawn).astype(int) - np.asarray(dog)).max() > 30
-    command = [sys.executable, "-c", "from eca_service.cli import main; main()", "explain", str(IMAGES / "dog-2.jpg")]
-    piped = subprocess.run([*command, "-o", "-", "--url", service.url], capture_output=True, check=True)
-    assert b"-: what speaks for dog" in piped.stderr
-    with Image.open(io.BytesIO(piped.stdout), formats=["PNG"]) as drawn, Image.open(IMAGES / "dog-2.jpg") as dog:
-        assert drawn.size == dog.size
     done = run("eca_service", "explain", IMAGES / "dog-2.jpg", "--json", "--class", "cat", "--url", service.url)
     assert json.loads(done.stdout)["explained"]["label"] == "cat"
     done = run("eca_service", "explain", IMAGES / "dog-2.jpg", "-o", tmp_path / "no" / "map.png", "--url", service.url)
     assert (done.returncode, "cannot be written" in done.stderr) == (1, True)
+
+
+COMMAND = [sys.executable, "-c", "from eca_service.cli import main; main()"]
+
+
+def piped(image: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """A command line of ours that has the image as its standard input."""
+    return subprocess.run([*COMMAND, *arguments], input=image, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("models", [(), FAMILY[1:], FAMILY])
+def test_an_image_may_come_by_standard_input(service: Service, models: tuple[str, ...]) -> None:
+    """As from `curl` or `convert`: `-` was a file that does not exist."""
+    arguments = [part for model in models for part in ("--model", model)]
+    done = piped((IMAGES / "dog-2.jpg").read_bytes(), "classify", "-", "--json", "--url", service.url, *arguments)
+    assert (done.returncode, done.stderr) == (0, b"")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["file"], row["model"]) for row in rows] == [("-", model) for model in models or (MODEL,)]
+    assert {row["predictions"][0]["label"] for row in rows} == {"dog"}
+
+
+def test_what_comes_by_standard_input_is_explained(service: Service) -> None:
+    done = piped((IMAGES / "dog-2.jpg").read_bytes(), "explain", "-", "-o", "-", "--url", service.url)
+    assert b"-: what speaks for dog" in done.stderr
+    with Image.open(io.BytesIO(done.stdout), formats=["PNG"]) as drawn, Image.open(IMAGES / "dog-2.jpg") as dog:
+        assert drawn.size == dog.size
+
+
+def test_what_standard_input_has_not_is_told(service: Service, tmp_path: Path) -> None:
+    done = piped(b"hello", "classify", "-", "--url", service.url)
+    assert (done.returncode, b"-  unsupported_image_format" in done.stderr) == (1, True)
+    done = piped(b"hello", "classify", "-", str(IMAGES / "dog-2.jpg"), "--url", service.url)
+    assert (done.returncode, b"name no other beside it" in done.stderr) == (2, True)
+    with (tmp_path / "written").open("w") as unreadable:
+        command = [*COMMAND, "classify", "-", "--url", service.url]
+        told = subprocess.run(command, stdin=unreadable, capture_output=True, check=False, text=True)
+    assert (told.returncode, "unreadable: standard input: Bad file descriptor" in told.stderr) == (1, True)
 
 
 def test_evaluate_counts_what_is_right(service: Service, labelled: Path, tmp_path: Path) -> None:

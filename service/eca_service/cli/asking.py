@@ -12,16 +12,16 @@ from pathlib import Path
 
 import click
 
-from eca_service.cli.images import expand, watched
+from eca_service.cli.images import PIPED, expand, piped, watched
 from eca_service.cli.options import connect, option, with_service
-from eca_service.client import ClientError, FileResult
-from eca_service.client.files import CONCURRENCY
+from eca_service.client import Client, ClientError, FileResult
+from eca_service.client.files import CONCURRENCY, as_names, joined
 
 COLUMNS = ("file", "model", "version", "rank", "index", "label", "score", "error", "detail")
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
 @option("--model", "models", multiple=True, help="May be given several times. Default: the service's.")
 @option("--top-k", type=click.IntRange(1), help="Classes of each image; default: 5, or all of fewer.")
 @click.option("--json", "form", flag_value="json", help="One JSON object a line.")
@@ -39,7 +39,7 @@ def classify(
     ca: Path | None,
     api_key_file: Path | None,
 ) -> None:
-    """Classifies IMAGES, files, folders or quoted patterns, through a running service.
+    """Classifies IMAGES, files, folders or quoted patterns, through a running service; -: standard input, one image.
 
     A file that fails has its error in its place, and the others their answers. Exit code 0: all were classified; 1:
     some were not; 2: the service cannot be asked.
@@ -49,12 +49,18 @@ def classify(
       eca-serve classify cat.jpg dog.jpg --top-k 3
       eca-serve classify photos/ --csv > answers.csv
       eca-serve classify 'photos/**/*.png' --model resnet14-se --model resnet14-eca --json
+      convert photo.heic jpg:- | eca-serve classify -
       eca-serve classify cat.jpg --url https://images.example.org --api-key-file key
     """
     paths = expand(images)
+    if PIPED in paths and len(paths) > 1:
+        raise click.UsageError("- is one image, from standard input; name no other beside it")
     failed = 0
     with connect(url, ca, api_key_file) as client:
-        results = client.classify_files(paths, models, top_k=top_k, concurrency=concurrency)
+        if PIPED in paths:
+            results = _piped(client, as_names(models), top_k)
+        else:
+            results = client.classify_files(paths, models, top_k=top_k, concurrency=concurrency)
         if form == "csv":
             click.echo(",".join(COLUMNS))
         width = min(60, max(len(str(path)) for path in paths))
@@ -73,7 +79,7 @@ def classify(
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("image", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.option(
     "-o",
     "--output",
@@ -100,7 +106,7 @@ def explain(
     ca: Path | None,
     api_key_file: Path | None,
 ) -> None:
-    """Draws what in IMAGE speaks for a class (warm) and against it (cool), as the model sees it.
+    """Draws what in IMAGE speaks for a class (warm) and against it (cool), as the model sees it; -: standard input.
 
     It is the exact class activation map: its values add up to the class's logit without the bias.
 
@@ -112,17 +118,18 @@ def explain(
     try:
         with connect(url, ca, api_key_file) as client:
             chosen = model or client.default_model()
+            content = piped() if image == PIPED else image
             if as_json:
-                click.echo(json.dumps(asdict(client.explain(image, chosen, wanted))))
+                click.echo(json.dumps(asdict(client.explain(content, chosen, wanted))))
                 return
-            drawn = client.overlay(image, chosen, wanted, opacity=opacity, side=side)
+            drawn = client.overlay(content, chosen, wanted, opacity=opacity, side=side)
     except ClientError as error:
         if error.fatal:
             raise
         raise click.ClickException(f"{image}: {error}") from None
-    piped = str(output) == "-"
+    to_pipe = output == PIPED
     try:
-        if piped:
+        if to_pipe:
             click.echo(drawn.png, nl=False)
         else:
             output.write_bytes(drawn.png)
@@ -130,7 +137,21 @@ def explain(
         raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
     explained = drawn.explained
     sees = f"what speaks for {explained.label} ({explained.score:.1%}) in {image}, as {chosen} sees it"
-    click.echo(f"{output}: {sees}", err=piped)
+    click.echo(f"{output}: {sees}", err=to_pipe)
+
+
+def _piped(client: Client, models: list[str], top_k: int | None) -> Iterator[FileResult]:
+    """What each model, or the service's default one, says of the image from standard input."""
+    try:
+        image = piped()
+        if len(models) > 1:
+            compared = client.compare(image, models, top_k=top_k)
+            yield from joined([PIPED], models, [compared[name] for name in models])
+        else:
+            found = client.classify(image, models[0] if models else None, top_k=top_k)
+            yield from joined([PIPED], models, [found])
+    except ClientError as error:
+        yield from joined([PIPED], models, error)
 
 
 def _line(result: FileResult, width: int, several: bool) -> str:

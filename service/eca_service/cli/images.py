@@ -12,7 +12,10 @@ from typing import TypeVar
 import click
 from tqdm import tqdm
 
+from eca_service.client import ClientError
+
 T = TypeVar("T")
+PIPED = Path("-")  # the image that comes by standard input
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
@@ -33,6 +36,14 @@ def expand(given: Iterable[Path]) -> list[Path]:
             raise click.UsageError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
         found |= dict.fromkeys(matches)
     return list(found)
+
+
+def piped() -> bytes:
+    """The image that comes by standard input. Raises ClientError, code `unreadable`."""
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise ClientError("unreadable", f"standard input: {error.strerror}") from None
 
 
 def below(folder: Path) -> list[Path]:
