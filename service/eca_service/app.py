@@ -14,6 +14,7 @@ from eca_service.addresses import from_here, joined
 from eca_service.core import Core
 from eca_service.direct import Direct
 from eca_service.grpc_server import GrpcServer
+from eca_service.head import HeadAsGet
 from eca_service.middleware import Guard, Journal
 from eca_service.negotiation import Negotiated
 from eca_service.peers import Peers
@@ -75,7 +76,8 @@ def create_app(
         if switch == "on":
             core.access.open(paths)
     problems.install(app)
-    app.add_middleware(Direct)  # the innermost
+    app.add_middleware(HeadAsGet)  # the innermost
+    app.add_middleware(Direct)
     app.add_middleware(Negotiated)
     app.add_middleware(Guard, core=core)
     if settings.origins:  # outside of the guard: browsers ask beforehand, without a key

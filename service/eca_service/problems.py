@@ -50,7 +50,10 @@ def install(app: FastAPI) -> None:
         if error.status_code in {404, 405}:
             detail = f"{NO_ROUTE}; /docs lists them" if app.openapi_url else NO_ROUTE
             body = refusal(error.status_code, detail, request.scope["eca"].entry.request_id)
-            return _answer(body, error.status_code, error.headers, request.scope)
+            headers = dict(error.headers or {})
+            if "GET" in (allowed := headers.get("Allow", "")):
+                headers["Allow"] = ", ".join(sorted({*allowed.split(", "), "HEAD"}))  # see head.py
+            return _answer(body, error.status_code, headers, request.scope)
         return await handled(request, ServiceError("bad_request", str(error.detail)))
 
     async def left(request: Request, error: ClientDisconnect) -> JSONResponse:

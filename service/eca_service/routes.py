@@ -76,14 +76,12 @@ async def one_model(request: Request, model: str) -> Response:
     return Response(core_of(request).registry.get(model).listed, media_type=JSONResponse.media_type)
 
 
-@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 async def livez() -> Response:
     """The process is alive."""
     return JSONResponse({"live": True})
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
     """Every model gave its golden answers."""

@@ -322,6 +322,18 @@ def test_a_service_that_stood_still_reads_before_it_gives_up(strict: Service, re
             assert [a[:3] for a in asked(connection)] == [b"200"] * 2, answered_s
 
 
+def test_who_asks_by_head_gets_no_body(service: Service) -> None:
+    length = len(FRESH.get(service.url + "/v1/models").content)
+    with connect(service) as connection:
+        connection.sendall(b"HEAD /v1/models HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        found = b""
+        while not found.endswith(b"}"):
+            found += connection.recv(65536)
+    first, second = found.partition(b"\r\n\r\n")[::2]
+    assert f"\r\ncontent-length: {length}\r\n".encode() in first
+    assert (first[:12], second[:12]) == (b"HTTP/1.1 200",) * 2
+
+
 def test_requests_that_do_not_await_each_other(strict: Service, service: Service, repository: Path) -> None:
     """A body and the beginning of the next head in one piece; a second body that is late, but in time."""
     image = golden_png(repository, MODEL)

@@ -140,7 +140,9 @@ async def test_what_has_no_route_is_called_alike_everywhere(tmp_path: Path, capl
             assert series in (await client.get("/metrics")).text
             lines = [record for record in caplog.records if record.message == "request"]
             assert json.loads(JsonLines().format(lines[-1]))["code"] == str(status)
-        assert answer.headers["allow"] == "GET"
+        assert answer.headers["allow"] == "GET, HEAD"
+        assert (await client.delete("/openapi.json")).headers["allow"] == "GET, HEAD"
+        assert (await client.head("/v1/classify")).headers["allow"] == "POST"
 
 
 async def test_a_slow_upload_is_no_slow_service(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,10 +210,19 @@ async def test_the_document_says_where_a_key_is_asked(tmp_path: Path) -> None:
         assert '"security' not in (await client.get("/openapi.json")).text
 
 
-async def test_health_may_be_asked_by_head(tmp_path: Path) -> None:
+async def test_what_may_be_got_may_be_asked_by_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     async with client_of(application(tmp_path)) as client:
-        for path, status in (("/livez", 200), ("/readyz", 503)):
-            assert (await client.head(path)).status_code == (await client.get(path)).status_code == status
+        for path, status in (
+            *(("/livez", 200), ("/readyz", 503), ("/v2/health/live", 200), ("/v2/health/ready", 503), ("/v2", 200)),
+            *(("/", 200), ("/docs", 200), ("/openapi.json", 200), ("/metrics", 200), ("/v1/models", 200)),
+            *(("/v1/models/m", 404), ("/nothing", 404)),
+        ):
+            asked, got = await client.head(path), await client.get(path)
+            assert asked.status_code == got.status_code == status, path
+            assert asked.headers["content-type"] == got.headers["content-type"]
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records if record.message == "request"]
+    assert {"GET /v1/models/{model}", "HEAD /v1/models/{model}"} < {line["route"] for line in lines}
 
 
 async def test_the_page_has_its_own_policy_and_switch(tmp_path: Path) -> None:

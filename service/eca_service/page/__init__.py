@@ -50,7 +50,7 @@ def _serve(path: str, name: str, kind: str) -> None:
             return Response(status_code=304, headers=headers)
         return Response(content, media_type=kind, headers=headers)
 
-    router.add_api_route(path, file, methods=["GET", "HEAD"])
+    router.add_api_route(path, file)
 
 
 for _path, (_name, _kind) in FILES.items():
