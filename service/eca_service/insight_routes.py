@@ -116,13 +116,17 @@ async def compare_route(
 
 
 def prefers_json(accept: str) -> bool:
-    """Whether an Accept header (RFC 9110) asks for JSON rather than for a PNG."""
+    """Whether an Accept header (RFC 9110) asks for JSON rather than for a PNG.
+
+    Of equal weights the one counts that is named more closely: axios sends `application/json, text/plain, */*`.
+    """
     given = weights(accept)
 
-    def weight_of(kind: str, group: str) -> float:
-        return next((given[name] for name in (kind, group, "*/*") if name in given), 0.0)
+    def rank(*names: str) -> tuple[float, int]:
+        """Weight and closeness by the closest of the names that is given."""
+        return next(((given[name], -distance) for distance, name in enumerate(names) if name in given), (0.0, 0))
 
-    return weight_of("application/json", "application/*") > weight_of(PNG, "image/*")
+    return rank("application/json", "application/*", "*/*") > rank(PNG, "image/*", "*/*")
 
 
 async def _one_image(

@@ -89,6 +89,13 @@ def test_heads_are_kept_by_their_bytes(tmp_path: Path) -> None:
         ("application/json;Q=0.2, image/png;q=0.5", False),
         ("text/html, application/json;q=0.9, */*;q=0.8", True),
         ("application/json;q=many", False),
+        ("application/json, text/plain, */*", True),
+        ("application/*, */*", True),
+        ("application/json, image/png", False),
+        ("application/json;q=0", False),
+        ("application/json;q=0, */*", False),
+        ("image/png;q=0, */*", True),
+        ("application/json;q=0.5, */*;q=0.6", False),
     ],
 )
 def test_the_form_is_negotiated(accept: str, json: bool) -> None:
