@@ -9,7 +9,8 @@ from fastapi import Request
 from eca_service.errors import ServiceError
 
 SEVERAL = frozenset({"models"})  # parameters that may be given more than once
-NAMED = ("class", "gates", "model", "models", "opacity", "side", "top_k", "version")  # anywhere, paths included
+PATH = frozenset({"model", "version"})  # what a route has there
+NAMED = ("class", "gates", "models", "opacity", "side", "top_k", *PATH)
 
 
 def _bare(name: str) -> str:
@@ -32,5 +33,7 @@ async def require_clear(request: Request) -> None:
             raise ServiceError("bad_request", f"{name} is given {times} times; give it once")
     for name in request.query_params if names else ():
         if name not in names and _bare(name) in KNOWN:
-            path = "" if "models" in names else "; models and versions are named in the path"
+            path = (
+                "; routes that take it have it in their path" if _bare(name) in PATH and "models" not in names else ""
+            )
             raise ServiceError("bad_request", f"there is no parameter {name!r} here, but {', '.join(names)}{path}")
