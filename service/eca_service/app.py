@@ -18,6 +18,7 @@ from eca_service.head import HeadAsGet
 from eca_service.middleware import Guard, Journal
 from eca_service.negotiation import Negotiated
 from eca_service.peers import Peers
+from eca_service.schemas import EXPLAINS
 from eca_service.settings import Settings
 from eca_service.tls import Certificate
 
@@ -25,7 +26,7 @@ ASKED = (
     *("authorization", "x-api-key", "content-encoding", "inference-header-content-length"),
     *("x-request-id", "x-request-timeout-ms", "traceparent", "tracestate"),
 )
-TOLD = ("x-request-id", "server-timing", "retry-after", "inference-header-content-length", *insight_routes.EXPLAINS)
+TOLD = ("x-request-id", "server-timing", "retry-after", "inference-header-content-length", *EXPLAINS)
 
 
 def create_app(

@@ -151,8 +151,10 @@ class Passport(_Frozen):
 
 
 class Contract(_Frozen):
-    """One model version; see the module's first lines.
+    """One version of a model: what it is, what it was made of, and how far it was verified.
 
+    `kernel_sizes` are the attention's, site by site. `features_shape` is [C, h, w]. `flops` are one image's
+    multiply-adds.
     `gates` is empty unless the build was asked to expose them: then the output `gates`, float32 [N, sum of channels],
     holds every site's gate in this order, each value in (0, 1).
     `runtime` is what an `onnx` engine is fastest in: any runtime of ONNX gives its golden answers. None is onnxruntime.

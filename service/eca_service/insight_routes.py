@@ -20,22 +20,22 @@ from eca_service.explanation import Explanation, explain
 from eca_service.geometry import Box, Size, as_stored
 from eca_service.labels import top_k_of
 from eca_service.negotiation import weights
-from eca_service.openapi import COMPARED, EXPLAINED, takes_images
+from eca_service.openapi import BINARY, COMPARED, EXPLAINED, takes_images
 from eca_service.overlay import overlay_png
 from eca_service.query import require_clear
 from eca_service.registry import Model
 from eca_service.routes import TopK, core_of, deadlines, gone
+from eca_service.schemas import EXPLAINS
 
 router = APIRouter(dependencies=[Depends(require_clear)])
 T = TypeVar("T")
 PNG = "image/png"
-EXPLAINS = ("X-Model-Version", "X-Class-Index", "X-Class-Label", "X-Class-Score")  # what is told beside the picture
 
 
 @router.post(
     "/v1/models/{model}/explain",
     openapi_extra=takes_images(EXPLAINED, "/v1/models/{model}/explain' -o 'map.png"),
-    responses={200: {"content": {PNG: {}}}},
+    responses={200: {"content": {PNG: BINARY}}},
 )
 async def explain_route(
     request: Request,

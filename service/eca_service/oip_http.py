@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Coroutine
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +20,31 @@ from eca_service.labels import top_k_of
 from eca_service.numerals import whole
 from eca_service.openapi import takes_tensor
 from eca_service.routes import answer_to, core_of
+from eca_service.schemas import HEADER_LENGTH
 
 router = APIRouter(prefix="/v2")
-HEADER_LENGTH = "inference-header-content-length"
+Handler = Callable[[Request, str, str], Coroutine[Any, Any, Response]]
 
 
 def is_oip(path: str) -> bool:
     """Whether a path belongs to the protocol."""
     return path == "/v2" or path.startswith("/v2/")
+
+
+def _below_model(method: str, end: str, described: dict[str, Any] | None = None) -> Callable[[Handler], Handler]:
+    """Has a handler answer below a model and below each of its versions; without one it is given an empty text."""
+
+    def register(handler: Handler) -> Handler:
+        async def without_version(request: Request, model: str) -> Response:
+            return await handler(request, model, "")
+
+        without_version.__name__, without_version.__doc__ = handler.__name__, handler.__doc__
+        for version, endpoint in (("", without_version), ("/versions/{version}", handler)):
+            path = f"/models/{{model}}{version}{end}"
+            router.add_api_route(path, endpoint, methods=[method], openapi_extra=deepcopy(described))
+        return handler
+
+    return register
 
 
 @router.get("")
@@ -52,39 +71,34 @@ async def all_statistics(request: Request) -> Response:
     return JSONResponse(oip.as_json(oip.statistics(core_of(request).totals())))
 
 
-@router.get("/models/{model}")
-@router.get("/models/{model}/versions/{version}")
-async def metadata(request: Request, model: str, version: str = "") -> Response:
+@_below_model("GET", "")
+async def metadata(request: Request, model: str, version: str) -> Response:
     """A model's tensors."""
     return JSONResponse(oip.model_metadata(_contract(core_of(request), model, version)))
 
 
-@router.get("/models/{model}/ready")
-@router.get("/models/{model}/versions/{version}/ready")
-async def model_ready(request: Request, model: str, version: str = "") -> Response:
+@_below_model("GET", "/ready")
+async def model_ready(request: Request, model: str, version: str) -> Response:
     """The model gave its golden answers."""
     core = core_of(request)
     return _readiness(not core.leaving and core.readiness.is_ready(_contract(core, model, version).name))
 
 
-@router.get("/models/{model}/config")
-@router.get("/models/{model}/versions/{version}/config")
-async def config(request: Request, model: str, version: str = "") -> Response:
+@_below_model("GET", "/config")
+async def config(request: Request, model: str, version: str) -> Response:
     """What load generators ask for."""
     return JSONResponse(oip.as_json(oip.model_config(_contract(core_of(request), model, version))))
 
 
-@router.get("/models/{model}/stats")
-@router.get("/models/{model}/versions/{version}/stats")
-async def statistics(request: Request, model: str, version: str = "") -> Response:
+@_below_model("GET", "/stats")
+async def statistics(request: Request, model: str, version: str) -> Response:
     """What this process has counted."""
     core = core_of(request)
     return JSONResponse(oip.as_json(oip.statistics(core.totals(_contract(core, model, version)))))
 
 
-@router.post("/models/{model}/infer", openapi_extra=takes_tensor())
-@router.post("/models/{model}/versions/{version}/infer", openapi_extra=takes_tensor())
-async def infer(request: Request, model: str, version: str = "") -> Response:
+@_below_model("POST", "/infer", takes_tensor())
+async def infer(request: Request, model: str, version: str) -> Response:
     """Classifies the encoded images of the input `image`."""
     core = core_of(request)
     asked = _Asked([], 0, "", [], set())

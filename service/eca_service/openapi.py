@@ -14,6 +14,7 @@ from eca_service.access import Access
 from eca_service.contract import INPUT
 from eca_service.errors import ServiceError, problem
 from eca_service.imaging import FORMATS
+from eca_service.oip import OUTPUTS
 from eca_service.registry import Registry
 
 PHOTO = "build/demo/images/dog-1.jpg"  # there in a clone, from which `make serve` is run
@@ -28,10 +29,17 @@ TIMEOUT = {
     "description": "deadline in milliseconds; default: the service's",
     "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
 }
+JSON_LENGTH = {
+    "name": schemas.HEADER_LENGTH,
+    "in": "header",
+    "description": "bytes of JSON that the body begins with; behind them each image follows its length, four bytes",
+    "schema": {"type": "integer", "minimum": 0},
+}
 KEYS = {
     "Bearer": {"type": "http", "scheme": "bearer"},
     "X-API-Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
+REFUSED = {"$ref": "#/components/schemas/Refused"}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {
     "schema": {
@@ -54,7 +62,42 @@ IMAGES_JSON = {
     "example": {"images": [{"b64": TINY}]},
 }
 TENSOR = {
-    "schema": {"type": "object"},
+    "schema": {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"description": "is answered as it is"},
+            "inputs": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": 1,
+                "items": {
+                    "type": "object",
+                    "required": ["name", "datatype", "shape"],
+                    "properties": {
+                        "name": {"const": INPUT},
+                        "datatype": {"const": "BYTES"},
+                        "shape": {"type": "array", "items": {"type": "integer"}, "description": "[number of images]"},
+                        "data": {"type": "array", "items": {}, "description": "base64 of each image's file"},
+                        "parameters": {"type": "object", "description": "`binary_data_size`: bytes, in place of data"},
+                    },
+                },
+            },
+            "outputs": {
+                "type": "array",
+                "description": "default: all",
+                "items": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {
+                        "name": {"enum": list(OUTPUTS)},
+                        "parameters": {"type": "object", "description": "`binary_data`: true, for bytes"},
+                    },
+                },
+            },
+            "parameters": {"type": "object", "description": "`top_k`; `binary_data_output`: true, for bytes of all"},
+        },
+    },
     "example": {
         "inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": [TINY]}],
         "parameters": {"top_k": 3},
@@ -113,7 +156,7 @@ def takes_images(answer: dict[str, Any], curl: str) -> dict[str, Any]:
 
 
 def takes_tensor() -> dict[str, Any]:
-    """The OpenAPI of the Open Inference Protocol's `infer`."""
+    """The OpenAPI of the Open Inference Protocol's `infer`, with its binary tensor data."""
     answer = {
         "model_name": "resnet14-eca",
         "model_version": "1",
@@ -124,7 +167,9 @@ def takes_tensor() -> dict[str, Any]:
         f'-d \'{{"inputs": [{{"name": "{INPUT}", "shape": [1], "datatype": "BYTES", "data": ["\''
         "$(base64 -w 0 PHOTO)'\"]}]}' 'URL/v2/models/{model}/infer'"
     )
-    return _operation({"application/json": TENSOR}, answer, curl)
+    found = _operation({"application/json": TENSOR, "application/octet-stream": BINARY}, answer, curl)
+    found["parameters"] = [TIMEOUT, JSON_LENGTH]
+    return found
 
 
 def _operation(content: dict[str, Any], answer: dict[str, Any], curl: str) -> dict[str, Any]:
@@ -137,7 +182,7 @@ def _operation(content: dict[str, Any], answer: dict[str, Any], curl: str) -> di
             "200": {"description": "The answer", "content": {"application/json": {"example": answer}}},
             "default": {
                 "description": "An error; its `code` is stable, `advice` says what to do",
-                "content": {"application/problem+json": {"example": wrong}},
+                "content": {"application/problem+json": {"schema": REFUSED, "example": wrong}},
             },
         },
     }

@@ -31,8 +31,16 @@ def _list(items: Schema, **more: int) -> Schema:
     return {"type": "array", "items": items, **more}
 
 
-def _component(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
+def _header(text: str, schema: Schema, required: bool = True) -> Schema:
+    return {"description": text, "schema": schema, "required": required}
+
+
+def _component(name: str, kind: str = "schemas") -> Schema:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _headers(*names: str) -> Schema:
+    return {name: _component(name, "headers") for name in names}
 
 
 def _tensor(**parts: Schema) -> Schema:
@@ -40,9 +48,18 @@ def _tensor(**parts: Schema) -> Schema:
     return _object({"name": TEXT, "datatype": TEXT, "shape": shape}, **parts)
 
 
-BOX = _object(dict.fromkeys(("left", "top", "right", "bottom"), NUMBER))
-MILLISECONDS = {"type": "object", "additionalProperties": NUMBER, "required": ["total"]}
-PREDICTION = _object({"index": WHOLE, "label": TEXT, "score": {"type": "number", "minimum": 0, "maximum": 1}})
+BOX = _object(dict.fromkeys(("left", "top", "right", "bottom"), NUMBER)) | {
+    "description": "what the network saw, in pixels: `crop` of the file's, `upright.crop` of the image as it is shown"
+}
+MILLISECONDS: Schema = {
+    "type": "object",
+    "additionalProperties": NUMBER,
+    "required": ["total"],
+    "description": "milliseconds by stage: `decode`, `queue`, `infer`; `total` is of the whole request",
+}
+WARNINGS = _list(TEXT) | {"description": "what was done to the image that its sender may not expect"}
+SCORE: Schema = {"type": "number", "minimum": 0, "maximum": 1, "description": "the probability"}
+PREDICTION = _object({"index": WHOLE, "label": TEXT, "score": SCORE})
 FAILED = _object({"error": _object({"code": CODE, "detail": TEXT})})
 SIZES = _object({"width": WHOLE, "height": WHOLE, "orientation": {"type": "integer", "minimum": 1, "maximum": 8}})
 UPRIGHT = _object({"width": WHOLE, "height": WHOLE, "crop": BOX})
@@ -65,7 +82,7 @@ COMPONENTS: dict[str, Schema] = {
         | {
             "request_id": TEXT,
             "results": _list(
-                {"anyOf": [_object({"predictions": _list(PREDICTION), "warnings": _list(TEXT)}), FAILED]}, minItems=1
+                {"anyOf": [_object({"predictions": _list(PREDICTION), "warnings": WARNINGS}), FAILED]}, minItems=1
             ),
             "timing_ms": MILLISECONDS,
         }
@@ -74,13 +91,13 @@ COMPONENTS: dict[str, Schema] = {
         ANSWERER
         | {
             "request_id": TEXT,
-            "class": _object({"index": WHOLE, "label": TEXT, "score": NUMBER, "logit": NUMBER, "bias": NUMBER}),
-            "map": _list(_list(NUMBER)),
+            "class": _object({"index": WHOLE, "label": TEXT, "score": SCORE, "logit": NUMBER, "bias": NUMBER}),
+            "map": _list(_list(NUMBER)) | {"description": "rows of values, whose sum is the logit without the bias"},
             "image": SIZES,
             "crop": BOX,
             "upright": UPRIGHT,
             "predictions": _list(PREDICTION),
-            "warnings": _list(TEXT),
+            "warnings": WARNINGS,
             "timing_ms": MILLISECONDS,
         },
         gates=_list(_object({"block": TEXT, "values": _list(NUMBER)})),
@@ -110,7 +127,7 @@ COMPONENTS: dict[str, Schema] = {
                 },
                 minItems=1,
             ),
-            "warnings": _list(TEXT),
+            "warnings": WARNINGS,
             "timing_ms": MILLISECONDS,
         }
     ),
@@ -132,6 +149,23 @@ COMPONENTS: dict[str, Schema] = {
     "Inferred": _object(
         {"model_name": TEXT, "model_version": TEXT, "outputs": _list(_tensor(data=_list({}), parameters={}))}, id=TEXT
     ),
+}
+COMPONENTS["Refused"] = _object(
+    {"type": TEXT, "title": TEXT, "status": WHOLE, "detail": TEXT, "code": TEXT, "request_id": TEXT}, error=TEXT
+) | {"description": "a `Problem`, or what HTTP itself refuses, by the status's number as `code`: 404, 405, 408, 431"}
+STAMPED = ("X-Request-Id", "Server-Timing")  # on every answer
+LATER = "Retry-After"
+EXPLAINS = ("X-Model-Version", "X-Class-Index", "X-Class-Label", "X-Class-Score")  # what is told beside the picture
+HEADER_LENGTH = "Inference-Header-Content-Length"
+HEADERS = {
+    "X-Request-Id": _header("finds the request in the service's log; the caller's own, if it sent one", TEXT),
+    "Server-Timing": _header("milliseconds by stage", TEXT),
+    LATER: _header("seconds until the same may be sent again", WHOLE),
+    "X-Model-Version": _header("with a PNG: the version that answered", TEXT, required=False),
+    "X-Class-Index": _header("with a PNG: the class that it explains", TEXT, required=False),
+    "X-Class-Label": _header("with a PNG: the class's label, percent-encoded", TEXT, required=False),
+    "X-Class-Score": _header("with a PNG: the class's probability", TEXT, required=False),
+    HEADER_LENGTH: _header("with binary tensors: the bytes of JSON before them", WHOLE, required=False),
 }
 ANSWERED_TO_ALL = re.compile(r"^/(livez|readyz|v2/health/\w+)$")  # no key is asked
 # By the end of an operation's path, the longest that fits.
@@ -161,6 +195,7 @@ def describe(document: Schema) -> None:
         schemas.pop(name, None)
     contract = Contract.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
     schemas |= {**contract.pop("$defs"), "Contract": contract, **COMPONENTS}
+    document["components"]["headers"] = HEADERS
     contract["properties"].pop("head", None)
     contract["required"] = [name for name in contract.get("required", ()) if name != "head"]
     for path, item in document["paths"].items():
@@ -180,8 +215,14 @@ def describe(document: Schema) -> None:
                     answers["503"] = answers["200"] | {"description": "Not ready"}
             if path.endswith("/infer"):
                 answers["200"]["content"]["application/octet-stream"] = {"schema": TEXT | {"format": "binary"}}
+                answers["200"]["headers"] = _headers(HEADER_LENGTH)
+            if path.endswith("/explain"):
+                answers["200"]["headers"] = _headers(*EXPLAINS)
             if path == "/metrics":
                 answers["200"]["content"] = {"application/openmetrics-text": {"schema": TEXT}}
+            for status, answer in answers.items():
+                later = (LATER,) if status in {"429", "503"} else ()
+                answer["headers"] = answer.get("headers", {}) | _headers(*STAMPED, *later)
 
 
 def _errors(codes: list[str]) -> dict[str, Schema]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema_rs import validator_for
 
 from tests.integration.conftest import FRESH, ROOT, Service
 
@@ -85,6 +86,38 @@ def test_the_error_shown_is_an_error(service: Service, document: dict[str, Any])
         assert answer.status_code == shown["status"]
         assert answer.json().keys() - {"error"} == shown.keys()
         assert json.dumps(shown).count(shown["code"]) == 2
+
+
+def test_every_example_is_as_its_schema_says(document: dict[str, Any]) -> None:
+    checked = 0
+    for _, operation in operations(document):
+        for holder in (operation["requestBody"], *operation["responses"].values()):
+            for content in holder["content"].values():
+                if "example" in content:
+                    schema = {**content["schema"], "components": document["components"]}
+                    validator_for(schema).validate(content["example"])
+                    checked += 1
+    assert checked == 3 * len(POSTS), "a body, an answer and an error of each"
+
+
+def test_every_header_that_is_described_is_sent(service: Service, document: dict[str, Any]) -> None:
+    """Besides those of all answers, which Schemathesis looks for."""
+    for path, operation in operations(document):
+        example = operation["requestBody"]["content"]["application/json"]["example"]
+        binary = {"parameters": {"binary_data_output": True}} if "inputs" in example else {}
+        answer = FRESH.post(service.url + path, json=example | binary)
+        assert answer.status_code == 200
+        assert operation["responses"]["200"]["headers"].keys() <= {name.title() for name in answer.headers}, path
+
+
+def test_a_version_is_named_in_the_path_or_not_at_all(service: Service, document: dict[str, Any]) -> None:
+    """Below /v2 it was a query parameter too, of which no protocol knows."""
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            told = [one["in"] for one in operation.get("parameters", []) if one["name"] == "version"]
+            assert told == (["path"] if "{version}" in path else []), path
+    metadata = FRESH.get(f"{service.url}/v2/models/resnet14-eca?version=7")
+    assert (metadata.status_code, metadata.json()["versions"]) == (200, ["1"])
 
 
 @pytest.mark.parametrize("examples", [4, pytest.param(300, marks=pytest.mark.fuzz)])
