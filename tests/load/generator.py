@@ -26,7 +26,8 @@ class Block:
     """What one stretch of load saw. `latencies_s` are those of answers that were right, in the order they came.
 
     From the planned start in open load; `late_s` says how much of it was the generator's own delay. `stages` holds
-    milliseconds by stage, one for each answer that told them.
+    milliseconds by stage, one for each answer that told them. In closed load `meanwhile` counts, for each latency, the
+    other callers' answers that came between asking and answer: in the order of coming as many as there are others.
     """
 
     seconds: float = 0.0
@@ -35,6 +36,7 @@ class Block:
     late_s: list[float] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
     stages: dict[str, list[float]] = field(default_factory=dict)
+    meanwhile: list[int] = field(default_factory=list)
 
     @property
     def per_s(self) -> float:
@@ -92,9 +94,12 @@ async def closed_loop(
     async def caller() -> None:
         while (started := time.perf_counter()) - began < seconds and block.sent < most:
             block.sent += 1
+            before = len(block.latencies_s)
             reply = await way.send(model, picks[block.sent % len(picks)])
             block.take(reply, time.perf_counter() - started)
-            if reply.code != "ok":
+            if reply.code == "ok":
+                block.meanwhile.append(len(block.latencies_s) - before - 1)
+            else:
                 await asyncio.sleep(PAUSE_S)
 
     await _await_all({asyncio.ensure_future(caller()) for _ in range(callers)}, block, seconds)

@@ -62,6 +62,35 @@ async def test_a_stall_shows_in_open_load_and_hides_in_closed_load() -> None:
     assert sum(latency > 0.05 for latency in hidden.latencies_s) < 5
 
 
+class InTurn(Stalling):
+    """Answers one request after the other, those that came last first where `newest`."""
+
+    def __init__(self, newest: bool) -> None:
+        super().__init__(0)
+        self._newest = newest
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def send(self, model: str, image: int) -> Reply:
+        if not self._waiting:
+            asyncio.get_running_loop().call_later(0.001, self._answer)
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
+        return Reply("ok")
+
+    def _answer(self) -> None:
+        self._waiting.pop(-1 if self._newest else 0).set_result(None)
+        if self._waiting:
+            asyncio.get_running_loop().call_later(0.001, self._answer)
+
+
+async def test_answers_to_others_tell_the_order_in_which_requests_are_answered() -> None:
+    fair = await closed_loop(InTurn(newest=False), "m", 4, 30, 1, most=50)
+    assert fair.meanwhile == [0, 1, 2] + 47 * [3]
+    unfair = await closed_loop(InTurn(newest=True), "m", 4, 30, 1, most=50)
+    assert sorted(unfair.meanwhile) == [*47 * [0], 47, 48, 49]
+
+
 async def test_load_is_bounded_and_waits_no_longer_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.load.generator.PATIENCE_S", 0.2)
     few = await closed_loop(Stalling(0), "m", 4, 30, 1, most=50)

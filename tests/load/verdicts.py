@@ -20,6 +20,7 @@ class Figures:
     latencies_ms: list[list[float]] = field(default_factory=list)
     processor_ms: list[float] = field(default_factory=list)  # of all its processes, for an image
     waited_ms: list[float] = field(default_factory=list)  # that their threads had no core for it
+    meanwhile: list[int] = field(default_factory=list)  # answers to others during each of all requests
     failures: dict[str, int] = field(default_factory=dict)
 
     def add(self, per_s: float, latencies_s: list[float], processor_s_each: float) -> None:
@@ -33,6 +34,7 @@ class Figures:
         answered = max(1, len(block.latencies_s))
         self.add(block.per_s, block.latencies_s, processor / answered)
         self.waited_ms.append(1000 * waited / answered)
+        self.meanwhile += block.meanwhile
         for code, count in block.failures.items():
             self.failures[code] = self.failures.get(code, 0) + count
 
@@ -48,21 +50,22 @@ def table(found: dict[tuple[str, int], Figures], ours: list[str], clients: tuple
         f"of its engine alone {np.mean(found['engine in process', 0].processor_ms):.1f} ms",
         "",
         f"{'service':<44} {'clients':>7} {'images/s':>9} {'of limit':>8} {'p50 ms':>7} {'p99 ms':>7} "
-        f"{'core ms':>8} {'wait ms':>8}  {'x the peer (95 %)':<20} failed",
+        f"{'others':>7} {'core ms':>8} {'wait ms':>8}  {'x the peer (95 %)':<20} failed",
     ]
     for name in (PEER, *ours):
         for level in clients:
             one, base = found[name, level], found[PEER, level]
             every = np.concatenate(one.latencies_ms) if any(one.latencies_ms) else np.array([np.nan])
             share = ratio(one.per_s, limit.per_s).value
+            others = np.percentile(one.meanwhile, 99) if one.meanwhile else np.nan
             against = "" if name == PEER else ratio(one.per_s, base.per_s).text(2)
             lines.append(
                 f"{name:<44} {level:>7} {_rate(one).value:>9.1f} {share:>8.2f} {np.percentile(every, 50):>7.1f} "
-                f"{np.percentile(every, 99):>7.1f} {np.mean(one.processor_ms):>8.1f} "
-                f"{np.mean(one.waited_ms):>8.1f}  {against:<20} "
+                f"{np.percentile(every, 99):>7.1f} {others:>7.0f} "
+                f"{np.mean(one.processor_ms):>8.1f} {np.mean(one.waited_ms):>8.1f}  {against:<20} "
                 f"{sum(one.failures.values())}"
             )
-    lines += ["", "Asked for:"]
+    lines += ["others: answers that other callers were given during a request, 99th percentile", "", "Asked for:"]
     for name in ours:
         lines += [f"  {name}", *(f"    {line}" for line in verdicts(found, name, clients, lone_ms))]
     return lines
