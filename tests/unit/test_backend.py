@@ -1,0 +1,120 @@
+"""The way of images to Triton and back, where servers fail, or are of a version that is not here."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eca_service.backend import LONGEST_CALL_S, Triton
+from eca_service.contract import Contract
+from eca_service.errors import ServiceError
+from numpy.typing import NDArray
+
+from tests.load import noop
+from tests.unit.made_triton import serving
+
+
+@pytest.fixture
+def contract(tmp_path: Path) -> Contract:
+    return noop.publish(tmp_path)
+
+
+def images(count: int = 1, first: int = 0) -> list[NDArray[np.uint8]]:
+    """Images of one value each, from `first` on."""
+    return [np.full((noop.CROP, noop.CROP, 3), first + index, np.uint8) for index in range(count)]
+
+
+def in_s(seconds: float) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+@pytest.mark.parametrize(("version", "told"), [("2.51.0", False), ("2.57.1", False), ("2.58.0", True), ("3.0", True)])
+async def test_who_is_told_that_a_caller_has_gone(contract: Contract, version: str, told: bool) -> None:
+    """Only a Triton that bears it."""
+    async with serving(version, held=True) as (server, triton):
+        task = asyncio.create_task(triton.infer(images(), contract, in_s(20)))
+        await server.began.wait()
+        assert (server.left_s[0] < 21) == told, "nor of its deadline, which would end the call too"
+        assert server.left_s[0] < LONGEST_CALL_S + 1
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)
+        assert task.done() == told, "whoever is not told has the engine's place for as long as it works"
+        if not told:
+            server.answer.set()
+        assert await asyncio.wait_for(server.seen.get(), 10) == ("cancelled" if told else "answered")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize("version", ["2.51.0", "2.74.0"])
+async def test_an_answer_is_an_answer(contract: Contract, version: str) -> None:
+    wide = contract.model_copy(update={"outputs": ("probabilities", "features"), "features_shape": (2, 3, 3)})
+    async with serving(version) as (server, triton):
+        answer = await triton.infer(images(3, 7), wide, in_s(20), ("features",), (("traceparent", "00-x"),))
+        assert {name: tensor.shape for name, tensor in answer.items()} == {
+            "probabilities": (3, noop.CLASSES),
+            "features": (3, 2, 3, 3),
+        }
+        for tensor in answer.values():
+            assert [set(row.flat) for row in tensor] == [{7}, {8}, {9}], "each has its own image's"
+        assert server.metadata["traceparent"] == "00-x"
+        server.sizes["probabilities"] += 1
+        with pytest.raises(ServiceError, match="internal: Triton answered 22 probabilities for 2 images"):
+            await triton.infer(images(2), contract, in_s(20))
+
+
+async def test_a_deadline_is_triton_s_too(contract: Contract) -> None:
+    async with serving(held=True) as (server, triton):
+        with pytest.raises(ServiceError, match="deadline_exceeded"):
+            await asyncio.wait_for(triton.infer(images(), contract, in_s(0.5)), 10)
+        assert server.left_s[0] <= 0.5
+
+
+async def test_where_no_server_is_known(contract: Contract) -> None:
+    with pytest.raises(ServiceError, match="backend_unavailable: no Triton"):
+        await Triton("127.0.0.1:1").infer(images(), contract, in_s(1))
+
+
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "NOT_FOUND"])
+async def test_a_batch_that_is_not_taken_is_sent_again(contract: Contract, status: str) -> None:
+    """By gRPC, which keeps what it has sent for that: here twenty times of what it keeps by itself."""
+    async with serving() as (server, triton):
+        server.refusals = [status] * 3
+        answer = await triton.infer(images(32), contract, in_s(20))
+        assert answer["probabilities"][:, 0].tolist() == list(range(32))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "tries"),
+    [("UNAVAILABLE", "backend_unavailable", 4), ("NOT_FOUND", "model_not_ready", 4), ("INTERNAL", "internal", 1)],
+)
+async def test_what_is_not_taken_again_and_again_fails(contract: Contract, status: str, code: str, tries: int) -> None:
+    async with serving() as (server, triton):
+        server.refusals = [status] * 10
+        with pytest.raises(ServiceError) as failure:
+            await triton.infer(images(), contract, in_s(20))
+        assert (failure.value.code, len(server.requests)) == (code, tries)
+
+
+async def test_servers_take_turns(contract: Contract) -> None:
+    async with serving() as (first, triton), serving() as (second, _):
+        triton.fleet.serving = frozenset({first.url, second.url})
+        while not (first.requests and second.requests):  # both are connected to
+            await triton.infer(images(), contract, in_s(20))
+        before = len(first.requests), len(second.requests)
+        for _ in range(10):
+            await triton.infer(images(), contract, in_s(20))
+        assert (len(first.requests), len(second.requests)) == (before[0] + 5, before[1] + 5)
+
+
+async def test_calls_to_a_server_that_gets_no_more_end_in_peace(contract: Contract) -> None:
+    async with serving(held=True) as (old, triton), serving() as (new, _):
+        task = asyncio.create_task(triton.infer(images(1, 3), contract, in_s(20)))
+        await old.began.wait()
+        triton.fleet.serving = frozenset({new.url})
+        await triton.infer(images(), contract, in_s(20))
+        assert (len(old.requests), len(new.requests)) == (1, 1)
+        old.answer.set()
+        assert set((await task)["probabilities"].flat) == {3}
