@@ -157,7 +157,7 @@ class Batcher:
 
     def _next(self) -> list[Entry]:
         now, most = asyncio.get_running_loop().time(), self._most
-        soonest = now + LEAST_OF_THE_COST * self.costs.seconds(min(len(self._waiting), most) or 1)
+        soonest = now + LEAST_OF_THE_COST * self.costs.seconds(min(len(self._waiting), most))
         return self._waiting.take(most, self.max_batch, now, soonest)
 
     async def _answer(self, batch: _Batch) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from eca_service import metrics
 from eca_service.batching import Batcher
 from eca_service.contract import PROBABILITIES
 from eca_service.costs import Costs
@@ -26,7 +27,7 @@ class Engine:
         self.cancelled = 0
         self.stubborn = False  # ends its work all the same
         self.rows = 0  # answers more than asked for
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     async def run(
         self, images: Sequence[Pixels], deadline: float, further: tuple[str, ...], traces: Sequence[Trace]
@@ -90,12 +91,19 @@ def submit(queue: Batcher, value: int, turn: Turn | None = None) -> asyncio.Task
     return asyncio.create_task((turn or queue.turn(1)).submit(pixels(value), far()))
 
 
+def told(metric: str) -> float:
+    """What a metric of the tests' batchers is now."""
+    return metrics.registry.get_sample_value(metric, {"model": "test"}) or 0
+
+
 async def test_a_lone_image_leaves_at_once_and_the_waiting_leave_together() -> None:
     engine = Engine()
     queue = batcher(engine)
-    tasks = [submit(queue, value) for value in range(8)]
+    before = [told(f"eca_batch_size_{part}") for part in ("sum", "count")]
+    tasks = [asyncio.create_task(queue.submit(pixels(value), far())) for value in range(8)]
     await settle()
     assert engine.batches == [[0], [1, 2]], "and half a batch ahead"
+    assert (told("eca_queue_depth"), queue.coming) == (5, 0)
     engine.finish()
     await settle()
     assert engine.batches[2] == [3, 4, 5, 6], "no more than the largest batch"
@@ -111,6 +119,8 @@ async def test_a_lone_image_leaves_at_once_and_the_waiting_leave_together() -> N
     assert [row.probabilities[0] for row in rows] == list(range(8)), "each caller gets its own image's answer"
     await settle()
     assert queue.idle
+    assert told("eca_queue_depth") == 0
+    assert [told(f"eca_batch_size_{part}") for part in ("sum", "count")] == [before[0] + 8, before[1] + 4]
 
 
 async def test_as_many_batches_as_slots() -> None:
@@ -122,9 +132,13 @@ async def test_as_many_batches_as_slots() -> None:
     for gate in engine.gates:
         gate.set()
     await settle()
-    engine.gates[2].set()
-    await asyncio.gather(*tasks)
     assert engine.batches[2] == [2, 3]
+    tasks += [submit(queue, value) for value in range(4, 9)]
+    await settle()
+    assert engine.batches[3:] == [[4], [5, 6, 7, 8]], "one in the other slot, and half a batch ahead"
+    for gate in engine.gates:
+        gate.set()
+    await asyncio.gather(*tasks)
 
 
 async def test_few_images_leave_at_once_where_the_engine_has_a_thread_for_each() -> None:
@@ -250,8 +264,8 @@ async def test_a_passed_deadline_is_not_sent() -> None:
 async def test_what_would_be_late_gives_its_place_to_what_would_not() -> None:
     engine = Engine()
     queue = batcher(engine, max_batch=8)
-    for size in (1, 2, 4):
-        queue.costs.learn(size, 10.0)
+    for size, seconds in ((1, 5.0), (2, 5.0), (4, 10.0), (8, 100.0)):
+        queue.costs.learn(size, seconds)
     first = submit(queue, 0)
     await settle()
     soon = asyncio.get_running_loop().time() + 5
@@ -263,7 +277,7 @@ async def test_what_would_be_late_gives_its_place_to_what_would_not() -> None:
     with pytest.raises(ServiceError, match="deadline_exceeded"):
         await late
     assert engine.batches == [[0], [2, 4]]
-    alone = asyncio.create_task(queue.turn(1).submit(pixels(3), soon))
+    alone = asyncio.create_task(queue.turn(1).submit(pixels(3), soon - 2))
     await settle()
     engine.gates[1].set()
     await asyncio.gather(first, good, maybe)
@@ -288,6 +302,17 @@ async def test_a_failure_reaches_every_caller_and_the_queue_goes_on() -> None:
     engine.gates[1].set()
     assert (await task).probabilities[0] == 1
     assert queue.totals.failed == 1
+
+
+async def test_who_waits_for_a_call_that_is_cut_off_is_let_go() -> None:
+    """gRPC cancels the calls of a channel that is closed."""
+    engine = Engine()
+    engine.error = asyncio.CancelledError()
+    task = submit(batcher(engine), 0)
+    await settle()
+    engine.finish()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 10)
 
 
 async def test_a_failure_reaches_who_is_left_and_the_queue_goes_on() -> None:
@@ -329,23 +354,38 @@ async def test_a_batch_may_take_as_long_as_the_most_patient_of_its_callers() -> 
 async def test_answers_are_counted() -> None:
     engine = Engine()
     engine.rows = 1
-    task = submit(batcher(engine), 0)
+    queue = batcher(engine)
+    task = submit(queue, 0)
     await settle()
     engine.gates[0].set()
     with pytest.raises(ServiceError, match="2 answers for 1 images"):
         await task
+    assert (queue.totals.images, queue.totals.failed, queue.idle) == (0, 1, True)
 
 
 async def test_predicted_wait_grows_with_the_queue() -> None:
     engine = Engine()
     queue = batcher(engine, now=Clock())
-    assert queue.wait_s() == 0, "nothing is known yet"
+    with queue.turn(3):
+        assert queue.wait_s() == 0, "nothing is known yet"
     queue.costs.learn(1, 0.01)
     queue.costs.learn(4, 0.02)
     assert queue.wait_s() == pytest.approx(0.01)
     tasks = [submit(queue, value) for value in range(9)]
     await settle()
     assert queue.wait_s(1) == pytest.approx(0.01 + 2 * 0.02 + 0.01), "one runs, two full batches wait, and one's own"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_another_thread_runs_ends_as_soon() -> None:
+    queue = batcher(Engine(), now=Clock())
+    queue.threads = 2
+    queue.costs.learn(1, 1.0)
+    tasks = [submit(queue, value) for value in range(2)]
+    await settle()
+    assert queue.wait_s(1) == 2, "both at once, and then one's own"
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -470,3 +510,17 @@ async def test_batches_are_as_large_as_is_worthwhile() -> None:
     assert sum(sizes) == 100
     assert sizes[:2] == [1, 1], "nothing is known yet"
     assert max(sizes) == 16
+
+
+async def test_batches_are_no_larger_than_is_worthwhile() -> None:
+    engine = Engine()
+    queue = Batcher("test", engine.run, 16, slots=1)
+    for size, seconds in ((1, 1.0), (2, 1.0), (4, 2.0)):
+        queue.costs.learn(size, seconds)
+    tasks = [submit(queue, value) for value in range(5)]
+    await settle()
+    assert engine.batches == [[0], [1]], "half of two ahead"
+    while not all(task.done() for task in tasks):
+        engine.finish()
+        await settle()
+    assert engine.batches[2:] == [[2, 3], [4]]
