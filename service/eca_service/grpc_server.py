@@ -39,7 +39,6 @@ class GrpcServer:
             interceptors=[Interceptor(core)],
             options=[
                 ("grpc.max_receive_message_length", settings.max_body_bytes + FRAMING_BYTES),
-                ("grpc.max_send_message_length", -1),
                 ("grpc.default_compression_level", 2),  # of what the caller accepts; an algorithm would be forced on it
                 ("grpc.max_metadata_size", settings.max_head_bytes),
                 ("grpc.absolute_max_metadata_size", settings.max_head_bytes),

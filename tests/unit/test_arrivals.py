@@ -14,7 +14,7 @@ from eca_service import arrivals
 from eca_service.arrivals import Arrivals
 from eca_service.core import Core
 from eca_service.errors import ServiceError
-from eca_service.grpc_server import GrpcServer
+from eca_service.grpc_server import MAX_STREAMS, GrpcServer
 from eca_service.peers import Peers
 from eca_service.settings import Settings
 from eca_service.triton.server import free_port
@@ -22,6 +22,7 @@ from eca_service.triton.server import free_port
 INFER, HEALTH = "/inference.GRPCInferenceService/ModelInfer", "/grpc.health.v1.Health/Check"
 LIVE, REFLECTION = "/inference.GRPCInferenceService/ServerLive", "/grpc.reflection.v1alpha.ServerReflection/"
 DATA, HEADERS, SETTINGS, END_STREAM, END_HEADERS = 0, 1, 4, 1, 4  # RFC 9113, 6
+MAX_CONCURRENT_STREAMS = 3  # 6.5.2
 OK, INVALID, EXHAUSTED, LATE = b"0", b"3", b"8", b"4"
 PATIENCE_S = 30
 WHOLE, HALF = bytes(5), b"\0" + struct.pack(">I", 1000) + bytes(10)
@@ -57,8 +58,12 @@ class Call:
 
     async def status(self) -> bytes:
         """gRPC's status, as its number's digit."""
-        await asyncio.wait_for(self._reader.readuntil(b"grpc-status\x01"), PATIENCE_S)
+        await self.until(b"grpc-status\x01")
         return await self._reader.readexactly(1)
+
+    async def until(self, text: bytes) -> None:
+        """Reads until it has come."""
+        await asyncio.wait_for(self._reader.readuntil(text), PATIENCE_S)
 
     def close(self) -> None:
         self._writer.close()
@@ -138,6 +143,24 @@ async def test_a_call_without_a_message_is_refused(tmp_path: Path) -> None:
             empty = await call().begin(path)
             empty.end()
             assert await empty.status() == INVALID, path
+
+
+@pytest.mark.parametrize(("size", "status"), [(1 << 20, "INVALID_ARGUMENT"), (5 << 18, "RESOURCE_EXHAUSTED")])
+async def test_a_message_may_have_the_body_s_size_and_something_around_it(
+    tmp_path: Path, size: int, status: str
+) -> None:
+    async with (
+        serving(tmp_path) as (_, core),
+        grpc.aio.insecure_channel(f"127.0.0.1:{core.settings.grpc_port}") as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as told:
+            await channel.unary_unary(INFER)(b"\xff" * (size + 100))  # it is no message
+        assert told.value.code().name == status
+
+
+async def test_callers_are_told_how_many_calls_a_connection_may_have(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (call, _):
+        await (await call().begin(HEALTH)).until(struct.pack(">HI", MAX_CONCURRENT_STREAMS, MAX_STREAMS))
 
 
 async def test_who_is_quick_is_not_counted() -> None:

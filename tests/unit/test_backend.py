@@ -35,7 +35,7 @@ async def test_who_is_told_that_a_caller_has_gone(contract: Contract, version: s
     """Only a Triton that bears it."""
     async with serving(version, held=True) as (server, triton):
         task = asyncio.create_task(triton.infer(images(), contract, in_s(20)))
-        await server.began.wait()
+        await asyncio.wait_for(server.began.wait(), 10)
         assert (server.left_s[0] < 21) == told, "nor of its deadline, which would end the call too"
         assert server.left_s[0] < LONGEST_CALL_S + 1
         task.cancel()
@@ -101,8 +101,11 @@ async def test_what_is_not_taken_again_and_again_fails(contract: Contract, statu
 async def test_servers_take_turns(contract: Contract) -> None:
     async with serving() as (first, triton), serving() as (second, _):
         triton.fleet.serving = frozenset({first.url, second.url})
-        while not (first.requests and second.requests):  # both are connected to
+        for _ in range(500):  # until both are connected to
             await triton.infer(images(), contract, in_s(20))
+            if first.requests and second.requests:
+                break
+            await asyncio.sleep(0.02)
         before = len(first.requests), len(second.requests)
         for _ in range(10):
             await triton.infer(images(), contract, in_s(20))
@@ -112,7 +115,7 @@ async def test_servers_take_turns(contract: Contract) -> None:
 async def test_calls_to_a_server_that_gets_no_more_end_in_peace(contract: Contract) -> None:
     async with serving(held=True) as (old, triton), serving() as (new, _):
         task = asyncio.create_task(triton.infer(images(1, 3), contract, in_s(20)))
-        await old.began.wait()
+        await asyncio.wait_for(old.began.wait(), 10)
         triton.fleet.serving = frozenset({new.url})
         await triton.infer(images(), contract, in_s(20))
         assert (len(old.requests), len(new.requests)) == (1, 1)
