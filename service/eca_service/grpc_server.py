@@ -150,9 +150,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         return response
 
     def _contract(self, request: Any) -> Contract:
-        name = getattr(request, "model_name", "") or request.name
-        given = getattr(request, "model_version", "") or getattr(request, "version", "")
-        return self._core.registry.get(name, oip.require_version(given)).contract
+        return self._core.registry.get(request.name, oip.require_version(request.version)).contract
 
 
 def _parameter(request: Any, name: str) -> Any:

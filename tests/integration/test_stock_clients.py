@@ -39,6 +39,7 @@ def test_stock_clients(service: Service, repository: Path, module: object) -> No
         metadata = client.get_model_metadata(MODEL, **as_json)
         assert [output["name"] for output in metadata["outputs"]] == ["label", "index", "score"]
         config = client.get_model_config(MODEL, **as_json)
+        assert config.get("config", config)["name"] == MODEL
         if module is triton_http:
             assert config["input"][0]["dims"] == [-1], "numbers are numbers, as Triton has them"
         given = module.InferInput("image", [2], "BYTES")  # type: ignore[attr-defined]
@@ -54,7 +55,8 @@ def test_stock_clients(service: Service, repository: Path, module: object) -> No
         assert response["id"] == "mine"
         for version in ("", "1"):
             stats = client.get_inference_statistics(MODEL, version, **as_json)
-            assert int(stats["model_stats"][0]["inference_count"]) >= 2
+            (row,) = stats["model_stats"]
+            assert (row["name"], int(row["inference_count"]) >= 2) == (MODEL, True)
 
 
 @pytest.mark.parametrize("module", [triton_http, triton_grpc], ids=["http", "grpc"])

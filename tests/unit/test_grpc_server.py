@@ -1,0 +1,143 @@
+"""The gRPC port in front of a Triton that is made: what it passes on, what it refuses, and what it says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from eca_service.core import Core
+from eca_service.grpc_server import SERVICE, GrpcServer, Health, Inference
+from eca_service.peers import Peers
+from eca_service.settings import Settings
+from eca_service.triton.server import free_port
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from PIL import Image
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tests.integration.callers import infer_request
+from tests.load import noop
+from tests.unit.made_triton import Server, serving
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Core:
+    """Has one model, which has not given its golden answers."""
+    noop.publish(tmp_path)
+    return Core(Settings(repository=tmp_path), Peers())
+
+
+def be_golden(core: Core) -> None:
+    core.readiness._reasons.clear()
+
+
+@asynccontextmanager
+async def answering(folder: Path, **settings: Any) -> AsyncIterator[tuple[Core, Server, Any]]:
+    """The gateway's port, asked by the stub, in front of a server that answers each image with its first byte."""
+    noop.publish(folder)
+    async with serving() as (server, _):
+        core = Core(Settings(repository=folder, triton_url=server.url, grpc_port=free_port(), **settings), Peers())
+        await core.triton.fleet.look()
+        core.triton.fleet.serving = frozenset({server.url})
+        be_golden(core)
+        port = GrpcServer(core)
+        await port.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{core.settings.grpc_port}") as channel:
+                yield core, server, service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        finally:
+            await port.stop()
+            await core.close()
+
+
+def png(value: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((noop.CROP, noop.CROP, 3), value, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+async def refused(call: Any) -> tuple[str, str]:
+    """Status and code of a call that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as told:
+        await call
+    return told.value.code().name, dict(told.value.trailing_metadata())["eca-code"]
+
+
+async def test_images_are_answered_each_in_its_place(tmp_path: Path) -> None:
+    async with answering(tmp_path) as (_, _, stub):
+        raw, plain = (infer_request(noop.NAME, [png(3), png(5)], top_k=1) for _ in range(2))
+        plain.inputs[0].contents.bytes_contents.extend([png(3), png(5)])
+        plain.raw_input_contents.clear()
+        for request in (raw, plain):
+            request.id = "mine"
+            answer = await stub.ModelInfer(request)
+            assert (answer.model_name, answer.model_version, answer.id) == (noop.NAME, "1", "mine")
+            found = dict(zip((output.name for output in answer.outputs), answer.raw_output_contents, strict=True))
+            assert np.frombuffer(found["score"], "<f4").tolist() == [3, 5]
+
+
+async def test_a_request_s_deadline_is_its_caller_s_or_the_service_s(tmp_path: Path) -> None:
+    async with answering(tmp_path, deadline_ms=20_000) as (_, server, stub):
+        await stub.ModelInfer(infer_request(noop.NAME, [png(3)]))
+        await stub.ModelInfer(infer_request(noop.NAME, [png(3)]), timeout=9)
+        whole, own = server.left_s
+        assert own < 10 < whole < 21, "gRPC rounds up"
+
+
+async def test_what_is_no_request_for_this_model_is_refused(tmp_path: Path) -> None:
+    async with answering(tmp_path) as (core, server, stub):
+        none, twice, more = (infer_request(noop.NAME, [png(3)]) for _ in range(3))
+        del none.inputs[:]
+        twice.inputs.append(twice.inputs[0])
+        more.inputs[0].contents.bytes_contents.extend([png(3)] * 2)
+        more.raw_input_contents.clear()
+        for request in (none, twice, more):
+            assert await refused(stub.ModelInfer(request)) == ("INVALID_ARGUMENT", "bad_request")
+        core.readiness._reasons[core.registry.get(noop.NAME, None).folder] = "not asked yet"
+        assert await refused(stub.ModelInfer(infer_request(noop.NAME, [png(3)]))) == ("UNAVAILABLE", "model_not_ready")
+        assert not server.requests
+
+
+async def test_a_model_is_ready_while_it_is_golden_and_the_service_stays(core: Core) -> None:
+    port: Any = Inference(core)
+
+    async def ready() -> tuple[bool, bool]:
+        model = await port.ModelReady(service_pb2.ModelReadyRequest(name=noop.NAME), None)
+        return model.ready, (await port.ServerReady(None, None)).ready
+
+    assert await ready() == (False, False)
+    be_golden(core)
+    assert await ready() == (True, True)
+    core.leaving = True
+    assert await ready() == (False, False)
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+async def test_who_watches_is_told_of_each_change_and_of_the_end(core: Core, service: str) -> None:
+    health: Any = Health(core)
+    asked = HealthCheckRequest(service=service)
+    watched = health.Watch(asked, None)
+    told = [(await anext(watched)).status]
+    later = asyncio.ensure_future(anext(watched))
+    await asyncio.sleep(1)
+    assert not later.done(), "nothing has changed"
+    be_golden(core)
+    told.append((await asyncio.wait_for(later, 10)).status)
+    assert (await health.Check(asked, None)).status == SERVING
+    core.leaving = True
+    told += [answer.status async for answer in watched]
+    assert told == [NOT_SERVING, SERVING, NOT_SERVING]
+
+
+async def test_who_watches_what_there_is_not_is_told_so_also_at_the_end(core: Core) -> None:
+    core.leaving = True
+    watched = Health(core).Watch(HealthCheckRequest(service="another"), None)
+    assert {answer.status async for answer in watched} == {HealthCheckResponse.SERVICE_UNKNOWN}
