@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import resource
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ import tritonclient.grpc.aio as triton_grpc
 from eca_service.backend import Triton
 from eca_service.contract import Contract
 from eca_service.errors import ServiceError
-from eca_service.region import SLOTS, Region
+from eca_service.region import SLOT_BYTES, SLOTS, Region
 
 from tests.load import noop
 from tests.unit.made_triton import Server, serving
@@ -42,6 +45,43 @@ def test_what_is_larger_than_a_slot_is_not_laid_into_it() -> None:
     assert region.lay([IMAGE]) == 0
 
 
+def named() -> list[Path]:
+    """Files of this process's regions."""
+    return list(Path("/dev/shm").glob(f"eca_gateway_{os.getpid()}_*"))
+
+
+def test_nobody_else_may_read_it() -> None:
+    region = Region()
+    try:
+        assert [path.stat().st_mode & 0o777 for path in named()] == [0o600]
+    finally:
+        region.unlink()
+    assert not named()
+
+
+@pytest.mark.parametrize(("free", "enough"), [(2 * SLOTS * SLOT_BYTES - 1, False), (2 * SLOTS * SLOT_BYTES, True)])
+def test_triton_s_own_room_is_left_alone(monkeypatch: pytest.MonkeyPatch, free: int, enough: bool) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
+    if enough:
+        Region().unlink()
+    else:
+        with pytest.raises(OSError, match="/dev/shm has no 36 MiB to spare"):
+            Region()
+    assert not named()
+
+
+def test_where_it_cannot_be_had_nothing_is_left() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = os.listdir("/proc/self/fd")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SLOT_BYTES, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            Region()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (named(), len(os.listdir("/proc/self/fd"))) == ([], len(before))
+
+
 def client(triton: Triton) -> triton_grpc.InferenceServerClient:
     (found,) = triton.fleet._clients.values()
     return found
@@ -65,7 +105,7 @@ async def test_images_travel_in_it_and_in_messages_where_it_is_full(contract: Co
         for _ in range(2):
             await triton._sharing.begin(client(triton))
         assert len(server.regions) == 1
-        assert not list(Path("/dev/shm").glob(f"{next(iter(server.regions))}*")), "no crash can leave it"
+        assert not named(), "no crash can leave it"
         for turn in range(2 * SLOTS):
             await ask(triton, contract, 3, turn)
         assert all(shared(server)[1:]), "slots are given back"
