@@ -19,7 +19,8 @@ from tests.load import noop
 class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Answers each image with its own first byte, over and over; where it is `held`, when `answer` is set.
 
-    `requests` are those that came, `seen` is what became of its calls. The next ones are refused with `refusals`.
+    `requests` are those that came, `seen` is what became of its calls. `refusals` are the statuses of the next ones,
+    where OK is none, and SILENCE no answer.
     """
 
     def __init__(self, version: str, held: bool) -> None:
@@ -80,8 +81,11 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         return answer
 
     async def _refuse(self, context: Any) -> None:
-        if self.refusals:
-            await context.abort(grpc.StatusCode[self.refusals.pop(0)], "not now")
+        status = self.refusals.pop(0) if self.refusals else "OK"
+        if status == "SILENCE":
+            await asyncio.Event().wait()
+        if status != "OK":
+            await context.abort(grpc.StatusCode[status], "not now")
 
     async def _pixels(self, request: Any, context: Any) -> NDArray[np.uint8]:
         place = request.inputs[0].parameters

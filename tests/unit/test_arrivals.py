@@ -109,6 +109,14 @@ async def test_of_messages_that_come_slowly_few_are_kept(
         assert await late == LATE, "nobody has all the time in the world"
 
 
+@pytest.mark.parametrize("settings", [{"deadline_ms": 500}, {"body_timeout_ms": 500}], ids=["deadline", "body"])
+async def test_a_message_has_the_time_of_a_body_and_no_more_than_its_answer(
+    tmp_path: Path, settings: dict[str, int]
+) -> None:
+    async with serving(tmp_path, **{"deadline_ms": 60_000, "body_timeout_ms": 60_000} | settings) as (call, _):
+        assert await (await call().begin(INFER, HALF)).status() == LATE
+
+
 async def test_health_is_answered_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "QUICK_S", 0.1)
     async with serving(tmp_path) as (call, _):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton_grpc
+from eca_service import sharing
 from eca_service.backend import Triton
 from eca_service.contract import Contract
 from eca_service.errors import ServiceError
@@ -143,7 +144,10 @@ async def test_a_server_that_has_forgotten_it_gets_messages_until_there_is_anoth
 async def test_regions_of_gateways_that_are_gone_are_forgotten_and_then_one_s_own(contract: Contract) -> None:
     async with serving(same_host=True) as (server, triton):
         server.regions = {ABANDONED: np.zeros(1, np.uint8), FOREIGN: np.zeros(1, np.uint8)}
+        left = Path("/dev/shm", ABANDONED)
+        left.touch()
         await triton._sharing.begin(client(triton))
+        assert not left.exists()
         assert ABANDONED not in server.regions
         assert len(server.regions) == 2
         await ask(triton, contract)
@@ -151,20 +155,37 @@ async def test_regions_of_gateways_that_are_gone_are_forgotten_and_then_one_s_ow
     assert list(server.regions) == [FOREIGN]
 
 
-@pytest.mark.parametrize(("status", "again"), [("UNAVAILABLE", True), ("UNIMPLEMENTED", False)])
+@pytest.mark.parametrize(
+    ("refusals", "again"),
+    [("UNAVAILABLE", True), ("SILENCE", True), ("OK SILENCE", True), ("UNIMPLEMENTED", False), ("OK INTERNAL", False)],
+)
 async def test_a_server_that_does_not_take_it_gets_messages(
-    contract: Contract, caplog: pytest.LogCaptureFixture, status: str, again: bool
+    contract: Contract, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refusals: str, again: bool
 ) -> None:
-    """One that cannot be reached is asked again."""
+    """One that does not answer is asked again."""
     async with serving(same_host=True) as (server, triton):
-        server.refusals = [status]
+        server.refusals = refusals.split()
+        if "SILENCE" in server.refusals:
+            monkeypatch.setattr(sharing, "CONTROL_S", 0.5)
         with caplog.at_level(logging.WARNING):
-            await triton._sharing.begin(client(triton))
+            await asyncio.wait_for(triton._sharing.begin(client(triton)), 10)
+        assert not named()
+        monkeypatch.undo()
         assert ("in messages, not in shared memory" in caplog.text) is not again
         await ask(triton, contract)
         await triton._sharing.begin(client(triton))
         await ask(triton, contract)
         assert shared(server) == [False, again]
+
+
+async def test_where_there_is_no_room_images_travel_in_messages(
+    contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=0, f_frsize=1))
+    async with serving(same_host=True) as (server, triton):
+        await triton._sharing.begin(client(triton))
+        await ask(triton, contract)
+        assert (shared(server), server.regions) == ([False], {})
 
 
 @pytest.mark.parametrize(
