@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -104,6 +105,20 @@ async def test_what_is_no_request_for_this_model_is_refused(tmp_path: Path) -> N
         core.readiness._reasons[core.registry.get(noop.NAME, None).folder] = "not asked yet"
         assert await refused(stub.ModelInfer(infer_request(noop.NAME, [png(3)]))) == ("UNAVAILABLE", "model_not_ready")
         assert not server.requests
+
+
+async def test_what_is_not_there_is_written_down_like_all_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with answering(tmp_path) as (_, _, stub):
+        with caplog.at_level(logging.INFO), pytest.raises(grpc.aio.AioRpcError) as told:
+            async for _ in stub.ModelStreamInfer(iter([infer_request(noop.NAME, [png(3)])])):
+                pass
+        assert told.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        given = dict(told.value.trailing_metadata())["x-request-id"]
+    (line,) = (record.fields for record in caplog.records if hasattr(record, "fields"))
+    found = [line[name] for name in ("request_id", "route", "code", "status")]
+    assert found == [given, f"{SERVICE}/ModelStreamInfer", "unimplemented", "UNIMPLEMENTED"]
 
 
 async def test_a_model_is_ready_while_it_is_golden_and_the_service_stays(core: Core) -> None:
