@@ -60,9 +60,15 @@ async def answering(folder: Path, **settings: Any) -> AsyncIterator[tuple[Core, 
 
 
 def png(value: int) -> bytes:
+    """An image of one value, of 150 kB."""
     out = io.BytesIO()
-    Image.fromarray(np.full((noop.CROP, noop.CROP, 3), value, np.uint8)).save(out, "PNG")
+    Image.fromarray(np.full((noop.CROP, noop.CROP, 3), value, np.uint8)).save(out, "PNG", compress_level=0)
     return out.getvalue()
+
+
+def records(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """What was written down of requests."""
+    return [record.fields for record in caplog.records if hasattr(record, "fields")]
 
 
 async def refused(call: Any) -> tuple[str, str]:
@@ -107,6 +113,47 @@ async def test_what_is_no_request_for_this_model_is_refused(tmp_path: Path) -> N
         assert not server.requests
 
 
+async def test_the_bytes_of_all_messages_are_bounded(tmp_path: Path) -> None:
+    async with answering(tmp_path, max_inflight_bytes=200_000) as (core, server, stub):
+        server.answer.clear()
+        first = asyncio.ensure_future(stub.ModelInfer(infer_request(noop.NAME, [png(3)])))
+        await asyncio.wait_for(server.began.wait(), 10)
+        refusal = await refused(stub.ModelInfer(infer_request(noop.NAME, [png(3)])))
+        assert refusal == ("RESOURCE_EXHAUSTED", "overloaded")
+        server.answer.set()
+        await first
+        assert core.admission.size == 0
+        await stub.ModelInfer(infer_request(noop.NAME, [png(3)]))
+
+
+async def test_a_caller_that_leaves_is_written_down_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        async with answering(tmp_path) as (core, server, stub):
+            server.answer.clear()
+            call = stub.ModelInfer(infer_request(noop.NAME, [png(3)]))
+            await asyncio.wait_for(server.began.wait(), 10)
+            call.cancel()
+            assert await asyncio.wait_for(server.seen.get(), 10) == "cancelled"
+            for _ in range(500):
+                if not core.admission.requests:
+                    break
+                await asyncio.sleep(0.02)
+            (line,) = records(caplog)
+            assert (line["code"], line["status"], line["model"]) == ("client_closed", "CANCELLED", noop.NAME)
+
+
+async def test_every_answer_has_its_request_s_id_and_time(tmp_path: Path) -> None:
+    async with answering(tmp_path) as (_, _, stub):
+        for call in (
+            stub.ModelInfer(infer_request(noop.NAME, [png(3)]), metadata=(("x-request-id", "mine"),)),
+            stub.ServerMetadata(service_pb2.ServerMetadataRequest(), metadata=(("x-request-id", "mine"),)),
+        ):
+            await call
+            trailing = dict(await call.trailing_metadata())
+            assert trailing["x-request-id"] == "mine"
+            assert "total;dur=" in trailing["server-timing"]
+
+
 async def test_what_is_not_there_is_written_down_like_all_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,7 +163,7 @@ async def test_what_is_not_there_is_written_down_like_all_else(
                 pass
         assert told.value.code() is grpc.StatusCode.UNIMPLEMENTED
         given = dict(told.value.trailing_metadata())["x-request-id"]
-    (line,) = (record.fields for record in caplog.records if hasattr(record, "fields"))
+    (line,) = records(caplog)
     found = [line[name] for name in ("request_id", "route", "code", "status")]
     assert found == [given, f"{SERVICE}/ModelStreamInfer", "unimplemented", "UNIMPLEMENTED"]
 
