@@ -61,6 +61,10 @@ async def test_an_answer_is_an_answer(contract: Contract, version: str) -> None:
         for tensor in answer.values():
             assert [set(row.flat) for row in tensor] == [{7}, {8}, {9}], "each has its own image's"
         assert server.metadata["traceparent"] == "00-x"
+        (request,) = server.requests
+        (tensor,) = request.inputs
+        assert (request.model_name, request.model_version) == (noop.NAME, "1")
+        assert (tensor.name, tensor.datatype, tensor.shape) == ("image", "UINT8", [3, noop.CROP, noop.CROP, 3])
         server.sizes["probabilities"] += 1
         with pytest.raises(ServiceError, match="internal: Triton answered 22 probabilities for 2 images"):
             await triton.infer(images(2), contract, in_s(20))

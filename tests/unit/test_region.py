@@ -199,3 +199,11 @@ async def test_only_one_server_of_this_host_is_asked(urls: str, same_host: bool,
         await triton._sharing.begin(triton.fleet._clients[server.url])
         assert bool(server.regions) is wanted
         await triton.close()
+
+
+async def test_a_server_that_does_not_answer_is_not_waited_for_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(same_host=True) as (server, triton):
+        await triton._sharing.begin(client(triton))
+        monkeypatch.setattr(sharing, "CONTROL_S", 0.1)
+        server.refusals = ["SILENCE"]
+        await asyncio.wait_for(triton._sharing.end([client(triton)]), 10)
