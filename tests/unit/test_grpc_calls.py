@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from eca_service import grpc_calls
 from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.grpc_calls import Interceptor
@@ -89,6 +90,14 @@ async def test_a_call_that_fails_ends_with_its_status(
     assert [record.exc_info is not None for record in errors] == [True] * isinstance(failure, ZeroDivisionError)
     ours = status in {"INTERNAL", "DEADLINE_EXCEEDED"}
     assert ("reason" in line.fields) == ours  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"), [("ipv4:127.0.0.1:5000", "127.0.0.1"), ("ipv6:%5Bfd00::1%5D:5000", "fd00::1")]
+)
+def test_a_caller_s_address_is_without_its_port(peer: str, address: str) -> None:
+    """As uvicorn tells it: one caller is one over all protocols."""
+    assert grpc_calls._address(peer) == address
 
 
 async def test_what_is_no_message_is_the_caller_s_fault(tmp_path: Path) -> None:
