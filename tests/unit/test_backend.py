@@ -11,7 +11,9 @@ from eca_service import backend
 from eca_service.backend import LONGEST_CALL_S, Triton
 from eca_service.contract import Contract
 from eca_service.errors import ServiceError
+from eca_service.infer_request import with_pixels
 from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
 
 from tests.load import noop
 from tests.unit.made_triton import serving
@@ -29,6 +31,15 @@ def images(count: int = 1, first: int = 0) -> list[NDArray[np.uint8]]:
 
 def in_s(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
+
+
+@pytest.mark.parametrize("width", [1, 42, 43, 84, 85, 86, 5461, 5462, 699_050, 699_051])
+def test_a_request_is_written_as_protobuf_writes_it(contract: Contract, width: int) -> None:
+    """Of three bytes times `width`: around powers of 128, and of two, an end is easily lost."""
+    image = np.random.default_rng(0).integers(0, 256, (1, width, 3), np.uint8)
+    read = service_pb2.ModelInferRequest.FromString(with_pixels([image], contract, ("probabilities",)))
+    assert read.raw_input_contents == [image.tobytes()]
+    assert [output.name for output in read.outputs] == ["probabilities"]
 
 
 @pytest.mark.parametrize(("version", "told"), [("2.51.0", False), ("2.57.1", False), ("2.58.0", True), ("3.0", True)])

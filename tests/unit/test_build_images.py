@@ -45,6 +45,15 @@ def test_what_cannot_be_an_image_is_a_sentence(tmp_path: Path) -> None:
         load(tmp_path / ("x" * 300), recipe)
 
 
+def test_images_of_every_kind_are_found_and_those_taken_are_spread(tmp_path: Path) -> None:
+    recipe = Preprocessing(resize=8, crop=8)
+    for index, name in enumerate(("a.jpg", "b.JPEG", "c.png", "d.webp", "e.bmp")):
+        Image.new("RGB", (8, 8), (0, 0, 50 * index)).save(tmp_path / name)
+    (tmp_path / "f.txt").write_text("no image")
+    assert len(load(tmp_path, recipe)) == 5
+    assert load(tmp_path, recipe, most=3)[:, 0, 0, 2].tolist() == [0, 100, 200]
+
+
 def test_a_label_of_two_classes_says_neither(tmp_path: Path) -> None:
     for name in ("cat-1.jpg", "crane-1.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)

@@ -70,6 +70,11 @@ def test_tensors_keep_their_types_and_the_gates_stay_float(model: Path, int8: Pa
     assert classifier.input[1] not in kinds, "it comes from integers"
     readers = [node.op_type for node in after.graph.node if classifier.output[0] in node.input]
     assert readers == ["Softmax"], "what it answers is no integer"
+    makers = {output: node.op_type for node in after.graph.node for output in node.output}
+    shortcuts = [[makers[name] for name in node.input] for node in after.graph.node if node.op_type == "Add"]
+    assert shortcuts == [["DequantizeLinear"] * 2] * 6
+    assert "Relu" not in makers.values(), "each went into the range of what was before it"
+    assert TensorProto.INT32 in kinds.values(), "the biases are integers too"
 
 
 def test_weights_have_a_scale_a_channel_and_seven_bits(int8: Path) -> None:
