@@ -54,6 +54,15 @@ def test_images_of_every_kind_are_found_and_those_taken_are_spread(tmp_path: Pat
     assert load(tmp_path, recipe, most=3)[:, 0, 0, 2].tolist() == [0, 100, 200]
 
 
+def test_of_many_images_those_taken_have_their_own_class(tmp_path: Path) -> None:
+    for index in range(130):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index:03}.png")
+    labels = [f"{index:03}" for index in range(130)]
+    taken = load(tmp_path, Preprocessing(resize=8, crop=8))[:, 0, 0, 0]
+    assert (len(taken), taken[0], taken[-1]) == (128, 0, 129)
+    assert classes(tmp_path, labels).tolist() == taken.tolist()
+
+
 def test_a_label_of_two_classes_says_neither(tmp_path: Path) -> None:
     for name in ("cat-1.jpg", "crane-1.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
@@ -100,5 +109,7 @@ def test_a_folder_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
         BuildError, match=f"the folder {missing} cannot be read: No such file .*; give another to --images"
     ):
         load(missing, Preprocessing())
+    with pytest.raises(BuildError, match=r"holds no image \(\.bmp, .*\); give another folder to --calibration"):
+        load(tmp_path, Preprocessing(), option="--calibration")
     with pytest.raises(click.UsageError, match=f"{missing} cannot be read: No such file"):
         below(missing)

@@ -75,6 +75,8 @@ def test_tensors_keep_their_types_and_the_gates_stay_float(model: Path, int8: Pa
     assert shortcuts == [["DequantizeLinear"] * 2] * 6
     assert "Relu" not in makers.values(), "each went into the range of what was before it"
     assert TensorProto.INT32 in kinds.values(), "the biases are integers too"
+    zeros = {kinds[node.input[2]] for node in after.graph.node if node.op_type == "QuantizeLinear"}
+    assert zeros == {TensorProto.UINT8}, "what CPUs multiply fastest"
 
 
 def test_weights_have_a_scale_a_channel_and_seven_bits(int8: Path) -> None:
@@ -148,6 +150,8 @@ def test_tensorrt_s_scheme(model: Path, sample: NDArray[np.uint8], tmp_path: Pat
     assert {array.dtype.name for array in held.values()} == {"int8", "float32", "int64"}
     ends = [next(node for node in after.graph.node if node.op_type == kind) for kind in ("Conv", "Gemm")]
     assert [held[node.input[1]].dtype.name for node in ends] == ["float32"] * 2, "the stem and the classifier stay"
+    results = {node.output[0] for node in after.graph.node if node.op_type == "Conv"}
+    assert not [node for node in pairs if node.input[0] in results], "they stay float32 until they are taken"
     got = verify.answers(tmp_path / "int8.onnx", sample)
     assert (got.argmax(1) == verify.answers(model, sample).argmax(1)).mean() >= 0.95
 
