@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from eca_service.contract import Preprocessing
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from eca_build.errors import BuildError
 
@@ -66,7 +66,7 @@ def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is an error
             with Image.open(path) as opened:
                 image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BuildError(f"{path} cannot be read as an image ({error}); remove it or mend it") from None
     scale = recipe.resize / min(image.size)
     size = (max(recipe.crop, round(image.width * scale)), max(recipe.crop, round(image.height * scale)))
