@@ -28,6 +28,14 @@ def test_synthetic_images_of_any_size(size: int) -> None:
     assert np.array_equal(images[:2], synthetic(size, 2)), "they do not depend on how many there are"
 
 
+def test_synthetic_images_are_like_photographs() -> None:
+    """Neighbours are alike, and so are the colours: of white noise a step is 1.1 deviations, and colours share none."""
+    images = synthetic(64, 8).astype(int)
+    assert np.abs(np.diff(images, axis=1)).mean() < 0.7 * images.std()
+    assert np.corrcoef(images.reshape(-1, 3).T).min() > 0.3
+    assert np.abs(images - 127.5).max((1, 2, 3)).tolist() == [127.5] * 8, "each uses all levels"
+
+
 def test_what_cannot_be_an_image_is_a_sentence(tmp_path: Path) -> None:
     recipe = Preprocessing()
     for name, sentence in (
