@@ -26,6 +26,7 @@ SERVICE = "inference.GRPCInferenceService"
 FRAMING_BYTES = 64 << 10  # what a message may have around its images
 GRACE_S = 20.0
 MAX_STREAMS = 1024  # calls at once on one connection
+PING_MS = 5000  # callers may look for us as often
 COMPRESS_BYTES = 8 << 10  # smaller answers are not worth compressing
 WATCH_EVERY_S = 0.5
 
@@ -45,7 +46,8 @@ class GrpcServer:
                 ("grpc.server_handshake_timeout_ms", settings.head_timeout_ms),
                 ("grpc.max_concurrent_streams", MAX_STREAMS),
                 ("grpc.keepalive_time_ms", 60_000),  # finds callers that are gone without a word
-                ("grpc.http2.min_ping_interval_without_data_ms", 5000),  # callers may look for us as often
+                ("grpc.http2.min_ping_interval_without_data_ms", PING_MS),
+                ("grpc.keepalive_permit_without_calls", 1),  # between calls too
                 ("grpc.so_reuseport", int(settings.workers > 1)),
             ],
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from eca_service import arrivals
+from eca_service import arrivals, grpc_server
 from eca_service.arrivals import Arrivals
 from eca_service.core import Core
 from eca_service.errors import ServiceError
@@ -21,7 +21,7 @@ from eca_service.triton.server import free_port
 
 INFER, HEALTH = "/inference.GRPCInferenceService/ModelInfer", "/grpc.health.v1.Health/Check"
 LIVE, REFLECTION = "/inference.GRPCInferenceService/ServerLive", "/grpc.reflection.v1alpha.ServerReflection/"
-DATA, HEADERS, SETTINGS, END_STREAM, END_HEADERS = 0, 1, 4, 1, 4  # RFC 9113, 6
+DATA, HEADERS, SETTINGS, PING, END_STREAM, END_HEADERS, ACK = 0, 1, 4, 6, 1, 4, 1  # RFC 9113, 6
 MAX_CONCURRENT_STREAMS = 3  # 6.5.2
 OK, INVALID, EXHAUSTED, LATE = b"0", b"3", b"8", b"4"
 PATIENCE_S = 30
@@ -60,6 +60,11 @@ class Call:
         """gRPC's status, as its number's digit."""
         await self.until(b"grpc-status\x01")
         return await self._reader.readexactly(1)
+
+    async def ping(self) -> None:
+        """Asks whether the service is still there, and awaits its answer."""
+        self._writer.write(frame(PING, 0, 0, bytes(8)))
+        await self.until(frame(PING, ACK, 0, bytes(8)))
 
     async def until(self, text: bytes) -> None:
         """Reads until it has come."""
@@ -169,6 +174,21 @@ async def test_a_message_may_have_the_body_s_size_and_something_around_it(
 async def test_callers_are_told_how_many_calls_a_connection_may_have(tmp_path: Path) -> None:
     async with serving(tmp_path) as (call, _):
         await (await call().begin(HEALTH)).until(struct.pack(">HI", MAX_CONCURRENT_STREAMS, MAX_STREAMS))
+
+
+@pytest.mark.parametrize("idle", [False, True])
+async def test_callers_may_look_for_the_service_also_between_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idle: bool
+) -> None:
+    """gRPC by itself ends a connection at its fourth ping within some minutes."""
+    monkeypatch.setattr(grpc_server, "PING_MS", 100)
+    async with serving(tmp_path) as (call, _):
+        asking = await call().begin(HEALTH, WHOLE if idle else HALF)
+        if idle:
+            assert await asking.status() == OK
+        for _ in range(8):
+            await asking.ping()
+            await asyncio.sleep(0.2)
 
 
 async def test_who_is_quick_is_not_counted() -> None:
