@@ -170,6 +170,28 @@ def test_a_full_disk_is_a_sentence(model: Path, sample: NDArray[np.uint8], tmp_p
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_a_relu6_goes_into_the_range_of_what_was_before_it(tmp_path: Path) -> None:
+    """As MobileNetV2 has them."""
+    make, random = onnx.helper, np.random.default_rng(0)
+    nodes = [
+        make.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        make.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+        make.make_node("Conv", ["planes", "w"], ["sums"], "conv"),
+        make.make_node("Clip", ["sums", "low", "high"], ["probabilities"], "relu6"),
+    ]
+    weights = {"w": random.normal(size=(4, 3, 3, 3)).astype(np.float32), "low": np.float32(0), "high": np.float32(6)}
+    graph = make.make_graph(
+        nodes,
+        "g",
+        [make.make_tensor_value_info("image", TensorProto.UINT8, ["N", 8, 8, 3])],
+        [make.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 4, 6, 6])],
+        [numpy_helper.from_array(np.asarray(values), name) for name, values in weights.items()],
+    )
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    quantise.quantise(tmp_path / "m.onnx", tmp_path / "q.onnx", images.synthetic(8, 4))
+    assert "Clip" not in {node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node}
+
+
 def test_nothing_to_quantise_is_a_sentence(tmp_path: Path) -> None:
     info = onnx.helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 4, 4, 3])
     out = onnx.helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 4, 4, 3])
