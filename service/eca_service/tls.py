@@ -22,9 +22,8 @@ class Certificate:
         self.chain = chain
         self.key = key
         self._read = self._contents()
-        self._refused = self._read
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # TLS 1.2 and newer
-        _load(self.context, chain, key)
+        self.context = self._newest = _context(chain, key)
+        self.context.sni_callback = self._show
 
     def credentials(self) -> grpc.ServerCredentials:
         """The same for gRPC, which asks again for every connection."""
@@ -41,20 +40,23 @@ class Certificate:
 
     async def follow(self) -> None:
         """Takes over a replaced pair for new connections, as renewal writes it; runs until cancelled."""
+        told = ""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
                 found = self._contents()
-                if found in (self._read, self._refused):
-                    continue
-                self._refused = found
-                _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.chain, self.key)
-                _load(self.context, self.chain, self.key)
+                if found != self._read:
+                    self._newest, self._read = _context(self.chain, self.key), found
+                    logger.info("%s was read again", self.chain)
+                told = ""
             except SettingsError as error:  # half of the pair may be written yet
-                logger.warning("the certificate of before is kept: %s", error)
-                continue
-            self._read = found
-            logger.info("%s was read again", self.chain)
+                if told != str(error):
+                    logger.warning("the certificate of before is kept: %s", error)
+                told = str(error)
+
+    def _show(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Called in each handshake. A context keeps one pair for each kind of key: so a new pair has its own."""
+        connection.context = self._newest
 
     def _contents(self) -> tuple[bytes, bytes]:
         return _bytes(self.chain, "ECA_TLS_CERT"), _bytes(self.key, "ECA_TLS_KEY")
@@ -72,6 +74,12 @@ def _bytes(file: Path, variable: str) -> bytes:
         raise SettingsError(f"{variable}={file} cannot be read: {error.strerror}") from None
 
 
+def _context(chain: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # TLS 1.2 and newer
+    _load(context, chain, key)
+    return context
+
+
 def _load(context: ssl.SSLContext, chain: Path, key: Path) -> None:
     def no_password() -> str:
         raise SettingsError(f"ECA_TLS_KEY={key} is encrypted; write it without a password: openssl pkey -in {key}")
@@ -85,4 +93,5 @@ def _load(context: ssl.SSLContext, chain: Path, key: Path) -> None:
             raise SettingsError(f"ECA_TLS_CERT={chain} holds no certificate in PEM") from None
         if b"PRIVATE KEY-----" not in key.read_bytes():
             raise SettingsError(f"ECA_TLS_KEY={key} holds no private key in PEM") from None
-        raise SettingsError(f"ECA_TLS_CERT={chain} and ECA_TLS_KEY={key} cannot be used: {error.reason}") from None
+        reason = error.reason or "one of them is damaged"
+        raise SettingsError(f"ECA_TLS_CERT={chain} and ECA_TLS_KEY={key} cannot be used: {reason}") from None

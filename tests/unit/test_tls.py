@@ -15,13 +15,14 @@ from cryptography.hazmat.primitives import serialization
 from eca_service import tls
 from eca_service.settings import SettingsError, load
 from eca_service.tls import Certificate
+from trustme import KeyType
 
 CA = trustme.CA()
 
 
-def write(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
+def write(folder: Path, name: str = "localhost", kind: KeyType = KeyType.ECDSA) -> tuple[Path, Path]:
     """A chain and its key, of the one authority."""
-    issued = CA.issue_cert(name)
+    issued = CA.issue_cert(name, key_type=kind)
     chain, key = folder / "cert.pem", folder / "key.pem"
     chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     issued.private_key_pem.write_to_path(str(key))
@@ -45,7 +46,7 @@ def encrypt(key: Path) -> None:
         (lambda chain, key: key.write_bytes(chain.read_bytes()), "ECA_TLS_KEY=.*holds no private key"),
         (lambda chain, key: CA.issue_cert("b").private_key_pem.write_to_path(str(key)), "is not the key of"),
         (lambda chain, key: encrypt(key), "is encrypted"),
-        (lambda chain, key: chain.write_bytes(chain.read_bytes()[:200]), "cannot be used"),
+        (lambda chain, key: chain.write_bytes(chain.read_bytes()[:200]), "cannot be used: one of them is damaged"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, damage: Callable[[Path, Path], object], sentence: str) -> None:
@@ -92,9 +93,14 @@ async def test_a_renewed_certificate_is_shown_and_a_spoilt_one_is_not(
         await asyncio.sleep(0.2)
         assert [await names_shown(port) for port in ports] == [{"old.example"}] * 2
         assert caplog.text.count("the certificate of before is kept") == 1
-        write(tmp_path, "new.example")
+        key.unlink()
         await asyncio.sleep(0.2)
-        assert [await names_shown(port) for port in ports] == [{"new.example"}] * 2
+        assert caplog.text.count("the certificate of before is kept") == 2
+        for kind in (KeyType.RSA, KeyType.ECDSA, KeyType.RSA):  # nor is one of another kind of key left beside it
+            name = f"new-{kind.name.lower()}.example"
+            write(tmp_path, name, kind)
+            await asyncio.sleep(0.2)
+            assert [await names_shown(port) for port in ports] == [{name}] * 2
     finally:
         follow.cancel()
         http.close()
