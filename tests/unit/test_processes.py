@@ -35,8 +35,17 @@ while time.process_time() < 1.5:
     pass
 open(sys.argv[1], "w").write("done")
 """
-# takes what is put in front of it to where it has a seventieth of a core: on one core, beside a loop, which is nicer
-STARVES = "import os; os.sched_setaffinity(0, {%d}); os.nice(19)\n"
+# takes what comes after it to where it has a thirtieth of a core, less than LEAST: beside a loop, to which it is nice.
+# It has its turn every tenth of a second, and on a machine with other work ten times as seldom.
+STARVES = "import os; os.sched_setaffinity(0, {%d}); os.nice(15)\n"
+# works for a time, whatever it gets of a core
+SPINS = """
+import sys, time
+end = time.monotonic() + 6.5
+while time.monotonic() < end:
+    pass
+open(sys.argv[1], "w").write("done")
+"""
 
 
 def test_one_that_stands_still_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,18 +75,17 @@ def busy_core() -> Iterator[int]:
 def test_one_that_waits_for_a_core_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy_core: int
 ) -> None:
-    monkeypatch.setattr(processes, "STILL_S", 1.0)
-    works = STARVES % busy_core + "import time; end = time.process_time() + 0.05\n" + WORKS.replace("1.5", "end")
-    processes.run([sys.executable, "-c", works, str(tmp_path / "told")], "never said")
+    monkeypatch.setattr(processes, "STILL_S", 2.0)
+    processes.run([sys.executable, "-c", STARVES % busy_core + SPINS, str(tmp_path / "told")], "never said")
     assert (tmp_path / "told").read_text() == "done"
 
 
 def test_one_that_stands_still_is_ended_on_a_busy_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy_core: int
 ) -> None:
-    """It too waits for a core, whenever it looks whether it may go on."""
+    """It too waits for a core, whenever it looks whether it may go on; seldom here, for others may work there too."""
     monkeypatch.setattr(processes, "STILL_S", 4.0)
-    _is_ended(STARVES % busy_core + HANGS, tmp_path)
+    _is_ended(STARVES % busy_core + HANGS.replace("0.005", "0.03"), tmp_path)
 
 
 @pytest.fixture
