@@ -95,13 +95,16 @@ def test_what_help_says_of_settings_can_be_copied() -> None:
     assert "Address to listen on [ECA_HOST; default 127.0.0.1]" in shown
 
 
-def test_a_full_disk_is_told_by_the_file_that_is_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_told_by_the_file_that_is_on_it(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """So is a quota that is used up, and the limit of a file's size."""
+
     def copy(name: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/read/from", None, "/written/to")
+        raise OSError(number, os.strerror(number), "/read/from", None, "/written/to")
 
     monkeypatch.setattr("eca_service.cli.upkeep.make", copy)
     done = CliRunner().invoke(eca_service.cli.main, ["key", "team"])
-    assert (done.exit_code, done.output) == (2, "eca-serve: /written/to cannot be written: No space left on device\n")
+    assert (done.exit_code, done.output) == (2, f"eca-serve: /written/to cannot be written: {os.strerror(number)}\n")
 
 
 def test_closed_streams_are_as_good_as_ones_nobody_reads(tmp_path: Path) -> None:

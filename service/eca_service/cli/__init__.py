@@ -17,6 +17,8 @@ from eca_service.client import ClientError
 from eca_service.settings import SettingsError
 from eca_service.triton.server import TritonUnavailable
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 class _Commands(click.Group):
     """Turns what a user can mend into its sentence and exit code 2."""
@@ -28,7 +30,7 @@ class _Commands(click.Group):
             click.echo(f"eca-serve: {error.detail if isinstance(error, ClientError) else error}", err=True)
             ctx.exit(2)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in FULL:
                 raise
             full = error.filename2 or error.filename or "the output"  # of a copy the second is what is written
             click.echo(f"eca-serve: {full} cannot be written: {error.strerror}", err=True)
