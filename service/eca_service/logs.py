@@ -9,8 +9,9 @@ import sys
 from datetime import datetime, timezone
 
 _encode = json.JSONEncoder(default=str).encode  # json.dumps would make one for every line
-# Of these libraries only warnings and worse: at debug level Pillow tells what is in images, others what is in headers.
-CHATTY = ("PIL", "httpx", "httpcore", "asyncio", "python_multipart", "urllib3")
+# Of these libraries only warnings and worse: at debug level Pillow tells what is in images, others what is in headers,
+# and gRPC of its event loop with every call.
+CHATTY = ("PIL", "httpx", "httpcore", "asyncio", "python_multipart", "urllib3", "grpc")
 
 
 def start(form: str | None, level: str) -> None:

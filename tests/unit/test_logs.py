@@ -45,6 +45,23 @@ def test_where_there_is_no_terminal_it_is_json_and_warnings_are_in_it() -> None:
     assert (line["level"], line["logger"], "look" in line["message"]) == ("warning", "py.warnings", True)
 
 
+def test_at_debug_level_grpc_does_not_tell_of_each_call() -> None:
+    script = """if True:
+        import asyncio, grpc
+        from eca_service import logs
+        logs.start("json", "debug")
+        async def call():
+            async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+                await channel.unary_unary("/a/b")(b"", timeout=0.1)
+        try:
+            asyncio.run(call())
+        except grpc.RpcError:
+            print("called")
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("called\n", "")
+
+
 def test_a_caller_who_left_as_the_answer_was_sent_is_no_error() -> None:
     """grpc.aio's own error: only by chance does a call of a busy service meet it (once in about 1,500 deadlines)."""
     script = """if True:
