@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +101,25 @@ def test_a_log_that_cannot_be_written_is_told_once_with_its_setting(
     assert triton.last_lines() == "one\ntwo"
     (told,) = caplog.messages
     assert told == f"Triton's log {tmp_path} cannot be written: Is a directory; ECA_TRITON_LOG names another file"
+
+
+def test_a_log_is_written_again_when_it_can_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As after a full disk."""
+    triton = TritonServer(tmp_path, 0, tmp_path / "triton.log")
+    triton.log_file.mkdir()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        pump = threading.Thread(target=triton._pump, args=(process,))
+        pump.start()
+        assert process.stdin is not None
+        process.stdin.write(b"one\n")
+        while not caplog.messages:
+            assert pump.is_alive()
+        triton.log_file.rmdir()
+        process.stdin.write(b"two\n")
+        process.stdin.close()
+        pump.join()
+    assert triton.log_file.read_text() == "two\n"
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize(("host", "here"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("10.0.0.7", "10.0.0.7")])

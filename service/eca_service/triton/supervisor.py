@@ -189,19 +189,20 @@ class TritonServer:
     def _pump(self, process: subprocess.Popen[bytes]) -> None:
         """Copies the server's output to the log file until it ends; the file is turned over when full."""
         assert process.stdout is not None
-        writes = True
+        writes = True  # when it last tried to
         with process.stdout as stream:
             for raw in stream:
                 self._last_lines.append(raw.decode(errors="replace").rstrip())
                 if ANSWERED in raw:
                     self._answered.set()
                 try:
-                    if writes:
-                        self._append(raw)
+                    self._append(raw)
+                    writes = True
                 except OSError as error:  # a full disk must not stop the reading: Triton would block on its pipe
-                    writes = False
                     reason = f"{error.strerror}; ECA_TRITON_LOG names another file"
-                    logger.error("Triton's log %s cannot be written: %s", self.log_file, reason)
+                    if writes:
+                        logger.error("Triton's log %s cannot be written: %s", self.log_file, reason)
+                    writes = False
 
     def _append(self, raw: bytes) -> None:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
