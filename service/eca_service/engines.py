@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ class Engines:
         self._threads = threads
         self._tracing = tracing
         self._batchers: dict[tuple[str, int, str, str], Batcher] = {}
+        self._golden_files: dict[tuple[str, int, str, str], bytes] = {}
 
     def of(self, contract: Contract) -> Batcher:
         """The queue in front of a version's engine."""
@@ -47,6 +49,7 @@ class Engines:
     def drop(self, contract: Contract) -> None:
         """Forgets a version that is no longer served."""
         self._batchers.pop(_key(contract), None)
+        self._golden_files.pop(_key(contract), None)
 
     async def golden(self, model: Model, turn: int | None = None) -> None:
         """Asks for the golden images' answers; ServiceError where they are not what the build wrote down.
@@ -54,13 +57,7 @@ class Engines:
         With a `turn` for that of one of them, each in its turn: beside full batches more make callers wait for a batch.
         """
         contract = model.contract
-        try:
-            raw = (model.folder / GOLDEN_FILE).read_bytes()
-        except OSError as error:
-            raise ServiceError("model_not_ready", f"{GOLDEN_FILE} cannot be read: {error.strerror}") from None
-        if hashlib.sha256(raw).hexdigest() != contract.golden.sha256:
-            raise ServiceError("model_not_ready", f"{GOLDEN_FILE} is not the file that the build wrote")
-        images = np.load(io.BytesIO(raw))
+        images = np.load(io.BytesIO(self._golden_file(model)))
         expected = np.asarray(contract.golden.probabilities, np.float32)
         if turn is not None:
             one = slice(turn % len(images), turn % len(images) + 1)
@@ -77,6 +74,22 @@ class Engines:
                 "model_not_ready",
                 f"a golden image's answer is off by {difference:.1e}, {contract.golden.tolerance:.0e} is allowed",
             )
+
+    def _golden_file(self, model: Model) -> bytes:
+        """Read each time, as it may have been damaged; but as it was before where nothing is to be seen of the model,
+        whose file system is gone for the moment: its engine is in Triton's memory.
+        """
+        key = _key(model.contract)
+        try:
+            raw = (model.folder / GOLDEN_FILE).read_bytes()
+        except OSError as error:
+            if key in self._golden_files and not os.path.isdir(model.folder.parent):
+                return self._golden_files[key]
+            raise ServiceError("model_not_ready", f"{GOLDEN_FILE} cannot be read: {error.strerror}") from None
+        if hashlib.sha256(raw).hexdigest() != model.contract.golden.sha256:
+            raise ServiceError("model_not_ready", f"{GOLDEN_FILE} is not the file that the build wrote")
+        self._golden_files[key] = raw
+        return raw
 
     async def _rows(self, contract: Contract, images: Sequence[Pixels]) -> list[Row]:
         deadline = asyncio.get_running_loop().time() + GOLDEN_S

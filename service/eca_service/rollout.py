@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -39,6 +40,7 @@ class Rollout:
         self._retiring: dict[Path, asyncio.Task[None]] = {}  # by folder, what waits to unload it
         self._refused: dict[Path, tuple[Stamp, float]] = {}  # what its files were like, and when to try again
         self._told: dict[Path, str] = {}  # why, as the log says
+        self._empty = False  # the repository shows nothing, and the log says so
 
     async def load(self, model: Model) -> None:
         """Has `model` loaded beside what is being left; in the turn of its name. Raises ServiceError."""
@@ -92,10 +94,14 @@ class Rollout:
                 model = None if self._was_refused(folder) else self._registry.read(folder)
                 if model is not None and await self._take(model, current):
                     break
-        if targets:  # a repository that shows nothing at all is more likely unmounted than emptied
+        if not targets:  # it is more likely unmounted than emptied
+            if not self._empty:
+                logger.warning("%s shows no model; what is loaded serves on", self._registry.repository)
+        else:
             for name in self._registry.models.keys() - targets.keys():
                 logger.info("%s was taken out of the repository", name)
                 self._retire(self._registry.models.pop(name))
+        self._empty = not targets
 
     async def close(self) -> None:
         """Ends the waiting for old versions; they stay loaded."""
@@ -135,10 +141,10 @@ class Rollout:
 
     async def _unload(self, model: Model) -> None:
         """Cancelled where `model` is current again."""
-        await asyncio.sleep(self._keep_s)
-        while self._registry.in_use(model):
-            await asyncio.sleep(0.1)
         home = model.folder.parent
+        await asyncio.sleep(self._keep_s)
+        while self._registry.in_use(model) or self._out_of_sight(home):
+            await asyncio.sleep(0.1)
         async with self.turn(model.contract.name):
             try:
                 self._engines.drop(model.contract)
@@ -146,6 +152,10 @@ class Rollout:
             finally:
                 self._retiring.pop(model.folder)
         logger.info("%s version %d is unloaded", model.contract.name, model.contract.version)
+
+    def _out_of_sight(self, home: Path) -> bool:
+        """Whether Triton would not find the version that is served either, when it is told which ones to keep."""
+        return home.name in self._registry.models and not os.path.isdir(home)
 
     def _versions(self, home: Path) -> set[int]:
         """The versions of the model in `home` that Triton must hold: the one served, and those that are being left."""

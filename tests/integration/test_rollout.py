@@ -261,6 +261,30 @@ async def test_a_version_that_was_taken_over_was_golden(
     assert registry.get(MODEL).contract.version == 3
 
 
+async def test_what_is_loaded_serves_on_while_the_repository_is_unmounted(
+    rollout: tuple[Rollout, Registry, Engines],
+    readiness: Readiness,
+    models: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where a version was to be unloaded just then: Triton is not told of folders that nobody sees."""
+    caplog.set_level(logging.INFO, "eca_service")
+    _, registry, engines = rollout
+    pin(models, MODEL, 1)
+    await until(lambda: registry.get(MODEL).contract.version == 1)
+    models.rename(models.parent / "away")
+    readiness.suspect()
+    await until(lambda: f"{models} shows no model" in caplog.text)
+    await asyncio.sleep(KEEP_S + PAUSE_S + 4 * RETRY_EVERY_S)
+    assert readiness.ready
+    await engines.golden(registry.get(MODEL))
+    assert caplog.text.count("shows no model") == 1
+    assert "version 2 is unloaded" not in caplog.text
+    (models.parent / "away").rename(models)
+    await until(lambda: f"{MODEL} version 2 is unloaded" in caplog.text)
+    assert readiness.ready
+
+
 async def test_a_number_that_is_given_to_another_build_is_that_build_s(
     rollout: tuple[Rollout, Registry, Engines], readiness: Readiness, models: Path
 ) -> None:
