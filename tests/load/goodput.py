@@ -150,7 +150,12 @@ async def sweep(
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--seconds", type=click.FloatRange(1), default=8.0, show_default=True, help="Of each load in a round.")
 @click.option("--deadline-ms", type=click.FloatRange(1), default=1500.0, show_default=True)
-@click.option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default="model_repository",
+    show_default=True,
+)
 @click.option("--model", default=MODEL, show_default=True)
 @click.option("--paced", is_flag=True, help="An engine that takes 5 ms an image and no processor, not a network.")
 def main(rounds: int, seconds: float, deadline_ms: float, repository: Path, model: str, paced: bool) -> None:

@@ -169,7 +169,7 @@ def running(code: str, environment: dict[str, str], ready: str) -> Iterator[int]
 
 
 def measure(rounds: int, seconds: float, callers: int = 32) -> Figures:
-    """All figures, from `rounds` rounds of six measurements of `seconds` each."""
+    """All figures, from `rounds` rounds of five measurements of `seconds` each."""
     with tempfile.TemporaryDirectory() as folder:
         repository, port, bare_port = Path(folder) / "repository", free_port(), free_port()
         noop.publish(repository)
@@ -216,8 +216,14 @@ def _measure(
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True)
-@click.option("--seconds", default=2.0, show_default=True, help="Of each of the five measurements in a round.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.2),
+    default=2.0,
+    show_default=True,
+    help="Of each of the five measurements in a round.",
+)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures there.")
 def main(rounds: int, seconds: float, file: Path | None) -> None:
     """Measures what the gateway adds, and says it in sentences."""

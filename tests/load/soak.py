@@ -153,8 +153,8 @@ def soak(repository: Path, minutes: float, report: Callable[[str], None], pause_
             status = service.process.wait(40)
             log = service.log.read_text()
             LOGS.mkdir(parents=True, exist_ok=True)
-            shutil.copy(service.log, LOGS)
-            shutil.copy(folder / "triton.log", LOGS)
+            for written in filter(Path.exists, (service.log, folder / "triton.log")):  # it may not have come so far
+                shutil.copy(written, LOGS)
         wrong = verdict(found, NOISE_KIB if minutes > 10 else FILLING_KIB)
         if restarts := log.count("Triton ended with status"):
             wrong.append(f"Triton was started again {restarts} times")
@@ -192,8 +192,13 @@ def verdict(found: Findings, noise_kib: int = NOISE_KIB) -> list[str]:
 
 
 @click.command()
-@click.option("--minutes", default=30.0, show_default=True)
-@click.option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
+@click.option("--minutes", type=click.FloatRange(0.1), default=30.0, show_default=True)
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default="model_repository",
+    show_default=True,
+)
 def main(minutes: float, repository: Path) -> None:
     """Runs the service under mixed traffic and says whether anything leaked."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ended from outside it ends its service too

@@ -90,8 +90,8 @@ async def compare(both: dict[str, Ask], size: int, rounds: int, calls: int, pid:
 
 
 @click.command()
-@click.option("--rounds", default=7, show_default=True)
-@click.option("--calls", default=60, show_default=True, help="In each round, of each way.")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
+@click.option("--calls", type=click.IntRange(1), default=60, show_default=True, help="In each round, of each way.")
 def main(rounds: int, calls: int) -> None:
     """Measures both transports."""
     with tempfile.TemporaryDirectory() as folder:
