@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import uvloop
 from eca_build.networks.attention import Kind
@@ -71,7 +72,7 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-class NotServedError(Exception):
+class NotServedError(click.ClickException):
     """A service that did not become ready, or does not answer; its text is a sentence without the full stop."""
 
 

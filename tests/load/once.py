@@ -84,7 +84,7 @@ def main(
     try:
         require_loopback(url, target)
         images, source = photographs(folder)
-    except (ValueError, FileNotFoundError) as error:
+    except ValueError as error:
         raise click.UsageError(str(error)) from None
     block = uvloop.run(load(way, url, model, images, rate, process, callers, seconds, most))
     found = figures(block)

@@ -125,6 +125,7 @@ def main(
     """Prints images/s and latency of each contender, and the ratios that are asked of ours."""
     if len(set(ours)) < len(ours):
         raise click.UsageError("two --ours are the same: their figures could not be told apart")
+    setups = [setup_of(text) for text in ours]
     end_on_sigterm()
     images, source = photographs(folder)
     facts = environment(source)
@@ -132,8 +133,7 @@ def main(
         contenders: dict[str, Contender] = {}
         engines: dict[str, Contender] = {}
         names, addresses = [], []
-        for text in ours:
-            setup = setup_of(text)
+        for text, setup in zip(ours, setups, strict=True):
             if setup.get("runtime", "auto") not in (*RUNTIMES, "auto"):
                 raise click.BadParameter(f"runtime is {setup['runtime']}; there are auto, {', '.join(RUNTIMES)}")
             wished: dict[str, Any] = {"precision": setup.get("precision", "fp32"), "runtime": setup.get("runtime")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import click
 import numpy as np
 from eca_build.images import synthetic
 from PIL import Image
@@ -16,7 +17,7 @@ PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos"
 def photographs(folder: Path | None = None, most: int = 64) -> tuple[list[bytes], str]:
     """Up to `most` JPEGs, evenly spread over the sorted names, and where they are from, in words.
 
-    `folder` None: photographs beside the repository where there are some, else made ones. FileNotFoundError where the
+    `folder` None: photographs beside the repository where there are some, else made ones. click.UsageError where the
     folder has no JPEG.
     """
     chosen = folder or (PHOTOS if PHOTOS.is_dir() else None)
@@ -24,7 +25,7 @@ def photographs(folder: Path | None = None, most: int = 64) -> tuple[list[bytes]
         return made(most), f"{most} made images with the spectrum of photographs"
     paths = sorted(p for p in chosen.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg"})
     if not paths:
-        raise FileNotFoundError(f"{chosen} holds no JPEG")
+        raise click.UsageError(f"{chosen} holds no JPEG")
     picked = [paths[i].read_bytes() for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
     return picked, f"{len(picked)} photographs, {np.mean([len(one) for one in picked]) / 1000:.0f} KB in the mean"
 

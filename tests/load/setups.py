@@ -17,9 +17,11 @@ from pathlib import Path
 import click
 import httpx
 from eca_service.contract import CONTRACT_FILE
+from eca_service.settings import Settings
 from eca_service.triton.server import free_port
 
 TUNED = ("instances", "threads", "max_batch", "preferred", "precision", "runtime", "backend", "scheduler")
+NUMBERS = ("instances", "threads", "max_batch")
 
 
 def setup_of(text: str) -> dict[str, str]:
@@ -27,7 +29,13 @@ def setup_of(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",") if part]
     if any(not found or not value for _, found, value in pairs):
         raise click.BadParameter(f"{text!r} is not name=value,name=value")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    setup = {name.strip(): value.strip() for name, _, value in pairs}
+    for name, value in setup.items():
+        if name not in {*TUNED, *Settings.model_fields}:
+            raise click.BadParameter(f"{name} is no setting; there are {', '.join(TUNED)} and those of `eca-serve up`")
+        if name in NUMBERS and not value.isdecimal():
+            raise click.BadParameter(f"{name} is {value}, which is no number")
+    return setup
 
 
 def tuned(source: Path, model: str, target: Path, setup: dict[str, str]) -> None:

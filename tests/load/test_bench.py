@@ -8,14 +8,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from eca_build.networks.attention import Kind
 from PIL import Image
 
-from tests.load import bench, compare, goodput, measure, noop, overhead, report, soak, tables, transport
+from tests.load import bench, compare, measure, noop, overhead, report, tables, transport
 from tests.load.environment import busy
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio, unpaired_ratio
 from tests.load.matrix import PRESETS, Variant
@@ -216,23 +215,6 @@ def test_other_files_than_ours_are_refused(tmp_path: Path) -> None:
     assert done.exit_code == 2, "before anything is measured"
     done = CliRunner().invoke(bench.main, ["--attention", "magic"])
     assert "magic is none of the attentions" in done.output
-
-
-@pytest.mark.parametrize(
-    ("command", "option", "value"),
-    [
-        (overhead.main, "--rounds", "0"),
-        (overhead.main, "--seconds", "0"),
-        (transport.main, "--rounds", "0"),
-        (transport.main, "--calls", "0"),
-        (soak.main, "--minutes", "0"),
-        (soak.main, "--repository", "nowhere"),
-        (goodput.main, "--repository", "nowhere"),
-    ],
-)
-def test_what_can_measure_nothing_is_refused_before_it_begins(command: click.Command, option: str, value: str) -> None:
-    done = CliRunner().invoke(command, [option, value])
-    assert (done.exit_code, f"Invalid value for '{option}'" in done.output) == (2, True), done.output
 
 
 def test_demo_weights_are_used_where_they_are_there() -> None:

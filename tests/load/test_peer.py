@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tests.load import goodput, handover, peer
+from tests.load import goodput, handover, overhead, peer, soak, transport
 from tests.load.processor import processor_s, waited_s, waits
 from tests.load.setups import setup_of, tuned
 
@@ -42,7 +42,17 @@ def test_set_ups_of_the_peer_test(tmp_path: Path) -> None:
         (peer.main, ["--attention", "magic"], "is not one of"),
         (peer.main, ["--backbone", "magic"], "is not one of"),
         (peer.main, ["--ours", "threads=1", "--ours", "threads=1"], "could not be told apart"),
-        (goodput.main, ["--seconds", "1"], "twice the deadline"),
+        (peer.main, ["--ours", "thread=1"], "thread is no setting"),
+        (peer.main, ["--ours", "threads=many"], "which is no number"),
+        (peer.main, ["--images", str(Path(__file__).parent)], "holds no JPEG"),
+        (overhead.main, ["--rounds", "0"], "not in the range"),
+        (overhead.main, ["--seconds", "0"], "not in the range"),
+        (transport.main, ["--rounds", "0"], "not in the range"),
+        (transport.main, ["--calls", "0"], "not in the range"),
+        (soak.main, ["--minutes", "0"], "not in the range"),
+        (soak.main, ["--repository", "nowhere"], "does not exist"),
+        (goodput.main, ["--repository", "nowhere"], "does not exist"),
+        (goodput.main, ["--seconds", "1", "--repository", "."], "twice the deadline"),
         (goodput.main, ["--rounds", "0"], "not in the range"),
     ],
 )
