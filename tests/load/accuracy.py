@@ -199,7 +199,7 @@ def main(archive: Path, photos: Path | None, network: str, most: int, json_file:
     """Measures; see the module's first lines."""
     checkpoint = load_checkpoint(ROOT / "build" / "demo" / f"{network}.safetensors")
     recipe = default_recipe(checkpoint.spec.arch)
-    tests, labels = map(list, zip(*cifar(archive, most), strict=True))
+    tests, labels = cifar(archive, most)
     pictures = [(path.read_bytes(), shown(path)) for path in jpegs(photos)] if photos else []
 
     def best(images: Iterable[Pixels], recipe: Preprocessing = recipe) -> NDArray[Any]:

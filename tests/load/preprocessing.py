@@ -26,7 +26,7 @@ import statistics
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -134,8 +134,11 @@ def ways_to(recipe: Preprocessing) -> dict[str, Way]:
 
 
 def jpegs(folder: Path) -> list[Path]:
-    """The JPEG files in a folder, by name."""
-    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in {".jpg", ".jpeg"}]
+    """The JPEG files in a folder, by name. Raises click.UsageError where there is none."""
+    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in {".jpg", ".jpeg"}]
+    if not found:
+        raise click.UsageError(f"{folder} holds no JPEG")
+    return found
 
 
 def photographs(folder: Path | None, most: int) -> list[bytes]:
@@ -212,14 +215,22 @@ def parities(name: str, images: list[bytes]) -> list[Parity]:
     return rows
 
 
-def cifar(archive: Path, most: int) -> Iterator[tuple[bytes, int]]:
-    """The test images, as the JPEG files they are, and their labels."""
-    with tarfile.open(archive) as opened:
-        tests = (m for m in opened if "/test/" in f"/{m.name}" and m.name.endswith(".jpg"))
-        for member in itertools.islice(tests, most):
-            file = opened.extractfile(member)
-            assert file is not None
-            yield file.read(), CLASSES.index(member.name.split("/")[-2])
+def cifar(archive: Path, most: int) -> tuple[list[bytes], list[int]]:
+    """The test images, as the JPEG files they are, and their labels. Raises click.UsageError where there is none."""
+    tests, labels = [], []
+    try:
+        with tarfile.open(archive) as opened:
+            members = (m for m in opened if "/test/" in f"/{m.name}" and m.name.endswith(".jpg"))
+            for member in itertools.islice(members, most):
+                file = opened.extractfile(member)
+                assert file is not None
+                tests.append(file.read())
+                labels.append(CLASSES.index(member.name.split("/")[-2]))
+    except (tarfile.TarError, OSError):
+        raise click.UsageError(f"{archive} is no archive") from None
+    if not tests:
+        raise click.UsageError(f"{archive} holds no test/CLASS/NAME.jpg")
+    return tests, labels
 
 
 def answers(networks: dict[str, Any], recipe: Preprocessing, pixels: list[Any]) -> dict[str, Any]:
@@ -304,6 +315,7 @@ def main(
 ) -> None:
     """Measures; see the module's first lines."""
     typical = photographs(photos, most)
+    tests, labels = cifar(archive, most) if archive and "agreement" in parts else ([], [])
     large = [resized(data, math.sqrt(LARGE_PX / math.prod(sizes(data)))) for data in typical[::16]]
     sets = {
         f"{name}, {sum(map(len, images)) / len(images) / 1000:.0f} KB": images
@@ -319,8 +331,7 @@ def main(
         more = (resized(data, side / min(sizes(data))) for data in typical for side in SHORTER_SIDES)
         found["agreement"] += agreements("photographs", typical, 32) + agreements("photographs", typical, 224)
         found["agreement"] += agreements(f"photographs, shorter side {', '.join(map(str, SHORTER_SIDES))}", more, 32)
-        if archive is not None:
-            tests, labels = map(list, zip(*cifar(archive, most), strict=True))
+        if tests:
             found["agreement"] += agreements("CIFAR-10 test, 32 x 32", tests, 32, labels)
             enlarged = (resized(data, 10) for data in tests)
             found["agreement"] += agreements("CIFAR-10 test, 320 x 320", enlarged, 32, labels)

@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tests.load import goodput, handover, overhead, peer, soak, transport
+from tests.load import accuracy, goodput, handover, overhead, peer, preprocessing, soak, transport
 from tests.load.processor import processor_s, waited_s, waits
 from tests.load.setups import setup_of, tuned
 
@@ -45,6 +45,9 @@ def test_set_ups_of_the_peer_test(tmp_path: Path) -> None:
         (peer.main, ["--ours", "thread=1"], "thread is no setting"),
         (peer.main, ["--ours", "threads=many"], "which is no number"),
         (peer.main, ["--images", str(Path(__file__).parent)], "holds no JPEG"),
+        (preprocessing.main, ["--photos", str(Path(__file__).parent)], "holds no JPEG"),
+        (preprocessing.main, ["--cifar", __file__], "is no archive"),
+        (accuracy.main, ["--cifar", __file__], "is no archive"),
         (overhead.main, ["--rounds", "0"], "not in the range"),
         (overhead.main, ["--seconds", "0"], "not in the range"),
         (transport.main, ["--rounds", "0"], "not in the range"),
