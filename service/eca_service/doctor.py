@@ -13,7 +13,7 @@ from eca_service import metrics
 from eca_service.client import Client, ClientError
 from eca_service.diagnosis import Finding, Window, diagnose
 from eca_service.errors import ServiceError
-from eca_service.gateway import require_files
+from eca_service.gateway import certificate_of, require_files
 from eca_service.integrity import damage
 from eca_service.memory import shortage
 from eca_service.preflight import obstacle_of
@@ -28,11 +28,15 @@ CONNECT_S = 2.0
 
 
 def files(settings: Settings) -> Iterator[Finding]:
-    """Whether the files of keys and certificates can be used."""
+    """Whether the files of keys and certificates can be used, and callers take the certificate."""
     try:
         require_files(settings)
+        certificate = certificate_of(settings)
     except SettingsError as error:
         yield Finding(str(error), wrong=True)
+        return
+    if certificate and (reason := certificate.refusal()):
+        yield Finding(f"Callers refuse ECA_TLS_CERT={certificate.chain}: {reason}", wrong=True)
 
 
 def machine(settings: Settings) -> Iterator[Finding]:

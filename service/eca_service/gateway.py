@@ -66,10 +66,11 @@ def require_files(settings: Settings) -> None:
     """Raises SettingsError where a file of keys or certificates cannot be used, or a package for a setting lacks."""
     Access(settings)
     Tracing(settings.otlp_endpoint)
-    _certificate(settings)
+    certificate_of(settings)
 
 
-def _certificate(settings: Settings) -> Certificate | None:
+def certificate_of(settings: Settings) -> Certificate | None:
+    """What the settings name, if anything. Raises SettingsError where it cannot be used."""
     return Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
 
 
@@ -85,7 +86,7 @@ def serve(
     _release_memory(settings.decode_threads)
     allow_files()
     peers = peers or Peers()
-    certificate = _certificate(settings)
+    certificate = certificate_of(settings)
     app = create_app(settings, peers, PATIENCE_S if replaces else 0, certificate)
     config = uvicorn.Config(
         app,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from pathlib import Path
@@ -38,8 +39,30 @@ class Certificate:
 
         return grpc.dynamic_ssl_server_credentials(_configuration(shown), fetch)
 
+    def refusal(self) -> str | None:
+        """What one who trusts this very certificate has against it, such as that it has expired; None where nothing.
+
+        Asked by a handshake in memory.
+        """
+        caller = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        caller.check_hostname = False
+        caller.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        try:
+            caller.load_verify_locations(self.chain)
+            ends = caller.wrap_bio(back, there), self._newest.wrap_bio(there, back, server_side=True)
+            for end in (*ends, ends[0]):  # hello, the certificate, what is said of it
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    end.do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            return error.verify_message
+        except OSError:
+            pass  # it is being replaced
+        return None
+
     async def follow(self) -> None:
         """Takes over a replaced pair for new connections, as renewal writes it; runs until cancelled."""
+        self._warn()
         told = ""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
@@ -48,11 +71,16 @@ class Certificate:
                 if found != self._read:
                     self._newest, self._read = _context(self.chain, self.key), found
                     logger.info("%s was read again", self.chain)
+                    self._warn()
                 told = ""
             except SettingsError as error:  # half of the pair may be written yet
                 if told != str(error):
                     logger.warning("the certificate of before is kept: %s", error)
                 told = str(error)
+
+    def _warn(self) -> None:
+        if reason := self.refusal():
+            logger.warning("callers refuse ECA_TLS_CERT=%s: %s", self.chain, reason)
 
     def _show(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         """Called in each handshake. A context keeps one pair for each kind of key: so a new pair has its own."""

@@ -6,23 +6,26 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
-from eca_service import tls
-from eca_service.settings import SettingsError, load
+from eca_service import doctor, tls
+from eca_service.diagnosis import Finding
+from eca_service.settings import Settings, SettingsError, load
 from eca_service.tls import Certificate
 from trustme import KeyType
 
 CA = trustme.CA()
 
 
-def write(folder: Path, name: str = "localhost", kind: KeyType = KeyType.ECDSA) -> tuple[Path, Path]:
+def write(folder: Path, name: str = "localhost", kind: KeyType = KeyType.ECDSA, **valid: Any) -> tuple[Path, Path]:
     """A chain and its key, of the one authority."""
-    issued = CA.issue_cert(name, key_type=kind)
+    issued = CA.issue_cert(name, key_type=kind, **valid)
     chain, key = folder / "cert.pem", folder / "key.pem"
     chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     issued.private_key_pem.write_to_path(str(key))
@@ -55,6 +58,15 @@ def test_what_is_wrong_is_said(tmp_path: Path, damage: Callable[[Path, Path], ob
     damage(chain, key)
     with pytest.raises(SettingsError, match=sentence):
         Certificate(chain, key)
+
+
+def test_one_that_callers_refuse_is_told(tmp_path: Path) -> None:
+    assert Certificate(*write(tmp_path)).refusal() is None
+    for year, said in ((2001, "certificate has expired"), (2101, "certificate is not yet valid")):
+        chain, key = write(tmp_path, not_before=datetime(year, 1, 1), not_after=datetime(year + 1, 1, 1))
+        assert Certificate(chain, key).refusal() == said
+        told = list(doctor.files(Settings(tls_cert=chain, tls_key=key)))
+        assert told == [Finding(f"Callers refuse ECA_TLS_CERT={chain}: {said}", wrong=True)]
 
 
 def test_one_without_the_other() -> None:
@@ -101,6 +113,10 @@ async def test_a_renewed_certificate_is_shown_and_a_spoilt_one_is_not(
             write(tmp_path, name, kind)
             await asyncio.sleep(0.2)
             assert [await names_shown(port) for port in ports] == [{name}] * 2
+        assert "callers refuse" not in caplog.text
+        write(tmp_path, not_before=datetime(2001, 1, 1), not_after=datetime(2002, 1, 1))
+        await asyncio.sleep(0.2)
+        assert f"callers refuse ECA_TLS_CERT={chain}: certificate has expired" in caplog.text
     finally:
         follow.cancel()
         http.close()
