@@ -6,17 +6,20 @@ import json
 import logging
 import os
 import sys
+import time
 from datetime import datetime, timezone
 
 _encode = json.JSONEncoder(default=str).encode  # json.dumps would make one for every line
 # Of these libraries only warnings and worse: at debug level Pillow tells what is in images, others what is in headers,
 # and gRPC of its event loop with every call.
 CHATTY = ("PIL", "httpx", "httpcore", "asyncio", "python_multipart", "urllib3", "grpc")
+SELDOM_S = 60.0
 
 
 def start(form: str | None, level: str) -> None:
     """Has everything that is logged written as `form`, json or text; None: text on a terminal, else json."""
     handler = logging.StreamHandler()
+    handler.addFilter(Seldom("opentelemetry"))
     handler.setFormatter(JsonLines() if (form or ("text" if sys.stderr.isatty() else "json")) == "json" else Text())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
@@ -27,6 +30,27 @@ def start(form: str | None, level: str) -> None:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_tells)
+
+
+class Seldom(logging.Filter):
+    """Of what one line of code of the library `name` has to say, one record a minute.
+
+    While no collector answers OpenTelemetry says so for every batch, and for each time that it tries again.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._told: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is written."""
+        if not super().filter(record):
+            return True  # another's
+        place, now = (record.pathname, record.lineno), time.monotonic()
+        if now - self._told.get(place, -SELDOM_S) < SELDOM_S:
+            return False
+        self._told[place] = now
+        return True
 
 
 def _tells(record: logging.LogRecord) -> bool:

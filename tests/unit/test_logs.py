@@ -7,6 +7,8 @@ import logging
 import subprocess
 import sys
 
+import pytest
+from eca_service import logs
 from eca_service.logs import JsonLines, Text
 
 
@@ -60,6 +62,23 @@ def test_at_debug_level_grpc_does_not_tell_of_each_call() -> None:
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("called\n", "")
+
+
+def test_a_collector_that_is_gone_is_told_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("eca_service.logs.time.monotonic", lambda: now)
+    seldom, theirs, ours = logs.Seldom("opentelemetry"), "opentelemetry.exporter", "eca_service.journal"
+
+    def written(name: str, line: int) -> bool:
+        made = logging.makeLogRecord({"name": name, "pathname": "exporter.py", "lineno": line})
+        return bool(seldom.filter(made))
+
+    assert [written(theirs, 1), written(theirs, 1), written(theirs, 2)] == [True, False, True]
+    assert [written(ours, 1), written(ours, 1)] == [True, True]
+    now = 59.0
+    assert not written(theirs, 1)
+    now = 60.0
+    assert written(theirs, 1)
 
 
 def test_a_caller_who_left_as_the_answer_was_sent_is_no_error() -> None:
