@@ -73,7 +73,7 @@ class Certificate:
                     logger.info("%s was read again", self.chain)
                     self._warn()
                 told = ""
-            except SettingsError as error:  # half of the pair may be written yet
+            except (SettingsError, OSError) as error:  # half of the pair may be written yet, or gone between two looks
                 if told != str(error):
                     logger.warning("the certificate of before is kept: %s", error)
                 told = str(error)
