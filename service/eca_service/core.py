@@ -138,7 +138,7 @@ class Core:
                     decoded, decode_s = await self.decoders.decode(image, contract, entry)
             except ServiceError as error:
                 turn.skip()
-                return Result(error=error)
+                return Result(error=error.anew())  # its own holds this frame, and so the image
             row = await turn.submit(decoded.pixels, deadline)
             return self.named(contract, row, top_k, decoded, decode_s, entry)
 
