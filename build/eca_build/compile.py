@@ -39,9 +39,7 @@ class Options:
 
     checkpoint: Path
     repository: Path
-    preprocessing: Mapping[str, object] = field(
-        default_factory=dict
-    )  # where it is not the network's own, by field; None: it is
+    preprocessing: Mapping[str, object] = field(default_factory=dict)  # what was asked for, by field; else None
     name: str | None = None
     arch: str | None = None
     labels: Path | None = None
@@ -83,7 +81,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         published = versions(options.repository, inputs.name)
         newest = home / str(published[-1]) if published else None
         if newest and (same := unchanged(newest, inputs.key)):
-            return Built(newest, same, False, inputs.recipe_beside)
+            return Built(newest, same, changed=False, recipe_beside=inputs.recipe_beside)
         version = (published or [0])[-1] + 1
         outputs = outputs_of(inputs)
         files = {CONFIG_FILE: _config(inputs, outputs), LABELS_FILE: "\n".join(inputs.labels) + "\n"}
@@ -107,7 +105,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         for file_name, text in files.items():
             (staged / file_name).write_text(text, encoding="utf-8")
         folder = publish(staged, options.repository, inputs.name, version)
-    return Built(folder, contract, True, inputs.recipe_beside)
+    return Built(folder, contract, changed=True, recipe_beside=inputs.recipe_beside)
 
 
 def unchanged(folder: Path, key: str) -> Contract | None:

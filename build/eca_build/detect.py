@@ -73,14 +73,13 @@ def _resnet(state: State, path: Path) -> tuple[str, float]:
             depths[int(found[1])] = max(depths.get(int(found[1]), 0), int(found[2]) + 1)
     counts = tuple(depths[stage] for stage in sorted(depths))
     block = Bottleneck if "layer1.0.conv3.weight" in state else BasicBlock
-    convolutions = (state[key] for index in (0, 3, 6) if (key := f"conv1.{index}.weight") in state)
-    stem = tuple(channels for weight in convolutions for channels in weight.shape[:1])
+    stem = tuple(filter(None, (_channels(state, f"conv1.{index}.weight") for index in (0, 3, 6))))
     projection = state.get("layer2.0.downsample.1.weight")  # the pooling before it has no weights, but a number
     shape = Shape(block, counts, stem, pooled=projection is not None and projection.ndim == 4)
     for arch, known in RESNETS.items():
         if shape == known:
             return arch, 1.0
-    first = len(state.get("conv1.weight", ()))
+    first = _channels(state, "conv1.weight")
     for arch, count in CIFAR_RESNETS.items():
         if counts == (count,) * 3 and block is BasicBlock and first and first % 16 == 0:
             return arch, first / 16
@@ -91,6 +90,11 @@ def _resnet(state: State, path: Path) -> tuple[str, float]:
         f"{path} is a ResNet of {counts} {kind} blocks{behind}{pooled}, which is none of those that `eca-build archs` "
         "lists"
     )
+
+
+def _channels(state: State, key: str) -> int:
+    """Those that a convolution of that name gives; 0 where there is none."""
+    return len(state[key]) if key in state and state[key].ndim else 0
 
 
 def _mobilenet(state: State, path: Path) -> tuple[str, float, int]:

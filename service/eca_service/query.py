@@ -9,8 +9,8 @@ from fastapi import Request
 from eca_service.errors import ServiceError
 
 SEVERAL = frozenset({"models"})  # parameters that may be given more than once
+TAKEN = ("class", "gates", "models", "opacity", "side", "top_k")  # by any route: a test compares
 PATH = frozenset({"model", "version"})  # what a route has there
-NAMED = ("class", "gates", "models", "opacity", "side", "top_k", *PATH)
 
 
 def _bare(name: str) -> str:
@@ -18,7 +18,7 @@ def _bare(name: str) -> str:
     return re.sub(r"[^a-z]", "", name.lower()).removesuffix("s")
 
 
-KNOWN = frozenset(_bare(name) for name in NAMED)
+KNOWN = frozenset(_bare(name) for name in (*TAKEN, *PATH))
 
 
 async def require_clear(request: Request) -> None:
@@ -33,7 +33,6 @@ async def require_clear(request: Request) -> None:
             raise ServiceError("bad_request", f"{name} is given {times} times; give it once")
     for name in request.query_params if names else ():
         if name not in names and _bare(name) in KNOWN:
-            path = (
-                "; routes that take it have it in their path" if _bare(name) in PATH and "models" not in names else ""
-            )
+            in_path = _bare(name) in PATH and "models" not in names
+            path = "; routes that take it have it in their path" if in_path else ""
             raise ServiceError("bad_request", f"there is no parameter {name!r} here, but {', '.join(names)}{path}")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+from eca_service import triton
 from eca_service.contract import CONTRACT_FILE, GOLDEN_FILE, Contract, Golden, Preprocessing, Verification
 from onnx import TensorProto, helper, numpy_helper
 
@@ -29,32 +31,20 @@ dynamic_batching {{ }}
 version_policy {{ latest {{ num_versions: 2 }} }}
 """
 PACED = """
-import ctypes, os, sys, time
+import os, sys, time
 sys.path += [path for path in os.environ.get("ECA_SITE_PACKAGES", "").split(os.pathsep) if path not in sys.path]
 import numpy as np
 import triton_python_backend_utils as pb_utils
-
-class Shared:  # Triton's own way takes each array of numpy 2 for an empty one, see python_backend/model.py
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __dlpack__(self, **_):
-        capsule = self.rows.__dlpack__()
-        ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
-        return capsule
-
-    def __dlpack_device__(self):
-        return self.rows.__dlpack_device__()
+from .tensors import array_of, tensor_of
 
 class TritonPythonModel:
     def execute(self, requests):
         responses = []
         for request in requests:
-            rows = len(pb_utils.get_input_tensor_by_name(request, "image").as_numpy())
+            rows = len(array_of(pb_utils.get_input_tensor_by_name(request, "image")))
             time.sleep(rows * {pace_s})
             answer = np.full((rows, {classes}), 1 / {classes}, np.float32)
-            tensor = pb_utils.Tensor.from_dlpack("probabilities", Shared(answer))
-            responses.append(pb_utils.InferenceResponse([tensor]))
+            responses.append(pb_utils.InferenceResponse([tensor_of("probabilities", answer)]))
         return responses
 """
 
@@ -128,6 +118,7 @@ def publish(
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(raw)
     if pace_s:
+        shutil.copy2(Path(triton.__path__[0], "python_backend", "tensors.py"), folder)
         (folder / "model.py").write_text(PACED.format(pace_s=pace_s, classes=CLASSES))
     (folder / GOLDEN_FILE).write_bytes(golden.getvalue())
     (folder / CONTRACT_FILE).write_text(contract.model_dump_json(indent=1))

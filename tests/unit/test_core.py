@@ -135,6 +135,20 @@ async def test_a_comparison_counts_for_each_model(
     assert outcomes == ["answered", "answered", "rate_limited"]
 
 
+async def test_the_error_of_an_image_does_not_hold_the_image(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its traceback, whose frames have all that they had: it stays as long as who is answered, or longer."""
+    core = core_with(engine, tmp_path, monkeypatch)
+    deadline = asyncio.get_running_loop().time() + 5
+    permit = core.enter(0, Entry("http"))
+    answer = await core.classify(model(tmp_path), [b"no image"] * 2, 1, deadline, permit)
+    permit.release()
+    assert [(error.code, error.__traceback__) for result in answer.results if (error := result.error)] == [
+        ("unsupported_image_format", None)
+    ] * 2
+
+
 async def test_only_patient_callers_tell_of_lateness(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,7 +157,9 @@ def test_what_is_asked_for_precedes_timm_s_config(tmp_path: Path) -> None:
     asked = ["compile", str(tmp_path / "m.safetensors"), "--repository", str(tmp_path / "models")]
     done = CliRunner().invoke(cli.main, [*asked, "--resize", "40", "--crop", "32"])
     assert done.exit_code == 0, done.output
-    assert done.output.endswith("; bilinear to 40 pixels and a crop of 32, mean and std by config.json\n")
+    assert done.output.endswith(
+        "; bilinear to 40 pixels, a crop of 32, and what else was not asked for is as config.json says\n"
+    )
     recipe = read(tmp_path / "models" / "m" / "1").preprocessing
     assert recipe == Preprocessing(resize=40, crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     file.write_text(json.dumps({"architecture": "ecaresnet10t", "pretrained_cfg": {"input_size": 1}}))

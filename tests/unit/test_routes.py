@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from eca_service import query
 from eca_service.contract import Contract, read
 from fastapi.responses import JSONResponse
 
@@ -78,6 +79,12 @@ async def test_a_parameter_that_is_misspelt_is_told(tmp_path: Path, route: str, 
     async with client_of(application(tmp_path)) as client:
         answer = (await client.post(route, content=b"x")).json()
     assert (answer["code"], answer["detail"]) == ("bad_request", f"there is no parameter {told}")
+
+
+def test_no_parameter_is_unknown_to_that(tmp_path: Path) -> None:
+    paths = application(tmp_path).openapi()["paths"].values()
+    described = (one for path in paths for operation in path.values() for one in operation.get("parameters", ()))
+    assert {one["name"] for one in described if one["in"] == "query"} == set(query.TAKEN)
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/classify"), ("POST", "/v1/compare"), ("GET", "/v1/models")])

@@ -171,4 +171,5 @@ def _beside(built: Built) -> str:
     if not built.recipe_beside:
         return ""
     recipe = built.contract.preprocessing
-    return f"; {recipe.filter} to {recipe.resize} pixels and a crop of {recipe.crop}, mean and std by config.json"
+    taken = f"{recipe.filter} to {recipe.resize} pixels, a crop of {recipe.crop}"
+    return f"; {taken}, and what else was not asked for is as config.json says"

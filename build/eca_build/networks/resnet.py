@@ -69,7 +69,10 @@ def projection(channels_in: int, channels_out: int, stride: int) -> nn.Module:
 
 
 def pooled_projection(channels_in: int, channels_out: int, stride: int) -> nn.Module:
-    """Shortcut of ResNet-D: means of 2x2 pixels before the 1x1 convolution, which so leaves none of them out."""
+    """Shortcut of ResNet-D: means of 2x2 pixels before the 1x1 convolution, which so leaves none of them out.
+
+    [N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]; the last row and column of an odd map are their own.
+    """
     if stride == 1 and channels_in == channels_out:
         return nn.Identity()
     pool = nn.Identity() if stride == 1 else nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
@@ -78,7 +81,10 @@ def pooled_projection(channels_in: int, channels_out: int, stride: int) -> nn.Mo
 
 
 def deep_stem(channels: tuple[int, ...]) -> nn.Sequential:
-    """3x3 convolutions to `channels` each, the first of stride 2; the last one's batch norm is not in it."""
+    """3x3 convolutions to `channels` each, the first of stride 2; the last one's batch norm is not in it.
+
+    [N, 3, H, W] -> [N, the last of `channels`, ceil(H / 2), ceil(W / 2)].
+    """
     layers: list[nn.Module] = []
     for channels_in, channels_out in pairwise((3, *channels)):
         if layers:

@@ -7,7 +7,6 @@ packages of PyTorch's compiler, which no native backend knows. The contract besi
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 import os
@@ -28,11 +27,11 @@ import triton_python_backend_utils as pb_utils
 if TYPE_CHECKING:
     from eca_service.triton.python_backend import runtimes
     from eca_service.triton.python_backend.runtimes import INPUT, Engine, Run
-else:  # the file beside this one, wherever they were copied
+    from eca_service.triton.python_backend.tensors import array_of, tensor_of
+else:  # the files beside this one, wherever they were copied
     import runtimes
     from runtimes import INPUT, Engine, Run
-
-NUMPY_2 = not np.__version__.startswith("1.")  # of whose arrays Triton's own way from and to tensors sees no bytes
+    from tensors import array_of, tensor_of
 
 
 class TritonPythonModel:
@@ -57,7 +56,7 @@ class TritonPythonModel:
                 continue
             groups.setdefault(tuple(request.requested_output_names()), []).append(request)
         for names, group in groups.items():
-            rows = [_array(pb_utils.get_input_tensor_by_name(request, INPUT)) for request in group]
+            rows = [array_of(pb_utils.get_input_tensor_by_name(request, INPUT)) for request in group]
             self.threads.run(_Batch(names, rows, [request.get_response_sender() for request in group]))
 
     def finalize(self) -> None:
@@ -118,34 +117,9 @@ class _Batch:
         outputs = [np.concatenate(each) for each in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
         ends = np.cumsum([len(rows) for rows in self._rows])[:-1]
         return [
-            pb_utils.InferenceResponse([_tensor(name, rows) for name, rows in zip(self.names, part, strict=True)])
+            pb_utils.InferenceResponse([tensor_of(name, rows) for name, rows in zip(self.names, part, strict=True)])
             for part in zip(*(np.split(output, ends) for output in outputs), strict=True)
         ]
-
-
-def _array(tensor: Any) -> Any:
-    """A tensor of Triton's as an array, without a copy."""
-    return np.from_dlpack(tensor) if NUMPY_2 else tensor.as_numpy()
-
-
-def _tensor(name: str, rows: Any) -> Any:
-    """An array as a tensor of Triton's."""
-    return pb_utils.Tensor.from_dlpack(name, _Shared(rows)) if NUMPY_2 else pb_utils.Tensor(name, rows)
-
-
-class _Shared:
-    """An array that Triton takes by DLPack. It renames the capsule, which numpy's destructor would complain of."""
-
-    def __init__(self, rows: Any) -> None:
-        self._rows = rows
-
-    def __dlpack__(self, **_: Any) -> Any:
-        capsule = self._rows.__dlpack__()
-        ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)  # Triton frees what is in it
-        return capsule
-
-    def __dlpack_device__(self) -> Any:
-        return self._rows.__dlpack_device__()
 
 
 def _send(sender: Any, response: Any) -> None:
