@@ -29,6 +29,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._closing: asyncio.TimerHandle | None = None
         self._refused = False
+        self._fault = "this is not an HTTP request"
         self._heard = False  # a head is fed once more, see _unsupported_upgrade_warning
         self._in_head = True
         self._heads = self._head_bytes = self._fields_bytes = 0
@@ -102,7 +103,12 @@ class Connection(HttpToolsProtocol):
         if self._fields_bytes > self.max_head_bytes:
             raise ValueError("the head is too large")
         if not all(_has_end(*field) for field in self.headers):
-            raise ValueError("nobody can tell where the body ends")  # llhttp looks too late, or not at all
+            self._fault = "nobody can tell where this request's body ends (RFC 9112, 6.3)"
+            raise ValueError(self._fault)  # llhttp looks too late, or not at all
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            self._fault = f"this request has {hosts} Host fields instead of one (RFC 9112, 3.2)"
+            raise ValueError(self._fault)
         self._head_timer.cancel()
         self._in_head = False
         self._heads += 1
@@ -131,7 +137,7 @@ class Connection(HttpToolsProtocol):
         elif max(self._head_bytes, self._fields_bytes) > self.max_head_bytes:
             self._refuse(431, f"the request's head has more than {self.max_head_bytes} bytes")
         else:
-            self._refuse(400, "this is not an HTTP request")
+            self._refuse(400, self._fault)
 
     def _spoil(self) -> None:
         """Chunks that are none: who reads the body raises it, see middleware.py, and no further request is taken."""

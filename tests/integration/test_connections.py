@@ -274,7 +274,27 @@ def test_a_body_without_end_is_refused_also_there(strict: Service, field: bytes)
     assert "Traceback" not in strict.log.read_text()
 
 
-NO_CHUNKS = (b"5\nhello\n0\n\n", b"-5\r\nhello", b"F" * 17 + b"\r\n", b"0\r\nContent-Length: 3\r\n\r\n")
+@pytest.mark.parametrize(
+    ("version", "fields", "status"),
+    [
+        (b"1.1", (), b"400"),
+        (b"1.1", (b"Host: a", b"host: b"), b"400"),
+        (b"1.1", (b"Host:",), b"200"),
+        (b"1.0", (), b"200"),
+        (b"1.0", (b"Host: a", b"Host: a"), b"400"),
+    ],
+)
+def test_a_request_names_its_host_once(
+    strict: Service, version: bytes, fields: tuple[bytes, ...], status: bytes
+) -> None:
+    head = b"\r\n".join((b"GET /livez HTTP/" + version, *fields, b"Connection: close", b"", b""))
+    with connect(strict) as connection:
+        (answer,) = asked(connection, head)
+    assert answer[:3] == status
+    if status == b"400":
+        problem = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert problem["code"] == "bad_request"
+        assert "Host" in problem["detail"]
 
 
 @pytest.mark.parametrize("field", [b"Transfer-Encoding: xchunked", b"Transfer-Encoding: chunked, identity"])
