@@ -57,6 +57,8 @@ PLANS: dict[str, tuple[Plan, Type, bool, int]] = {
     # plan, type, residual, the widest load that this layout allows, in bytes
     "fused-56-nhwc": (fused_eca.plans(256, 56 * 56, 5, nhwc=True, relu=True, value_bytes=2)[0], "fp16", True, 16),
     "fused-56-nchw": (fused_eca.plans(256, 56 * 56, 5, nhwc=False, relu=True, value_bytes=2)[0], "bf16", True, 16),
+    "fused-56-ragged": (fused_eca.plans(24, 56 * 56, 1, nhwc=True, relu=False, value_bytes=2)[0], "bf16", False, 16),
+    "fused-56-part": (fused_eca.plans(24, 56 * 56, 1, nhwc=True, relu=False, value_bytes=2)[0], "bf16", False, 16),
     "fused-14-nhwc": (fused_eca.plans(1024, 14 * 14, 5, nhwc=True, relu=True, value_bytes=2)[0], "bf16", True, 16),
     "fused-14-nchw": (fused_eca.plans(96, 14 * 14, 3, nhwc=False, relu=False, value_bytes=2)[0], "fp16", False, 8),
     "fused-7-nhwc": (fused_eca.plans(2048, 7 * 7, 9, nhwc=True, relu=True, value_bytes=4)[0], "fp32", True, 16),

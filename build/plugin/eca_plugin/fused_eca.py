@@ -209,7 +209,8 @@ def _plan(
     count = max(1, min(power_of_two(pixels), warps * WARP * VECTOR_BYTES // value_bytes // block))
     tiles = -(-pixels // count)
     registers = (65536 // (warps * WARP) if warps > 8 else 255) - 56  # left for what is not kept: counted by ptxas
-    kept = min(tiles, MOST_KEPT, registers // 4)
+    room = registers // 4 * 3 // 5 if channels % block else registers // 4  # loads with masks need more
+    kept = min(tiles, MOST_KEPT, room)
     # LARGEST_TAPS reach four channels, whose vector is as cheap as one where channels lie beside each other
     halo = 4 if nhwc else power_of_two(max(1, taps // 2))
     return Plan(
