@@ -121,7 +121,7 @@ def serve(
             asyncio.get_running_loop().add_signal_handler(number, asked.set)
         for number in hung_up():
             asyncio.get_running_loop().add_signal_handler(number, lambda: None if core.leaving else asked.set())
-        others = [asyncio.create_task(_end(server, core, asked))]
+        others = [asyncio.create_task(_end(server, core, asked)), asyncio.create_task(peers.beat())]
         if peers.index == 0 and not replaces:
             others.append(asyncio.create_task(_announce(core)))
         if certificate:

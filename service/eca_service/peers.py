@@ -1,11 +1,18 @@
-"""What the workers of one service know of each other: a byte each, in a file that all of them have mapped."""
+"""What the workers of one service know of each other: two bytes each, in a file that all of them have mapped."""
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 from pathlib import Path
 
 SILENT, UNREADY, READY = 0, 1, 2  # not listening; listening without golden answers; with them
+BEAT_EVERY_S = 1.0
+
+
+def make_board(file: Path, workers: int) -> None:
+    """Makes the file of so many workers: how each is, and then the beat of each."""
+    file.write_bytes(bytes(2 * workers))
 
 
 class Peers:
@@ -15,28 +22,41 @@ class Peers:
         self.index = index
         self.folder = board.parent if board else None  # of what the workers have in common
         self.listening = False
-        self._board: bytearray | mmap.mmap = bytearray(1)
+        mapped: bytearray | mmap.mmap = bytearray(2)
         if board:
             with board.open("r+b") as file:
-                self._board = mmap.mmap(file.fileno(), 0)
+                mapped = mmap.mmap(file.fileno(), 0)
+        both, workers = memoryview(mapped), len(mapped) // 2
+        self._states, self._beats = both[:workers], both[workers:]
 
     def tell(self, ready: bool) -> None:
         """Tells the others how this worker is; nobody asks after one that does not listen yet."""
-        self._board[self.index] = (READY if ready else UNREADY) if self.listening else SILENT
+        self._states[self.index] = (READY if ready else UNREADY) if self.listening else SILENT
 
     def unready(self) -> list[int]:
         """The other workers that listen and are not ready: any request may reach them."""
-        return [index for index, state in enumerate(bytes(self._board)) if index != self.index and state == UNREADY]
+        return [index for index, state in enumerate(self._states) if index != self.index and state == UNREADY]
 
     @property
     def others_listen(self) -> bool:
         """Whether requests may reach another worker."""
-        return any(state != SILENT for index, state in enumerate(bytes(self._board)) if index != self.index)
+        return any(state != SILENT for index, state in enumerate(self._states) if index != self.index)
 
     def listens(self, index: int) -> bool:
         """Whether that worker listens."""
-        return self._board[index] != SILENT
+        return self._states[index] != SILENT
+
+    async def beat(self) -> None:
+        """Shows that this worker's event loop runs, until cancelled."""
+        while True:
+            self._beats[self.index] = self._beats[self.index] % 255 + 1
+            await asyncio.sleep(BEAT_EVERY_S)
+
+    def last_beat(self, index: int) -> int:
+        """That worker's: 1 to 255, another one each time; 0 before its event loop runs."""
+        return self._beats[index]
 
     def ended(self, index: int) -> None:
         """That worker is no more."""
-        self._board[index] = SILENT
+        self._states[index] = SILENT
+        self._beats[index] = 0

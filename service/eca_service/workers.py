@@ -25,7 +25,7 @@ from pathlib import Path
 from eca_service import leftovers, metrics
 from eca_service.access import RATES
 from eca_service.addresses import family
-from eca_service.peers import Peers
+from eca_service.peers import Peers, make_board
 from eca_service.rates import make_table
 from eca_service.settings import Settings
 from eca_service.stopping import Stopping
@@ -33,6 +33,8 @@ from eca_service.stopping import Stopping
 logger = logging.getLogger(__name__)
 HEALTHY_AFTER_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
+LOOK_EVERY_S = 0.1
+HUNG_S = 30.0
 BACKLOG = 2048
 PR_SET_PDEATHSIG = 1
 BOARD = "board"
@@ -46,12 +48,15 @@ class _Worker:
     pause_s: float = FIRST_PAUSE_S
     start_at: float = 0.0
     replaces: bool = False
+    beat: int = 0
+    still_s: float = 0.0
 
 
 def supervise(settings: Settings) -> int:
     """Runs `settings.workers` gateways until SIGTERM, SIGINT or SIGHUP, and then until all have drained; the exit code.
 
-    A second signal ends them at once. A worker that dies is started again; where one cannot even start, all end.
+    A second signal ends them at once. A worker that dies is started again, and one whose event loop has stood still for
+    HUNG_S is killed and so is too; where one cannot even start, all end.
     """
     with Stopping() as stopping:
         return _supervise(settings, stopping)
@@ -71,18 +76,19 @@ def _run(settings: Settings, stopping: Stopping, folder: Path) -> int:
         metrics.reserve(folder, index)
     address = (settings.host, settings.http_port)
     listener = socket.create_server(address, family=family(settings.host), backlog=BACKLOG)
-    (folder / BOARD).write_bytes(bytes(settings.workers))
+    make_board(folder / BOARD, settings.workers)
     make_table(folder / RATES)
     peers, workers = Peers(-1, folder / BOARD), [_Worker(index) for index in range(settings.workers)]
     shared = share(settings)
     try:
         while True:
             for worker in workers:
+                _kill_if_hung(worker, peers)
                 if _ended(worker, peers, folder) and not worker.replaces:
                     return 1  # it said why itself
                 if worker.process is None and time.monotonic() >= worker.start_at:
                     _start(worker, shared, listener, folder)
-            if stopping.asked(within_s=0.1):
+            if stopping.asked(LOOK_EVERY_S):
                 break
         listener.close()
         return _end(workers, stopping, (settings.drain_delay_ms + settings.grace_ms) / 1000 + 15)
@@ -130,6 +136,20 @@ def _start(worker: _Worker, settings: Settings, listener: socket.socket, folder:
     assert worker.process.stdin is not None
     with contextlib.suppress(BrokenPipeError), worker.process.stdin as pipe:
         pipe.write(json.dumps(told).encode())
+
+
+def _kill_if_hung(worker: _Worker, peers: Peers) -> None:
+    """What it has of callers waits for ever: it holds their connections, and over gRPC it is sent new ones.
+
+    Time is counted in looks, not by a clock: while we stood still ourselves, the worker may have had to as well. Before
+    its first beat it holds up nobody, and on a busy machine it may take long to start.
+    """
+    before, worker.beat = worker.beat, peers.last_beat(worker.index)
+    worker.still_s = worker.still_s + LOOK_EVERY_S if worker.beat and worker.beat == before else 0.0
+    if worker.process and worker.still_s > HUNG_S:
+        logger.error("worker %d hangs: its event loop has stood still for %.0f s; killing it", worker.index, HUNG_S)
+        worker.process.kill()
+        worker.still_s = 0.0
 
 
 def _ended(worker: _Worker, peers: Peers, folder: Path) -> bool:

@@ -161,9 +161,17 @@ def environment(repository: Path, folder: Path, ports: tuple[int, int, int], **s
 
 
 def start(
-    repository: Path, folder: Path, command: str = "up", *, own_session: bool = False, **settings: object
+    repository: Path,
+    folder: Path,
+    command: str = "up",
+    *,
+    own_session: bool = False,
+    before: str = "",
+    **settings: object,
 ) -> Service:
     """Starts `eca-serve COMMAND` on free ports, with ECA_... settings in lower case; it may not be ready yet.
+
+    The process executes the Python of `before` first.
 
     In a session of its own Linux shares the cores between it and us, where there are too few for all (autogroup, see
     sched(7)); else we are one beside its threads.
@@ -172,7 +180,7 @@ def start(
     port, grpc_port, triton_port = ports
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from eca_service.cli import main; main()", command],
+            [sys.executable, "-c", f"{before}\nfrom eca_service.cli import main; main()", command],
             env=environment(repository, folder, ports, **settings),
             stdout=out,
             stderr=subprocess.STDOUT,

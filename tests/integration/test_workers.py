@@ -108,6 +108,50 @@ def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:
     assert list(Path(tempfile.gettempdir()).glob(f"eca-workers-{running.process.pid}-*")) == []
 
 
+def test_a_worker_that_hangs_is_replaced_and_one_that_all_slept_with_is_not(repository: Path, tmp_path: Path) -> None:
+    running = start(repository, tmp_path, workers=2, before="from eca_service import workers; workers.HUNG_S = 5")
+
+    def answers(times: int) -> None:
+        for _ in range(times):
+            assert call("grpc", running, MODEL, [golden_png(repository, MODEL)]).code == "ok"
+
+    def until_told(said: str) -> None:
+        end = time.monotonic() + 60
+        while said not in running.log.read_text():
+            assert time.monotonic() < end, running.log.read_text()
+            time.sleep(0.1)
+
+    try:
+        running.await_ready()
+        before = workers_of(running)
+        everybody = [running.process.pid, *running.children()]
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(7)
+        for pid in reversed(everybody):
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(2)
+        answers(8)
+        assert workers_of(running) == before
+
+        os.kill(before[0], signal.SIGSTOP)
+        until_told("hangs: its event loop has stood still for 5 s; killing it")
+        until_told("ended with status -9; starting it again")
+        end = time.monotonic() + 60
+        while len(workers_of(running)) < 2 or not READY.search(scrape(running)):
+            assert time.monotonic() < end, running.log.read_text()
+            time.sleep(0.1)
+        answers(8)
+        after = workers_of(running)
+        assert (before[0] in after, before[1] in after) == (False, True)
+        assert running.log.read_text().count("hangs: ") == 1
+    finally:
+        for pid in running.children():
+            os.kill(pid, signal.SIGCONT)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(40) == 0, running.log.read_text()
+
+
 def _connections(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 

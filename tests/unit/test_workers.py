@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from eca_service import metrics
-from eca_service.peers import Peers
+import pytest
+from eca_service import metrics, peers
+from eca_service.peers import Peers, make_board
 from eca_service.settings import Settings
 from eca_service.workers import share
 
@@ -27,7 +30,7 @@ def test_a_part_takes_the_largest_request() -> None:
 
 def test_who_listens_must_be_ready(tmp_path: Path) -> None:
     board = tmp_path / "board"
-    board.write_bytes(bytes(3))
+    make_board(board, 3)
     first, second, watching = (Peers(index, board) for index in (0, 1, -1))
     second.tell(ready=False)
     assert first.unready() == [], "it does not listen yet"
@@ -41,6 +44,23 @@ def test_who_listens_must_be_ready(tmp_path: Path) -> None:
     watching.ended(1)
     assert first.unready() == []
     assert not watching.listens(1)
+
+
+async def test_a_beat_is_another_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "BEAT_EVERY_S", 0)
+    make_board(tmp_path / "board", 2)
+    worker, watching = Peers(1, tmp_path / "board"), Peers(-1, tmp_path / "board")
+    assert watching.last_beat(1) == 0
+    beating, seen = asyncio.create_task(worker.beat()), []
+    for _ in range(600):
+        await asyncio.sleep(0)
+        seen.append(watching.last_beat(1))
+    beating.cancel()
+    assert 0 not in seen
+    assert [one for one, other in itertools.pairwise(seen) if one == other] == []
+    assert (watching.last_beat(0), watching.listens(1)) == (0, False), "it is no state, nor another's"
+    watching.ended(1)
+    assert watching.last_beat(1) == 0
 
 
 def test_alone() -> None:
