@@ -8,7 +8,6 @@ import ctypes
 import gc
 import logging
 import resource
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from eca_service.core import Core
 from eca_service.openapi import PHOTO
 from eca_service.peers import Peers
 from eca_service.settings import Settings
-from eca_service.stopping import hung_up
+from eca_service.stopping import ENDING, hung_up
 from eca_service.tls import Certificate
 from eca_service.tracing import Tracing
 
@@ -77,7 +76,7 @@ def certificate_of(settings: Settings) -> Certificate | None:
 def serve(
     settings: Settings, listener: socket.socket | None = None, peers: Peers | None = None, replaces: bool = False
 ) -> None:
-    """Answers until SIGTERM, SIGINT or SIGHUP.
+    """Answers until SIGTERM, SIGINT, SIGQUIT or SIGHUP.
 
     One of several workers is given the HTTP socket that they have in common, and its `peers`; where it `replaces` one
     that died, it listens only once its models are golden: the others take the requests until then. Raises SettingsError
@@ -117,7 +116,7 @@ def serve(
 
     async def run() -> None:
         asked = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING:
             asyncio.get_running_loop().add_signal_handler(number, asked.set)
         for number in hung_up():
             asyncio.get_running_loop().add_signal_handler(number, lambda: None if core.leaving else asked.set())

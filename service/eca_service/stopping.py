@@ -7,6 +7,9 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 
 LONGEST_WAIT_S = 0.5
+# from who runs the service, from Ctrl-C, and from Ctrl-\ or a container's STOPSIGNAL, which by default dumps the core
+# with all images and keys that are in it
+ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
 
 
 def hung_up() -> tuple[signal.Signals, ...]:
@@ -15,7 +18,7 @@ def hung_up() -> tuple[signal.Signals, ...]:
 
 
 class Stopping:
-    """SIGTERM, SIGINT and one SIGHUP are counted while the block runs, instead of what they did before.
+    """SIGTERM, SIGINT, SIGQUIT and one SIGHUP are counted while the block runs, instead of what they did before.
 
     A handler runs in the midst of whatever its thread does, which may be this very wait: between them is a queue that
     is made for this, not a lock of which both would have need.
@@ -25,9 +28,7 @@ class Stopping:
         self._asked: SimpleQueue[int] = SimpleQueue()
 
     def __enter__(self) -> Stopping:
-        self._before = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT, *hung_up())
-        }
+        self._before = {number: signal.signal(number, self._ask) for number in (*ENDING, *hung_up())}
         return self
 
     def _ask(self, number: int, _: object) -> None:

@@ -53,7 +53,7 @@ class _Worker:
 
 
 def supervise(settings: Settings) -> int:
-    """Runs `settings.workers` gateways until SIGTERM, SIGINT or SIGHUP, and then until all have drained; the exit code.
+    """Runs `settings.workers` gateways until it is asked to end, and then until all have drained; the exit code.
 
     A second signal ends them at once. A worker that dies is started again, and one whose event loop has stood still for
     HUNG_S is killed and so is too; where one cannot even start, all end.

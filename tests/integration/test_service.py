@@ -25,7 +25,7 @@ import tritonclient.grpc as grpc
 import tritonclient.http as triton_http
 from eca_service import leftovers
 from eca_service.contract import read
-from eca_service.stopping import hung_up
+from eca_service.stopping import ENDING, hung_up
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
@@ -419,7 +419,7 @@ def test_triton_killed_comes_back(service: Service, repository: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["compiled", "python"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, *hung_up()])
+@pytest.mark.parametrize("number", [*ENDING, signal.SIGKILL, *hung_up()])
 def test_nothing_is_left(
     repository: Path, tmp_path: Path, number: signal.Signals, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

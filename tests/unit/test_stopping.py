@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from eca_service.stopping import LONGEST_WAIT_S, Stopping
+from eca_service.stopping import ENDING, LONGEST_WAIT_S, Stopping
 
 
 def test_each_signal_is_seen_once_whatever_it_interrupts() -> None:
@@ -16,7 +16,7 @@ def test_each_signal_is_seen_once_whatever_it_interrupts() -> None:
     def send() -> None:
         for number in range(count):
             assert turn.acquire(timeout=10)
-            os.kill(os.getpid(), (signal.SIGINT, signal.SIGTERM)[number % 2])
+            os.kill(os.getpid(), ENDING[number % len(ENDING)])
 
     sender = threading.Thread(target=send)
     with Stopping() as stopping:
