@@ -37,6 +37,8 @@ def files(settings: Settings) -> Iterator[Finding]:
         return
     if certificate and (reason := certificate.refusal()):
         yield Finding(f"Callers refuse ECA_TLS_CERT={certificate.chain}: {reason}", wrong=True)
+    elif certificate and (soon := certificate.expires_soon()):
+        yield Finding(f"{soon}.")
 
 
 def machine(settings: Settings) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +78,17 @@ if SHARED:
     shown = CollectorRegistry()
     multiprocess.MultiProcessCollector(shown, SHARED)
     shown.register(build_info)
+
+
+@functools.cache
+def certificate_expiry() -> Gauge:
+    """The gauge of when the certificate expires, made when it is first set: without labels it would begin as 0."""
+    return Gauge(
+        "eca_tls_certificate_expiry_timestamp_seconds",
+        "When the certificate of both ports expires, as Unix time; there is none without TLS.",
+        registry=registry,
+        multiprocess_mode="livemin",
+    )
 
 
 def shared_by(folder: Path, worker: int) -> dict[str, str]:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
+import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from eca_service import metrics
 from eca_service.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 2.0
+DAY_S = 86400.0
+SOON_S = 7 * DAY_S
+NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL's x509_vfy.h
 
 
 class Certificate:
@@ -25,6 +32,7 @@ class Certificate:
         self._read = self._contents()
         self.context = self._newest = _context(chain, key)
         self.context.sni_callback = self._show
+        self._warn_at = 0.0
 
     def credentials(self) -> grpc.ServerCredentials:
         """The same for gRPC, which asks again for every connection."""
@@ -40,47 +48,79 @@ class Certificate:
         return grpc.dynamic_ssl_server_credentials(_configuration(shown), fetch)
 
     def refusal(self) -> str | None:
-        """What one who trusts this very certificate has against it, such as that it has expired; None where nothing.
-
-        Asked by a handshake in memory.
-        """
-        caller = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        caller.check_hostname = False
-        caller.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        """What one who trusts this very certificate has against it, such as that it has expired; None where nothing."""
         try:
-            caller.load_verify_locations(self.chain)
-            ends = caller.wrap_bio(back, there), self._newest.wrap_bio(there, back, server_side=True)
-            for end in (*ends, ends[0]):  # hello, the certificate, what is said of it
-                with contextlib.suppress(ssl.SSLWantReadError):
-                    end.do_handshake()
+            self._seen()
         except ssl.SSLCertVerificationError as error:
             return error.verify_message
-        except OSError:
-            pass  # it is being replaced
+        except ssl.SSLError:
+            pass  # it says nothing of the certificate
         return None
+
+    def expires(self) -> float | None:
+        """When it does, as Unix time; None where callers have something else against it."""
+        try:
+            return float(ssl.cert_time_to_seconds(self._seen(NO_CHECK_TIME)["notAfter"]))
+        except ssl.SSLError:
+            return None
+
+    def expires_soon(self) -> str | None:
+        """A sentence where that is within a week."""
+        end = self.expires()
+        if end is None or end - time.time() > SOON_S:
+            return None
+        return f"ECA_TLS_CERT={self.chain} expires on {time.strftime('%Y-%m-%d at %H:%M UTC', time.gmtime(end))}"
+
+    def _seen(self, flags: ssl.VerifyFlags = ssl.VerifyFlags.VERIFY_DEFAULT) -> dict[str, Any]:
+        """The certificate, decoded, for one who trusts it, by a handshake in memory. Raises ssl.SSLError."""
+        caller = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        caller.check_hostname = False
+        caller.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | flags
+        caller.load_verify_locations(cadata=self._read[0].decode("ascii", "ignore"))  # between its certificates is text
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        asking, showing = caller.wrap_bio(back, there), self._newest.wrap_bio(there, back, server_side=True)
+        for end in (asking, showing, asking, showing, asking):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+        return asking.getpeercert() or {}
 
     async def follow(self) -> None:
         """Takes over a replaced pair for new connections, as renewal writes it; runs until cancelled."""
-        self._warn()
+        self._measure()
         told = ""
         while True:
+            self._warn()
             await asyncio.sleep(LOOK_EVERY_S)
             try:
                 found = self._contents()
                 if found != self._read:
                     self._newest, self._read = _context(self.chain, self.key), found
                     logger.info("%s was read again", self.chain)
-                    self._warn()
+                    self._measure()
                 told = ""
             except (SettingsError, OSError) as error:  # half of the pair may be written yet, or gone between two looks
                 if told != str(error):
                     logger.warning("the certificate of before is kept: %s", error)
                 told = str(error)
 
+    def _measure(self) -> None:
+        if end := self.expires():
+            metrics.certificate_expiry().set(end)
+        self._warn_at = 0.0
+
     def _warn(self) -> None:
+        """Once where it expires soon, and once a day where callers refuse it."""
+        if (now := time.time()) < self._warn_at:
+            return
+        end = self.expires() or math.inf
         if reason := self.refusal():
             logger.warning("callers refuse ECA_TLS_CERT=%s: %s", self.chain, reason)
+            self._warn_at = now + DAY_S
+        elif soon := self.expires_soon():
+            logger.warning("%s; renewed files are taken over by themselves", soon)
+            self._warn_at = end
+        else:
+            self._warn_at = end - SOON_S
 
     def _show(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         """Called in each handshake. A context keeps one pair for each kind of key: so a new pair has its own."""

@@ -55,10 +55,11 @@ def test_the_service_shows_what_is_asked_for(service: Service) -> None:
     asked = {name for name in metrics_asked_for() if name.startswith("eca_")}
     scrape = FRESH.get(service.url + "/metrics").text
     assert len(asked) > 10
-    assert asked - names(scrape) == set()
+    without_tls = {"eca_tls_certificate_expiry_timestamp_seconds"}
+    assert asked - names(scrape) == without_tls
     samples = metrics.parse(scrape)
     absent = {"eca_engine_mismatch", "eca_model_refused"}
-    assert asked - {sample.name for sample in samples} == absent, "which a healthy service has none of"
+    assert asked - without_tls - {sample.name for sample in samples} == absent, "which a healthy service has none of"
     assert lacking(samples, "eca_") == {}
     for stage in ("decode", "queue", "infer"):
         assert re.search(rf'eca_stage_seconds_count{{model="{MODEL}",stage="{stage}"}} [1-9]', scrape)

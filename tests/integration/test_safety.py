@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from datetime import timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import grpc
 import httpx
 import pytest
 import trustme
+from eca_service import metrics
 from eca_service.keys import make
 from eca_service.registry import PIN_FILE
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -151,6 +153,12 @@ def test_plain_connections_and_strangers_are_not_answered(safe: Service, folder:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.RpcError):
             stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
+
+
+def test_when_its_certificate_expires_is_shown(safe: Service) -> None:
+    found = metrics.parse(safe.ask("GET", "/metrics").text)
+    shown = [one.value for one in found if one.name == "eca_tls_certificate_expiry_timestamp_seconds"]
+    assert shown == [trustme.DEFAULT_EXPIRY.replace(tzinfo=timezone.utc).timestamp()]
 
 
 def test_a_handshake_that_does_not_come_ends_like_a_head(repository: Path, folder: Path, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import grpc
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
-from eca_service import doctor, tls
+from eca_service import doctor, metrics, tls
 from eca_service.diagnosis import Finding
 from eca_service.settings import Settings, SettingsError, load
 from eca_service.tls import Certificate
@@ -67,6 +68,48 @@ def test_one_that_callers_refuse_is_told(tmp_path: Path) -> None:
         assert Certificate(chain, key).refusal() == said
         told = list(doctor.files(Settings(tls_cert=chain, tls_key=key)))
         assert told == [Finding(f"Callers refuse ECA_TLS_CERT={chain}: {said}", wrong=True)]
+
+
+def test_when_it_expires_is_known_of_an_expired_one_too(tmp_path: Path) -> None:
+    chain, key = write(tmp_path, not_before=datetime(2001, 1, 1), not_after=datetime(2002, 1, 1))
+    chain.write_text(f"Sübject: of the file's maker, not PEM\n{chain.read_text()}")
+    assert Certificate(chain, key).expires() == datetime(2002, 1, 1, tzinfo=timezone.utc).timestamp()
+
+
+def test_doctor_tells_of_one_that_expires_soon(tmp_path: Path) -> None:
+    for days, told in ((6, True), (8, False)):
+        end = datetime.now(timezone.utc) + timedelta(days)
+        chain, key = write(tmp_path, not_after=end)
+        said = [Finding(f"ECA_TLS_CERT={chain} expires on {end:%Y-%m-%d at %H:%M} UTC.")] if told else []
+        assert list(doctor.files(Settings(tls_cert=chain, tls_key=key))) == said
+
+
+async def test_one_that_expires_is_told_before_and_each_day_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def shown() -> float:
+        found = metrics.parse(metrics.exposition().decode())
+        return next(one.value for one in found if one.name == "eca_tls_certificate_expiry_timestamp_seconds")
+
+    monkeypatch.setattr(tls, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(tls, "DAY_S", 0.5)
+    end = int(time.time()) + 3
+    chain, key = write(tmp_path, not_after=datetime.fromtimestamp(end, timezone.utc))
+    follow = asyncio.create_task(Certificate(chain, key).follow())
+    try:
+        await asyncio.sleep(0.5)
+        assert shown() == end
+        assert caplog.text.count(f"ECA_TLS_CERT={chain} expires on ") == 1
+        await asyncio.sleep(end - time.time() + 1.2)
+        assert caplog.text.count(f"ECA_TLS_CERT={chain} expires on ") == 1
+        assert 2 <= caplog.text.count(f"callers refuse ECA_TLS_CERT={chain}: certificate has expired") <= 5
+        caplog.clear()
+        write(tmp_path, not_after=datetime(2999, 1, 1))
+        await asyncio.sleep(1)
+        assert shown() == datetime(2999, 1, 1, tzinfo=timezone.utc).timestamp()
+        assert caplog.text.count("callers refuse") <= 1
+    finally:
+        follow.cancel()
 
 
 def test_one_without_the_other() -> None:
