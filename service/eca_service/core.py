@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -28,6 +29,9 @@ from eca_service.registry import Model, Registry
 from eca_service.rollout import Rollout
 from eca_service.settings import Settings
 from eca_service.tracing import Tracing
+from eca_service.triton.failures import NotLoaded
+
+INSTEAD_S = 5.0
 
 
 class Core:
@@ -111,12 +115,19 @@ class Core:
         return min(self.settings.max_images, self.settings.max_inflight_images)
 
     async def classify(
-        self, model: Model, images: Sequence[bytes | ServiceError], top_k: int, deadline: float, permit: Permit
+        self,
+        model: Model,
+        images: Sequence[bytes | ServiceError],
+        top_k: int,
+        deadline: float,
+        permit: Permit,
+        version: int | None = None,
     ) -> Answer:
         """One Result for each entry of `images`, in their order; an entry that is an error already stays one.
 
-        Raises ServiceError where the request as a whole fails: bad_request for none or too many images, and what
-        refuses it before an image is decoded. `top_k` is 1 to the number of classes.
+        Where the request named no `version`, and `model` is unloaded before it is asked, what is served in its place
+        answers. Raises ServiceError where the request as a whole fails: bad_request for none or too many images, and
+        what refuses it before an image is decoded. `top_k` is 1 to the number of classes.
         """
         contract, entry = model.contract, permit.entry
         entry.images = len(images)
@@ -127,6 +138,31 @@ class Core:
             permit.grow(images=len(images) - 1)
             self.access.charge(entry.account, len(images) - 1)
             self.require_time(contract, len(images), deadline)
+        try:
+            return await self._classify(model, images, top_k, deadline, entry)
+        except NotLoaded:
+            other = None if version else await self._instead_of(model, deadline)
+            if other is None or other.contract.classes < top_k:
+                raise
+        with self.registry.lease(other):
+            return await self._classify(other, images, top_k, deadline, entry)
+
+    async def _instead_of(self, model: Model, deadline: float) -> Model | None:
+        """What is served in its place. Where its folder was deleted, Triton has unloaded it for the one before, which
+        is awaited until its golden answers are there.
+        """
+        loop, name = asyncio.get_running_loop(), model.contract.name
+        end = min(deadline, loop.time() + INSTEAD_S)
+        while (now := self.registry.models.get(name)) == model:
+            if os.path.isdir(model.folder) or loop.time() > end:
+                return None
+            await asyncio.sleep(0.02)
+        return now
+
+    async def _classify(
+        self, model: Model, images: Sequence[bytes | ServiceError], top_k: int, deadline: float, entry: Entry
+    ) -> Answer:
+        contract = model.contract
         # a large request leaves the decoders to others too
         turns = asyncio.Semaphore(self.decoders.threads) if len(images) > 1 else contextlib.nullcontext()
 

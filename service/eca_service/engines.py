@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import io
 import os
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from eca_service.registry import Model
 from eca_service.tracing import Trace, Tracing
 
 GOLDEN_S = 10.0
+GOES_S = 1.0
 
 
 class Engines:
@@ -57,7 +60,7 @@ class Engines:
         With a `turn` for that of one of them, each in its turn: beside full batches more make callers wait for a batch.
         """
         contract = model.contract
-        images = np.load(io.BytesIO(self._golden_file(model)))
+        images = np.load(io.BytesIO(await self._golden_file(model)))
         expected = np.asarray(contract.golden.probabilities, np.float32)
         if turn is not None:
             one = slice(turn % len(images), turn % len(images) + 1)
@@ -75,15 +78,15 @@ class Engines:
                 f"a golden image's answer is off by {difference:.1e}, {contract.golden.tolerance:.0e} is allowed",
             )
 
-    def _golden_file(self, model: Model) -> bytes:
-        """Read each time, as it may have been damaged; but as it was before where nothing is to be seen of the model,
-        whose file system is gone for the moment: its engine is in Triton's memory.
+    async def _golden_file(self, model: Model) -> bytes:
+        """Read each time, as it may have been damaged; but as it was before where the version's folder goes with it,
+        which is being deleted, or whose file system is gone for the moment: its engine is in Triton's memory.
         """
         key = _key(model.contract)
         try:
             raw = (model.folder / GOLDEN_FILE).read_bytes()
         except OSError as error:
-            if key in self._golden_files and not os.path.isdir(model.folder.parent):
+            if key in self._golden_files and await _goes(model.folder):
                 return self._golden_files[key]
             raise ServiceError("model_not_ready", f"{GOLDEN_FILE} cannot be read: {error.strerror}") from None
         if hashlib.sha256(raw).hexdigest() != model.contract.golden.sha256:
@@ -95,6 +98,16 @@ class Engines:
         deadline = asyncio.get_running_loop().time() + GOLDEN_S
         with self.of(contract).turn(len(images)) as turn:
             return [await turn.submit(image, deadline) for image in images]
+
+
+async def _goes(folder: Path) -> bool:
+    """Whether it is not there, now or in GOES_S seconds: one file goes before the other."""
+    end = time.monotonic() + GOES_S
+    while os.path.isdir(folder):  # pathlib's raises where its file system is gone
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.02)
+    return True
 
 
 def _key(contract: Contract) -> tuple[str, int, str, str]:

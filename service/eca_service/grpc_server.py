@@ -118,7 +118,8 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         if left_s is None:
             left_s = core.settings.deadline_ms / 1000
         deadline = asyncio.get_running_loop().time() + left_s
-        model = core.registry.get(request.model_name, oip.require_version(request.model_version))
+        version = oip.require_version(request.model_version)
+        model = core.registry.get(request.model_name, version)
         contract = model.contract
         permit.entry.model = contract.name
         core.require(model, deadline)
@@ -138,9 +139,9 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         for output in request.outputs:
             oip.require_plain(output.name, output.parameters)
         with core.registry.lease(model):
-            answer = await in_time(core.classify(model, images, top_k, deadline, permit), deadline)
+            answer = await in_time(core.classify(model, images, top_k, deadline, permit, version), deadline)
         response = service_pb2.ModelInferResponse(
-            model_name=contract.name, model_version=str(contract.version), id=request.id
+            model_name=contract.name, model_version=str(answer.contract.version), id=request.id
         )
         for output in oip.tensors(answer, top_k, names):
             response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)

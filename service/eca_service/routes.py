@@ -117,7 +117,7 @@ async def answer_to(request: Request, name: str | None, version: int | None, rea
 
     with core.registry.lease(model):
         images, top_k = await in_time(received(), min(deadline, received_by))
-        work = core.classify(model, images, top_k, deadline, exchange.permit)
+        work = core.classify(model, images, top_k, deadline, exchange.permit, version)
         answer = await in_time(work, deadline, partial(gone, exchange.receive))
     if len(answer.results) == 1 and answer.results[0].error is not None:
         raise answer.results[0].error.anew()

@@ -204,6 +204,19 @@ def test_what_is_copied_bit_by_bit_is_served_once_it_is_whole(
     until(lambda: served(service) == 2, service)
 
 
+def test_a_served_version_that_is_deleted_loses_no_request(changing: tuple[Service, Path, list[str]]) -> None:
+    """Triton unloads it as soon as it has the one before, which is not golden yet."""
+    service, repository, codes = changing
+    for _ in range(3):
+        folder = publish(repository, 9)
+        until(lambda: loaded(service) == ["9"], service)
+        shutil.rmtree(folder)
+        until(lambda: served(service) == 2, service)
+        before = len(codes)
+        until(lambda before=before: len(codes) > before + 4, service)  # type: ignore[misc]
+    assert set(codes) == {"ok"}
+
+
 def test_what_was_golden_is_not_left_for_an_older_version(changing: tuple[Service, Path, list[str]]) -> None:
     """Its engine may be well and its golden file be back in a moment."""
     service, repository, _ = changing

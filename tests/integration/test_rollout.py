@@ -231,6 +231,20 @@ async def test_a_version_that_is_deleted_is_left_before_it_is_missed(
     assert readiness.ready
 
 
+async def test_one_of_its_files_may_go_before_the_others(
+    rollout: tuple[Rollout, Registry, Engines], readiness: Readiness, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eca_service.engines.GOES_S", 10.0)
+    _, registry, _ = rollout
+    (models / MODEL / "2" / "golden.npy").unlink()
+    readiness.suspect()
+    await asyncio.sleep(0.3)
+    readiness.require(registry.get(MODEL))
+    shutil.rmtree(models / MODEL / "2")
+    await until(lambda: registry.get(MODEL).contract.version == 1, lambda: readiness.require(registry.get(MODEL)))
+    assert readiness.ready
+
+
 async def test_a_version_that_was_damaged_is_ready_when_it_is_served_again(
     rollout: tuple[Rollout, Registry, Engines], readiness: Readiness, models: Path
 ) -> None:

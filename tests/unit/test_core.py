@@ -19,6 +19,7 @@ from eca_service.journal import Entry
 from eca_service.peers import Peers
 from eca_service.registry import Model
 from eca_service.settings import Settings
+from eca_service.triton.failures import NotLoaded
 from PIL import Image
 
 from tests.unit.image_files import encoded
@@ -173,3 +174,62 @@ async def test_who_fails_is_suspected(tmp_path: Path, code: str, suspect: bool) 
         raise ServiceError(code, "")
     assert core.readiness._wake.is_set() == suspect
     await core.close()
+
+
+@pytest.mark.parametrize(
+    ("named", "there", "classes", "answered_by"),
+    [
+        (None, False, CONTRACT.classes, 1),
+        (2, False, CONTRACT.classes, None),  # the request wanted that one
+        (None, True, CONTRACT.classes, None),  # it is not loaded yet, or again
+        (None, False, 0, None),  # of fewer classes than were asked for
+    ],
+)
+async def test_what_is_served_instead_answers_where_the_version_was_deleted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: int | None,
+    there: bool,
+    classes: int,
+    answered_by: int | None,
+) -> None:
+    class Unloaded(Engine):
+        async def infer(self, images: Sequence[Any], contract: Contract, *_: object) -> dict[str, Any]:
+            if contract.version == 2:
+                raise NotLoaded("model_not_ready", "version 2 is not at ready state")
+            return await super().infer(images, contract)
+
+    engine = Unloaded()
+    engine.go.set()
+    core = core_with(engine, tmp_path, monkeypatch)
+    deleted, other = (
+        Model(CONTRACT.model_copy(update={"version": version, **more}), tmp_path / str(version))
+        for version, more in ((2, {}), (1, {"classes": classes}))
+    )
+    if there:
+        deleted.folder.mkdir()
+    core.registry.models[CONTRACT.name] = deleted
+    permit = core.enter(0, Entry("http"))
+    deadline = asyncio.get_running_loop().time() + 20
+    work = asyncio.create_task(core.classify(deleted, [IMAGE] * 2, 1, deadline, permit, named))
+    await asyncio.sleep(0.3)
+    assert work.done() == (named is not None or there), "only that is awaited which comes soon"
+    core.registry.models[CONTRACT.name] = other
+    if answered_by:
+        answer = await work
+        assert (answer.contract.version, len(answer.results), permit.images) == (answered_by, 2, 2)
+    else:
+        with pytest.raises(NotLoaded):
+            await work
+
+
+async def test_what_comes_in_its_place_is_not_awaited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
+) -> None:
+    monkeypatch.setattr("eca_service.core.INSTEAD_S", 0.2)
+    core = core_with(engine, tmp_path, monkeypatch)
+    deleted = model(tmp_path / "deleted")
+    core.registry.models["m"] = deleted
+    assert await core._instead_of(deleted, asyncio.get_running_loop().time() + 20) is None
+    del core.registry.models["m"]
+    assert await core._instead_of(deleted, asyncio.get_running_loop().time() + 20) is None
