@@ -37,7 +37,7 @@ def run(module: str, *arguments: object, environment: dict[str, str] | None = No
     """A command line of ours, in a process of its own; `environment` is added to this one's."""
     command = [sys.executable, "-c", f"from {module}.cli import main; main()", *map(str, arguments)]
     env = os.environ | (environment or {})
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=env)
 
 
 def build(repository: Path, *names: str) -> subprocess.CompletedProcess[str]:
