@@ -86,8 +86,13 @@ def load(path: Path, arch: str | None = None, attention: Kind | None = None) -> 
             f"{path} holds {spec.arch} with attention {spec.attention}, not {attention}; leave --attention out or give "
             "the right file"
         )
+    try:
+        with torch.device("meta"):  # whatever the file says, no memory is taken for it before its weights agree
+            wanted = create(spec).state_dict()
+    except ValueError as error:
+        raise BuildError(f"{path} looks like {spec.arch} but is no network: {error}") from None
+    check(path, spec.arch, state, wanted)
     network = create(spec)
-    check(path, spec.arch, state, network.state_dict())
     network.load_state_dict(state, strict=False)
     weights: Literal["trained", "random"] = "random" if notes.get("weights") == "random" else "trained"
     return Checkpoint(path, sha256(path), origin, spec, network.eval(), weights)

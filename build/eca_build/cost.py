@@ -24,7 +24,7 @@ def parameters(network: nn.Module) -> int:
 def attention_parameters(spec: NetworkSpec) -> int:
     """How many of the network's trainable weights are its attention's."""
     sites = AttentionSites(spec.attention, spec.sizes, spec.bias)
-    return sum(parameters(sites.take(channels)) for channels in site_channels(spec.arch, spec.width))
+    return sum(parameters(sites.take(channels)) for channels in site_channels(spec))
 
 
 @torch.inference_mode()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from eca_build.errors import BuildError
 from eca_build.networks import CIFAR_RESNETS, RESNETS, NetworkSpec, site_channels
 from eca_build.networks.attention import SIZED, Kind, paper_size
 from eca_build.networks.mobilenetv2 import round_channels
-from eca_build.networks.resnet import BasicBlock, Bottleneck, Shape
+from eca_build.networks.resnet import BasicBlock, Bottleneck, Shape, Stage
 
 if TYPE_CHECKING:
     from eca_build.checkpoint import Checkpoint
@@ -46,12 +48,12 @@ def detect(state: State, path: Path) -> NetworkSpec:
             "no or yes by a sigmoid, put a zero before its bias and a row of zeros before its weights: class 1 is yes"
         )
     if "features.0.0.weight" in state and "classifier.1.weight" in state:
-        arch, width, classes = _mobilenet(state, path)
+        spec = _mobilenet(state, path)
         blocks = [f"features.{index}" for index in range(1, 18)]
     elif ("conv1.weight" in state or "conv1.0.weight" in state) and "fc.weight" in state:
-        (arch, width), classes = _resnet(state, path), len(state["fc.weight"])
-        names = {found[0] for key in state if (found := re.match(r"layer\d+\.\d+", key))}
-        blocks = sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+        depths = _depths(state)
+        spec = _resnet(state, depths, path)
+        blocks = [f"layer{stage}.{index}" for stage, depth in depths.items() for index in range(depth)]
     else:
         begin = sorted({key.partition(".")[0] for key in state})
         more = f" and {len(begin) - 8} more" if len(begin) > 8 else ""
@@ -59,45 +61,72 @@ def detect(state: State, path: Path) -> NetworkSpec:
             f"{path} is no network known here, its weights are in {', '.join(begin[:8])}{more}; `eca-build archs` "
             "lists those that are"
         )
-    sites = len(site_channels(arch, width))
-    if len(blocks) != sites:
-        raise BuildError(f"{path} looks like {arch} but has {len(blocks)} of its {sites} blocks")
     kind, sizes, bias = _attention(state, blocks, path)
-    return NetworkSpec(arch, kind, classes, sizes, width, bias)
+    return replace(spec, attention=kind, sizes=sizes, bias=bias)
 
 
-def _resnet(state: State, path: Path) -> tuple[str, float]:
+def _depths(state: State) -> dict[int, int]:
+    """The number of a ResNet's blocks in each of its stages, by the stages' numbers, in their order."""
     depths: dict[int, int] = {}
     for key in state:
-        if found := re.match(r"layer(\d+)\.(\d+)\.", key):
+        if found := re.match(r"layer(\d{1,3})\.(\d{1,3})\.", key):
             depths[int(found[1])] = max(depths.get(int(found[1]), 0), int(found[2]) + 1)
-    counts = tuple(depths[stage] for stage in sorted(depths))
-    block = Bottleneck if "layer1.0.conv3.weight" in state else BasicBlock
-    stem = tuple(filter(None, (_channels(state, f"conv1.{index}.weight") for index in (0, 3, 6))))
-    projection = state.get("layer2.0.downsample.1.weight")  # the pooling before it has no weights, but a number
-    shape = Shape(block, counts, stem, pooled=projection is not None and projection.ndim == 4)
-    for arch, known in RESNETS.items():
+    return dict(sorted(depths.items()))
+
+
+def _resnet(state: State, depths: dict[int, int], path: Path) -> NetworkSpec:
+    shape, classes = _shape(state, depths, path), len(state["fc.weight"])
+    alike = {arch: known for arch, known in RESNETS.items() if known.structure == shape.structure}
+    for arch, known in alike.items():
         if shape == known:
-            return arch, 1.0
-    first = _channels(state, "conv1.weight")
+            return NetworkSpec(arch, "none", classes)
+    for arch, known in alike.items():
+        if all(left <= whole for left, whole in zip(shape.channels, known.channels, strict=True)):
+            return NetworkSpec(f"{arch}_pruned", "none", classes, shape=shape)
+    if alike:  # one that is wider: the comparison of the weights tells where
+        closest = max(alike, key=lambda arch: sum(map(eq, shape.channels, alike[arch].channels)))
+        return NetworkSpec(closest, "none", classes)
+    first = shape.stem[0]
     for arch, count in CIFAR_RESNETS.items():
-        if counts == (count,) * 3 and block is BasicBlock and first and first % 16 == 0:
-            return arch, first / 16
-    kind = "bottleneck" if block is Bottleneck else "basic"
-    behind = f" behind convolutions of {stem} channels" if stem else ""
+        if shape.depths == (count,) * 3 and shape.block is BasicBlock and first % 16 == 0:
+            return NetworkSpec(arch, "none", classes, width=first / 16)
+    kind = "bottleneck" if shape.block is Bottleneck else "basic"
+    grouped = f" of {shape.groups} groups" if shape.groups > 1 else ""
+    behind = f" behind convolutions of {shape.stem} channels" if len(shape.stem) > 1 else ""
     pooled = ", with pooled shortcuts" if shape.pooled else ""
     raise BuildError(
-        f"{path} is a ResNet of {counts} {kind} blocks{behind}{pooled}, which is none of those that `eca-build archs` "
-        "lists"
+        f"{path} is a ResNet of {shape.depths} {kind} blocks{grouped}{behind}{pooled}, which is none of those that "
+        "`eca-build archs` lists"
     )
 
 
-def _channels(state: State, key: str) -> int:
-    """Those that a convolution of that name gives; 0 where there is none."""
-    return len(state[key]) if key in state and state[key].ndim else 0
+def _shape(state: State, depths: dict[int, int], path: Path) -> Shape:
+    """A ResNet's shape as its weights have it; they need not agree on it."""
+
+    def channels(layer: str) -> int:
+        if not (given := len(state.get(f"{layer}.weight", ()))):
+            raise BuildError(f"{path} looks like a ResNet but lacks {layer}.weight; it is another network")
+        return given
+
+    block = Bottleneck if "layer1.0.conv3.weight" in state else BasicBlock
+    *before, last = ("conv1", "conv2", "conv3") if block is Bottleneck else ("conv1", "conv2")
+    several = [f"conv1.{index}" for index in (0, 3, 6) if f"conv1.{index}.weight" in state]
+    stem = tuple(channels(layer) for layer in several or ["conv1"])
+    stages = []
+    for stage, depth in depths.items():
+        blocks = [f"layer{stage}.{index}" for index in range(depth)]
+        inner = tuple(tuple(channels(f"{name}.{layer}") for layer in before) for name in blocks)
+        stages.append(Stage(channels(f"{blocks[0]}.{last}"), inner))
+    if block is BasicBlock and stages:  # nothing changes the channels on the way around its first stage
+        stages[0] = stages[0]._replace(channels=stem[-1])
+    given, second = channels("layer1.0.conv1"), state["layer1.0.conv2.weight"]
+    taken = second.shape[1] if second.ndim == 4 else 0  # of those that are given, by each of its groups
+    groups = given // taken if taken and given % taken == 0 else 1
+    projection = state.get("layer2.0.downsample.1.weight")  # the pooling before it has no weights, but a number
+    return Shape(block, stem, tuple(stages), groups, pooled=projection is not None and projection.ndim == 4)
 
 
-def _mobilenet(state: State, path: Path) -> tuple[str, float, int]:
+def _mobilenet(state: State, path: Path) -> NetworkSpec:
     classes, head = state["classifier.1.weight"].shape
     stages = {1: 16, 2: 24, 4: 32, 7: 64, 11: 96, 14: 160, 17: 320}
     found = {}
@@ -111,7 +140,7 @@ def _mobilenet(state: State, path: Path) -> tuple[str, float, int]:
         if all(round_channels(base * width) == channels for base, channels in found.items()):
             for arch, base_head in (("mobilenetv2", 1280), ("mobilenetv2_cifar", 640)):
                 if round_channels(base_head * max(1.0, width)) == head:
-                    return arch, width, classes
+                    return NetworkSpec(arch, "none", classes, width=width)
     raise BuildError(f"{path} is a MobileNetV2 with stages of {list(found.values())} channels, which no width gives")
 
 
@@ -162,7 +191,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, object]:
         "kernel_sizes": list(spec.sizes) if spec.attention in ("eca", "eca-ns") else [],
         "hidden": list(spec.sizes) if spec.attention in ("se", "cbam") else [],
         "group": list(spec.sizes) if spec.attention.startswith("se-gc") else [],
-        "sites": len(site_channels(spec.arch, spec.width)),
+        "sites": len(site_channels(spec)),
         "classes": spec.classes,
         "width": spec.width,
         "input_size": size,

@@ -114,7 +114,8 @@ def table_3() -> Table:
 
 def table_2() -> Table:
     """What attention adds to ResNet-50 by the paper's table 2 beside ours; ECA's kernels are 3 there."""
-    sites, plain = site_channels("resnet50"), cost.parameters(_weightless(with_formula("resnet50", "none", 1000)))
+    base = with_formula("resnet50", "none", 1000)
+    sites, plain = site_channels(base), cost.parameters(_weightless(base))
     out = []
     for attention, (weights, top1) in TABLE_2.items():
         spec = with_formula("resnet50", attention, 1000)

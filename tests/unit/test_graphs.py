@@ -13,7 +13,7 @@ from eca_build.export import Served, export, reference
 from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph, fold_batch_norms, rewrite
 from eca_build.networks import Network, create, with_formula
 from eca_build.networks.attention import AttentionSites, Kind
-from eca_build.networks.resnet import Bottleneck, ResNet, Shape
+from eca_build.networks.resnet import Bottleneck, ResNet, Shape, Stage
 from eca_build.sessions import open_session
 from eca_plugin import NAMESPACE
 from eca_service.contract import Preprocessing
@@ -22,7 +22,18 @@ from tests.unit.test_export import network, stirred
 
 SMALL = Preprocessing(resize=32, crop=32)
 OPERATOR = {"fused": "FusedECA", "hoisted-fused": "ScaleAddReLU", "epilogue": "GatedConv1x1"}
-BOTTLENECKS = "a ResNet of five bottlenecks"  # with and without a shortcut of their own
+BOTTLENECKS = "a ResNet of five bottlenecks"  # with and without a shortcut of their own, in groups, and pruned
+PRUNED = Shape(
+    Bottleneck,
+    (64,),
+    (
+        Stage(190, ((64, 64), (32, 48))),
+        Stage(512, ((128, 96),)),
+        Stage(1001, ((240, 256),)),
+        Stage(2048, ((512, 504),)),
+    ),
+    groups=8,
+)
 CASES: list[tuple[str, Kind, AttentionGraph, int]] = [
     (arch, attention, graph, sites)
     for arch, sites in ((BOTTLENECKS, 5), ("resnet50", 16), ("mobilenetv2_cifar", 17))
@@ -38,7 +49,7 @@ def bottlenecks(attention: Kind) -> Network:
     """As small as a network with bottlenecks can be."""
     torch.manual_seed(0)
     sizes = [3, 5, 5, 7, 9] if attention == "eca" else [16, 16, 32, 64, 128]
-    return stirred(ResNet(Shape(Bottleneck, (2, 1, 1, 1)), 10, AttentionSites(attention, sizes)))
+    return stirred(ResNet(PRUNED, 10, AttentionSites(attention, sizes)))
 
 
 def calm(arch: str, attention: Kind) -> Network:

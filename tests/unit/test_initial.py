@@ -53,7 +53,7 @@ def test_deep_networks_are_not_sharper_than_what_is_verified(tmp_path: Path, att
 def test_widths_are_found_again(tmp_path: Path, width: float) -> None:
     spec = write(tmp_path / "m.safetensors", "mobilenetv2_cifar", "none", 3, width)
     found = load(tmp_path / "m.safetensors").spec
-    assert site_channels(found.arch, found.width) == site_channels(spec.arch, width)
+    assert site_channels(found) == site_channels(spec)
 
 
 def test_contract_and_labels_say_random(tmp_path: Path) -> None:

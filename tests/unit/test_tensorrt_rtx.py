@@ -15,7 +15,7 @@ from eca_build.export import export, reference
 from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph
 from eca_build.networks import Network, create, with_formula
 from eca_build.networks.attention import AttentionSites, Kind
-from eca_build.networks.resnet import Bottleneck, ResNet, Shape
+from eca_build.networks.resnet import Bottleneck, ResNet, regular
 from eca_build.provenance import sha256
 from eca_build.targets import Precision, Wish
 from eca_service.contract import Preprocessing, read
@@ -34,7 +34,7 @@ def tiny(attention: Kind) -> ResNet:
     """A ResNet of four bottlenecks, one a stage."""
     torch.manual_seed(0)
     sizes = {"eca": [3, 5, 7, 9], "se": [16, 32, 64, 128], "none": []}[attention]
-    return ResNet(Shape(Bottleneck, (1, 1, 1, 1)), 10, AttentionSites(attention, sizes)).eval()
+    return ResNet(regular(Bottleneck, (1, 1, 1, 1)), 10, AttentionSites(attention, sizes)).eval()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def archs() -> None:
             counts = [plain + cost.attention_parameters(with_formula(arch, kind, classes)) for kind in KINDS]
         row = "  ".join(f"{count / 2**20:>{width}.2f}" for count, width in zip(counts, widths, strict=True))
         click.echo(f"{arch:<18} {size:>5}  {row}")
+    click.echo("\nA ResNet of fewer channels is found as its NAME_pruned.")
     click.echo("\nThe gate of a site of C channels, from its pooled map y, and its weights:\n")
     for kind, (gate, weights) in FORMULAS.items():
         click.echo(f"{kind:<8}  {gate:<58}  {weights}")

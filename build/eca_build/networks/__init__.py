@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eca_build.networks.attention import SIZED, AttentionSites, Kind, paper_size
+from eca_build.networks.cifar_resnet import CifarResNet
 from eca_build.networks.mobilenetv2 import STAGES, MobileNetV2, round_channels
-from eca_build.networks.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet, Shape
+from eca_build.networks.resnet import BasicBlock, Bottleneck, ResNet, Shape, regular
 
 Network = ResNet | CifarResNet | MobileNetV2
 
 DEEP, TIERED = (32, 32, 64), (24, 32, 64)  # channels of the stems that timm calls so
+# Each kind's narrowest first: a pruned one is called after the first that it can come from.
 RESNETS = {
-    "resnet18": Shape(BasicBlock, (2, 2, 2, 2)),
-    "resnet26": Shape(Bottleneck, (2, 2, 2, 2)),
-    "resnet34": Shape(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": Shape(Bottleneck, (3, 4, 6, 3)),
-    "resnet101": Shape(Bottleneck, (3, 4, 23, 3)),
-    "resnet152": Shape(Bottleneck, (3, 8, 36, 3)),
-    # timm's, which has weights with ECA of 26t, 50d, 50t, 101d, 269d and light, with SE of 152d, of most with neither
-    "resnet10t": Shape(BasicBlock, (1, 1, 1, 1), TIERED, pooled=True),
-    "resnet14t": Shape(Bottleneck, (1, 1, 1, 1), TIERED, pooled=True),
-    "resnet18d": Shape(BasicBlock, (2, 2, 2, 2), DEEP, pooled=True),
-    "resnet26d": Shape(Bottleneck, (2, 2, 2, 2), DEEP, pooled=True),
-    "resnet26t": Shape(Bottleneck, (2, 2, 2, 2), TIERED, pooled=True),
-    "resnet34d": Shape(BasicBlock, (3, 4, 6, 3), DEEP, pooled=True),
-    "resnet50d": Shape(Bottleneck, (3, 4, 6, 3), DEEP, pooled=True),
-    "resnet50t": Shape(Bottleneck, (3, 4, 6, 3), TIERED, pooled=True),
-    "resnet101d": Shape(Bottleneck, (3, 4, 23, 3), DEEP, pooled=True),
-    "resnet152d": Shape(Bottleneck, (3, 8, 36, 3), DEEP, pooled=True),
-    "resnet200d": Shape(Bottleneck, (3, 24, 36, 3), DEEP, pooled=True),
-    "resnet269d": Shape(Bottleneck, (3, 30, 48, 8), DEEP, pooled=True),
-    "resnetlight": Shape(Bottleneck, (1, 1, 11, 3), pooled=True),
+    "resnet18": regular(BasicBlock, (2, 2, 2, 2)),
+    "resnet26": regular(Bottleneck, (2, 2, 2, 2)),
+    "resnet34": regular(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": regular(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": regular(Bottleneck, (3, 4, 23, 3)),
+    "resnet152": regular(Bottleneck, (3, 8, 36, 3)),
+    "wide_resnet50_2": regular(Bottleneck, (3, 4, 6, 3), base_width=128),
+    "wide_resnet101_2": regular(Bottleneck, (3, 4, 23, 3), base_width=128),
+    "resnext50_32x4d": regular(Bottleneck, (3, 4, 6, 3), groups=32, base_width=4),
+    "resnext101_32x4d": regular(Bottleneck, (3, 4, 23, 3), groups=32, base_width=4),
+    "resnext101_32x8d": regular(Bottleneck, (3, 4, 23, 3), groups=32, base_width=8),
+    "resnext101_32x16d": regular(Bottleneck, (3, 4, 23, 3), groups=32, base_width=16),
+    "resnext101_32x32d": regular(Bottleneck, (3, 4, 23, 3), groups=32, base_width=32),
+    "resnext101_64x4d": regular(Bottleneck, (3, 4, 23, 3), groups=64, base_width=4),
+    # timm's, which has weights with ECA of 26t, 50d, 50t, 101d, 269d, light, next26t, pruned 50d and 101d, with SE of
+    # 152d, next26d, next26t, next101d, of most with neither
+    "resnet10t": regular(BasicBlock, (1, 1, 1, 1), TIERED, pooled=True),
+    "resnet14t": regular(Bottleneck, (1, 1, 1, 1), TIERED, pooled=True),
+    "resnet18d": regular(BasicBlock, (2, 2, 2, 2), DEEP, pooled=True),
+    "resnet26t": regular(Bottleneck, (2, 2, 2, 2), TIERED, pooled=True),
+    "resnet26d": regular(Bottleneck, (2, 2, 2, 2), DEEP, pooled=True),
+    "resnet34d": regular(BasicBlock, (3, 4, 6, 3), DEEP, pooled=True),
+    "resnet50t": regular(Bottleneck, (3, 4, 6, 3), TIERED, pooled=True),
+    "resnet50d": regular(Bottleneck, (3, 4, 6, 3), DEEP, pooled=True),
+    "resnet101d": regular(Bottleneck, (3, 4, 23, 3), DEEP, pooled=True),
+    "resnet152d": regular(Bottleneck, (3, 8, 36, 3), DEEP, pooled=True),
+    "resnet200d": regular(Bottleneck, (3, 24, 36, 3), DEEP, pooled=True),
+    "resnet269d": regular(Bottleneck, (3, 30, 48, 8), DEEP, pooled=True),
+    "resnetlight": regular(Bottleneck, (1, 1, 11, 3), pooled=True),
+    "resnext26t_32x4d": regular(Bottleneck, (2, 2, 2, 2), TIERED, pooled=True, groups=32, base_width=4),
+    "resnext26d_32x4d": regular(Bottleneck, (2, 2, 2, 2), DEEP, pooled=True, groups=32, base_width=4),
+    "resnext50t_32x4d": regular(Bottleneck, (3, 4, 6, 3), TIERED, pooled=True, groups=32, base_width=4),
+    "resnext50d_32x4d": regular(Bottleneck, (3, 4, 6, 3), DEEP, pooled=True, groups=32, base_width=4),
+    "resnext101d_32x8d": regular(Bottleneck, (3, 4, 23, 3), DEEP, pooled=True, groups=32, base_width=8),
 }
 CIFAR_RESNETS = {
     "resnet14_cifar": 2,
@@ -56,7 +72,7 @@ class NetworkSpec:
     `sizes` holds one number per attention site, in the order of the blocks: the kernel size of ECA and ECA-NS, the
     hidden width of SE and CBAM, the channels in a group of SE-GC; it is empty for the other kinds. `bias` is that of
     SE's and CBAM's linear layers. `width` multiplies the channels of MobileNetV2 and, as a whole number, of the CIFAR
-    ResNets; it is 1 elsewhere.
+    ResNets; it is 1 elsewhere. `shape` is that of a pruned ResNet, which is no architecture's own.
     """
 
     arch: str
@@ -65,34 +81,35 @@ class NetworkSpec:
     sizes: tuple[int, ...] = ()
     width: float = 1.0
     bias: bool = False
+    shape: Shape | None = None
 
 
-def site_channels(arch: str, width: float = 1.0) -> tuple[int, ...]:
-    """Channels at each attention site, in the order of the blocks. Raises KeyError for an unknown `arch`."""
-    if arch in RESNETS:
-        block, depths, *_ = RESNETS[arch]
-        return tuple(64 * 2**stage * block.expansion for stage, depth in enumerate(depths) for _ in range(depth))
-    if arch in CIFAR_RESNETS:
-        return tuple(16 * int(width) * 2**stage for stage in range(3) for _ in range(CIFAR_RESNETS[arch]))
-    if arch in MOBILENETS:
-        return tuple(round_channels(base * width) for _, base, depth in STAGES for _ in range(depth))
-    raise KeyError(arch)
+def site_channels(spec: NetworkSpec) -> tuple[int, ...]:
+    """Channels at each attention site, in the order of the blocks. Raises KeyError for an unknown architecture."""
+    if spec.arch in CIFAR_RESNETS:
+        return tuple(16 * int(spec.width) * 2**stage for stage in range(3) for _ in range(CIFAR_RESNETS[spec.arch]))
+    if spec.arch in MOBILENETS:
+        return tuple(round_channels(base * spec.width) for _, base, depth in STAGES for _ in range(depth))
+    stages = (spec.shape or RESNETS[spec.arch]).stages
+    return tuple(stage.channels for stage in stages for _ in stage.inner)
 
 
 def with_formula(arch: str, attention: Kind, classes: int, width: float = 1.0) -> NetworkSpec:
     """The specification for training: ECA's kernels by the paper's formula, the others' sizes as it has them."""
+    spec = NetworkSpec(arch, attention, classes, width=width)
+    if attention not in SIZED:
+        return spec
     reduction = 8 if arch in MOBILENETS else 16
-    sizes = [paper_size(attention, c, reduction) for c in site_channels(arch, width)] if attention in SIZED else []
-    return NetworkSpec(arch, attention, classes, tuple(sizes), width)
+    return replace(spec, sizes=tuple(paper_size(attention, c, reduction) for c in site_channels(spec)))
 
 
 def create(spec: NetworkSpec) -> Network:
     """The network with PyTorch's own random initialisation. Raises KeyError for an unknown architecture."""
     sites = AttentionSites(spec.attention, spec.sizes, spec.bias)
-    if spec.arch in RESNETS:
-        return ResNet(RESNETS[spec.arch], spec.classes, sites)
     if spec.arch in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[spec.arch], spec.classes, sites, int(spec.width))
-    base_head, strides = MOBILENETS[spec.arch]
-    head = round_channels(base_head * max(1.0, spec.width))
-    return MobileNetV2(spec.classes, sites, spec.width, head, strides)
+    if spec.arch in MOBILENETS:
+        base_head, strides = MOBILENETS[spec.arch]
+        head = round_channels(base_head * max(1.0, spec.width))
+        return MobileNetV2(spec.classes, sites, spec.width, head, strides)
+    return ResNet(spec.shape or RESNETS[spec.arch], spec.classes, sites)

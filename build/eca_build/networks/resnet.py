@@ -5,7 +5,7 @@ Key names are torchvision's, and timm's where that alone has such a network.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -15,17 +15,29 @@ from eca_build.networks.attention import AttentionSites
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; [N, in, H, W] -> [N, planes, H / stride, W / stride]."""
+    """Two 3x3 convolutions, of which `channels` has what each gives.
+
+    [N, in, H, W] -> [N, the last of `channels`, H / stride, W / stride].
+    """
 
     expansion = 1
 
-    def __init__(self, channels_in: int, planes: int, stride: int, shortcut: nn.Module, sites: AttentionSites) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels: tuple[int, ...],
+        stride: int,
+        shortcut: nn.Module,
+        sites: AttentionSites,
+        groups: int = 1,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, planes, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.attention = sites.take(planes)
+        middle, last = channels
+        self.conv1 = nn.Conv2d(channels_in, middle, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.conv2 = nn.Conv2d(middle, last, 3, 1, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(last)
+        self.attention = sites.take(last)
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,20 +47,31 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (strided, as in torchvision), 1x1; [N, in, H, W] -> [N, 4 planes, H / stride, W / stride]."""
+    """1x1, 3x3 (strided, as in torchvision), 1x1, of which `channels` has what each gives.
+
+    [N, in, H, W] -> [N, the last of `channels`, H / stride, W / stride].
+    """
 
     expansion = 4
 
-    def __init__(self, channels_in: int, planes: int, stride: int, shortcut: nn.Module, sites: AttentionSites) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels: tuple[int, ...],
+        stride: int,
+        shortcut: nn.Module,
+        sites: AttentionSites,
+        groups: int = 1,
+    ) -> None:
         super().__init__()
-        channels_out = planes * self.expansion
-        self.conv1 = nn.Conv2d(channels_in, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, channels_out, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels_out)
-        self.attention = sites.take(channels_out)
+        first, middle, last = channels
+        self.conv1 = nn.Conv2d(channels_in, first, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.conv2 = nn.Conv2d(first, middle, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(middle)
+        self.conv3 = nn.Conv2d(middle, last, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(last)
+        self.attention = sites.take(last)
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,9 +85,7 @@ Block = type[BasicBlock] | type[Bottleneck]
 
 
 def projection(channels_in: int, channels_out: int, stride: int) -> nn.Module:
-    """Shortcut of the ImageNet networks: identity where the shape allows it, else a 1x1 convolution (option B)."""
-    if stride == 1 and channels_in == channels_out:
-        return nn.Identity()
+    """Shortcut of the ImageNet networks where a block changes the map's shape: a 1x1 convolution (option B)."""
     return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
 
 
@@ -73,8 +94,6 @@ def pooled_projection(channels_in: int, channels_out: int, stride: int) -> nn.Mo
 
     [N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]; the last row and column of an odd map are their own.
     """
-    if stride == 1 and channels_in == channels_out:
-        return nn.Identity()
     pool = nn.Identity() if stride == 1 else nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
     convolution = nn.Conv2d(channels_in, channels_out, 1, bias=False)
     return nn.Sequential(pool, convolution, nn.BatchNorm2d(channels_out))
@@ -93,50 +112,84 @@ def deep_stem(channels: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class PaddedShortcut(nn.Module):
-    """Shortcut of the CIFAR networks (option A): every `stride`-th pixel, new channels zero; it has no parameters."""
+class Stage(NamedTuple):
+    """Blocks that all give `channels`; `inner` has, for each block, what its convolutions but the last give."""
 
-    def __init__(self, extra_channels: int, stride: int) -> None:
-        super().__init__()
-        self.extra_channels = extra_channels
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        half = self.extra_channels // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.extra_channels - half))
+    channels: int
+    inner: tuple[tuple[int, ...], ...]
 
 
 class Shape(NamedTuple):
-    """What tells one ImageNet ResNet from another.
+    """What tells one ImageNet ResNet from another, above all the channels that each convolution gives.
 
-    `depths` are the blocks of the four stages. ResNet-D (He et al., arXiv 1812.01187, section 4.2) has a `stem` of
-    several 3x3 convolutions, of so many channels, instead of one of 7x7, and `pooled` shortcuts.
+    `stem`: of one convolution of 7x7, or of several of 3x3, as ResNet-D has them (He et al., arXiv 1812.01187, section
+    4.2), whose shortcuts are `pooled` besides. `groups` are those of each block's second convolution (ResNeXt, arXiv
+    1611.05431).
     """
 
     block: Block
-    depths: tuple[int, ...]
-    stem: tuple[int, ...] = ()
+    stem: tuple[int, ...]
+    stages: tuple[Stage, ...]
+    groups: int = 1
     pooled: bool = False
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The number of blocks of each stage."""
+        return tuple(len(stage.inner) for stage in self.stages)
+
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """All but the channels: what pruning leaves as it is."""
+        return self.block, self.depths, len(self.stem), self.groups, self.pooled
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """What each convolution gives but the shortcuts', in their order."""
+        blocks = ((*inner, stage.channels) for stage in self.stages for inner in stage.inner)
+        return (*self.stem, *chain.from_iterable(blocks))
+
+
+def regular(
+    block: Block,
+    depths: tuple[int, ...],
+    stem: tuple[int, ...] = (64,),
+    pooled: bool = False,
+    groups: int = 1,
+    base_width: int = 64,
+) -> Shape:
+    """The shape of `depths` blocks a stage, whose channels double from stage to stage.
+
+    In the first stage each of the `groups` has `base_width` channels: 64 in the ResNet, 128 in the wide one (arXiv
+    1605.07146), fewer in the ResNeXt.
+    """
+    stages = []
+    for planes, depth in zip((64, 128, 256, 512), depths, strict=True):
+        width = planes * base_width // 64 * groups
+        inner = (width,) if block is BasicBlock else (width, width)
+        stages.append(Stage(planes * block.expansion, (inner,) * depth))
+    return Shape(block, stem, tuple(stages), groups, pooled)
 
 
 class ResNet(nn.Module):
-    """The ImageNet ResNet: a stem of 64 channels, four stages; float [N, 3, H, W] -> logits [N, classes]."""
+    """The ImageNet ResNet: a stem, four stages; float [N, 3, H, W] -> logits [N, classes]."""
 
     def __init__(self, shape: Shape, classes: int, sites: AttentionSites) -> None:
         super().__init__()
-        self.conv1 = deep_stem(shape.stem) if shape.stem else nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        *_, channels = shape.stem
+        self.conv1 = deep_stem(shape.stem) if len(shape.stem) > 1 else nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
         project = pooled_projection if shape.pooled else projection
-        block, channels = shape.block, 64
-        for stage, depth in enumerate(shape.depths):
-            planes = 64 * 2**stage
+        for number, stage in enumerate(shape.stages, 1):
             blocks: list[nn.Module] = []
-            for index in range(depth):
-                stride = 2 if stage and index == 0 else 1
-                shortcut = project(channels, planes * block.expansion, stride)
-                blocks.append(block(channels, planes, stride, shortcut, sites))
-                channels = planes * block.expansion
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            for index, inner in enumerate(stage.inner):
+                stride = 2 if number > 1 and index == 0 else 1
+                # by the place, not by the channels: those of a pruned network may happen to be equal
+                changes = index == 0 and (number > 1 or shape.block.expansion > 1)
+                shortcut = project(channels, stage.channels, stride) if changes else nn.Identity()
+                blocks.append(shape.block(channels, (*inner, stage.channels), stride, shortcut, sites, shape.groups))
+                channels = stage.channels
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, classes)
         sites.close()
 
@@ -149,46 +202,6 @@ class ResNet(nn.Module):
         """The last feature map, float [N, C, H / 32, W / 32]."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         for stage in range(1, 5):
-            x = self.get_submodule(f"layer{stage}")(x)
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.feature_map(x).mean((2, 3)))
-        return logits
-
-
-class CifarResNet(nn.Module):
-    """The CIFAR ResNet of section 4.2, depth 6n + 2: 3x3 stem, three stages of n blocks of 16, 32, 64 channels.
-
-    `width` multiplies the channels (Wide Residual Networks, arXiv 1605.07146).
-    """
-
-    def __init__(self, blocks_per_stage: int, classes: int, sites: AttentionSites, width: int = 1) -> None:
-        super().__init__()
-        channels = 16 * width
-        self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        for stage in range(3):
-            planes = 16 * width * 2**stage
-            blocks: list[nn.Module] = []
-            for index in range(blocks_per_stage):
-                stride = 2 if stage and index == 0 else 1
-                shortcut = nn.Identity() if stride == 1 else PaddedShortcut(planes - channels, stride)
-                blocks.append(BasicBlock(channels, planes, stride, shortcut, sites))
-                channels = planes
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(channels, classes)
-        sites.close()
-
-    @property
-    def head(self) -> nn.Linear:
-        """The classifier: weight float [classes, 64 width]."""
-        return self.fc
-
-    def feature_map(self, x: Tensor) -> Tensor:
-        """The last feature map, float [N, 64 width, H / 4, W / 4]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        for stage in range(1, 4):
             x = self.get_submodule(f"layer{stage}")(x)
         return x
 
