@@ -27,6 +27,7 @@ from eca_build.targets import Variant, Wish
 if TYPE_CHECKING:
     from eca_build.compile import Options
 
+ANONYMOUS = ("model", "pytorch_model")  # what timm and Hugging Face call every checkpoint
 SYNTHETIC = "synthetic images with the spectrum of photographs"
 Pixels = NDArray[np.uint8]
 
@@ -113,11 +114,19 @@ def called(folder: Path) -> str:
 
 
 def default_name(path: Path) -> str:
-    """The file's name without its suffixes."""
+    """The file's name without its suffixes, or where every checkpoint is called so, its folder's.
+
+    In Hugging Face's cache, whose folders are called by commits (models--timm--NAME/snapshots/COMMIT/), it is the
+    repository's.
+    """
     name = path.name
-    for suffix in (".pth.tar", ".safetensors", ".pth", ".pt", ".ckpt"):
+    for suffix in (".pth.tar", ".safetensors", ".pth", ".pt", ".ckpt", ".bin"):
         name = name.removesuffix(suffix)
-    return name
+    if name not in ANONYMOUS:
+        return name
+    folder = os.path.dirname(os.path.abspath(path))  # links stay: in that cache the file is one
+    cached = re.search(r"/models--([^/]+)/snapshots/[^/]+$", folder)
+    return cached[1].rpartition("--")[2] if cached else os.path.basename(folder)
 
 
 def build_key(

@@ -20,7 +20,7 @@ from eca_build.cli import main
 from eca_build.compile import Built, Options, compile_checkpoint
 from eca_build.errors import BuildError
 from eca_build.export import Served
-from eca_build.inputs import gather
+from eca_build.inputs import default_name, gather
 from eca_build.labels import read_labels
 from eca_build.targets import TargetName, Variant, Wish
 
@@ -94,6 +94,31 @@ def test_a_name_that_cannot_be_is_refused_first(tmp_path: Path, name: str) -> No
 def test_a_file_s_name_that_cannot_be_a_model_s(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"called 'my net \(1\)'; give it a --name"):
         gather(Options(tmp_path / "my net (1).safetensors", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("best.pth.tar", "best"),
+        ("best.bin", "best"),
+        ("cats.v2/model.safetensors", "cats.v2"),
+        ("cats/pytorch_model.bin", "cats"),
+        ("cats/dogs/../model.pth", "cats"),
+        ("snapshots/cats/model.pth", "cats"),
+        ("models--timm--ecaresnet26t.ra2_in1k/snapshots/b50d3a9/model.safetensors", "ecaresnet26t.ra2_in1k"),
+        ("models--gpt2/snapshots/b50d3a9/model.safetensors", "gpt2"),
+    ],
+)
+def test_where_every_checkpoint_is_called_so_the_folder_names_the_model(tmp_path: Path, file: str, name: str) -> None:
+    assert default_name(tmp_path / file) == name
+
+
+def test_a_checkpoint_without_a_name_is_called_as_the_folder_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cats").mkdir()
+    monkeypatch.chdir(tmp_path / "cats")
+    assert default_name(Path("model.safetensors")) == "cats"
 
 
 def test_images_sorted_by_label_later_are_another_build(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
 @click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--arch", help="Expect this architecture; default: found.")
 @option("--attention", help=ATTENTION_HELP)
-@option("--name", help="Model name; default: the file's name.")
+@option("--name", help="Model name; default: the file's, or its folder's where that is called model or pytorch_model.")
 @option("--labels", type=click.Path(path_type=Path), help="One a line.")
 @option(
     "--images",
@@ -130,12 +130,12 @@ def compile_(
     from eca_build.targets import Wish, usual_graph
 
     if name and len(checkpoints) > 1:
-        raise click.UsageError("--name is for one checkpoint; several are named after their files")
+        raise click.UsageError("--name is for one checkpoint; several are named after their files or folders")
     names = [default_name(checkpoint) for checkpoint in checkpoints]
     if same := [path for path, own in zip(checkpoints, names, strict=True) if names.count(own) > 1]:
         raise click.UsageError(
-            f"{' and '.join(map(str, same))} would be versions of one model, for they are named after their files; "
-            "build each by itself, with a --name"
+            f"{' and '.join(map(str, same))} would be versions of one model, for they are named after their files or "
+            "folders; build each by itself, with a --name"
         )
     recipe = {"resize": resize, "crop": crop, "filter": filter_, "mean": mean, "std": std}
     graph = attention_graph or usual_graph(target)
