@@ -115,7 +115,16 @@ def test_every_kernel_size_is_lowered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "sites"), [("resnet50", 16), ("resnet101", 33), ("resnet152", 50), ("resnet50d", 16), ("mobilenetv2", 17)]
+    ("arch", "sites"),
+    [
+        ("resnet50", 16),
+        ("resnet101", 33),
+        ("resnet152", 50),
+        ("resnet50d", 16),
+        ("resnext26t_32x4d", 8),
+        ("wide_resnet50_2", 16),
+        ("mobilenetv2", 17),
+    ],
 )
 def test_every_site_is_rewritten(arch: str, sites: int) -> None:
     for graph in ATTENTION_GRAPHS[1:]:
