@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,14 @@ from torch import Tensor, nn
 from tests.unit.test_export import SMALL, network
 
 NAMES = runtimes.OUTPUTS[:2]
+WARNED = """
+import sys, numpy
+from eca_service.triton.python_backend import runtimes
+engine = runtimes.open_inductor(sys.argv[1], 1)
+images = numpy.zeros((1, 8, 8, 3), numpy.uint8)
+images.flags.writeable = False
+engine.together(("probabilities",), images)
+"""
 OPENVINO = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed here")
 
 
@@ -67,3 +77,6 @@ def test_a_package_is_given_no_more_images_than_it_takes(tmp_path: Path) -> None
     inductor.build(Mean(), package, crop=8, max_batch=1)
     expected = Mean()(torch.from_numpy(pixels))[0].numpy()
     np.testing.assert_allclose(verify.answers(package, pixels, verify.runner("inductor")), expected, atol=1e-6)
+    strict = [sys.executable, "-W", "error:The given NumPy array", "-c", WARNED, package]
+    done = subprocess.run(strict, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"what Triton gives can only be read: {done.stderr}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -113,6 +114,7 @@ def open_inductor(engine: str, threads: int) -> Engine:
     # program for each set, for seconds, and only warn.
     config.cpp.vec_isa_ok = False
     logging.getLogger("torch.export.pt2_archive").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
     package = aoti_load_package(engine)
     known = package.get_metadata()
     device = known["AOTI_DEVICE_KEY"]

@@ -1,6 +1,6 @@
 """Between Triton's tensors and numpy's arrays, in a process of Triton's Python backend.
 
-Its own way knows numpy 1 alone: of numpy 2's arrays it sees no bytes. Those travel by DLPack.
+By DLPack: Triton's own way knows numpy 1 alone, and sees no bytes of numpy 2's arrays.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-NUMPY_2 = not np.__version__.startswith("1.")
-
 
 def array_of(tensor: Any) -> Any:
     """A tensor of Triton's as an array of its shape and type, without a copy."""
-    return np.from_dlpack(tensor) if NUMPY_2 else tensor.as_numpy()
+    return np.from_dlpack(tensor)
 
 
 def tensor_of(name: str, rows: Any) -> Any:
     """An array of numbers as a tensor of Triton's, of the same shape and type."""
-    return pb_utils.Tensor.from_dlpack(name, _Shared(rows)) if NUMPY_2 else pb_utils.Tensor(name, rows)
+    return pb_utils.Tensor.from_dlpack(name, _Shared(rows))
 
 
 class _Shared:
