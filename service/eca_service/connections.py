@@ -64,7 +64,6 @@ class Connection(HttpToolsProtocol):
         ended = sys.exc_info()[1]
         assert isinstance(ended, httptools.HttpParserUpgrade)
         fields = [(name, value) for name, value in self.headers if name in {b"content-length", b"transfer-encoding"}]
-        fields.append((b"connection", b"keep-alive" if self.parser.should_keep_alive() else b"close"))
         self.parser, self._heard = httptools.HttpRequestParser(self), True
         self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % field for field in fields))
         self._heard = False
@@ -80,11 +79,6 @@ class Connection(HttpToolsProtocol):
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
         self._in_head = True
         self._head_bytes = self._fields_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        """A part of the address."""
-        if not self._heard:
-            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field; many come in one piece of data."""
