@@ -53,7 +53,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return None
         if method.startswith(HEALTH_SERVICE):
             return self._unwritten(handler)
-        headers = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
+        headers = dict(details.invocation_metadata)
         access, caller = self._core.access, ""
         if not access.is_open_call(method):
             try:

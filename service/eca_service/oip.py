@@ -117,7 +117,7 @@ def _numbers(found: dict[str, Any], descriptor: Any) -> dict[str, Any]:
 def _number(value: Any, field: Any) -> Any:
     if isinstance(value, list):
         return [_number(each, field) for each in value]
-    if field.message_type and not field.message_type.GetOptions().map_entry and isinstance(value, dict):
+    if isinstance(value, dict):  # a message; or a map, all of which are empty here
         return _numbers(value, field.message_type)
     wide = field.cpp_type in {field.CPPTYPE_INT64, field.CPPTYPE_UINT64}
     return int(value) if wide and isinstance(value, str) else value
@@ -176,8 +176,6 @@ def unpack(raw: bytes | memoryview, count: int) -> list[bytes]:
         if at + 4 > len(view):
             break
         (length,) = struct.unpack_from("<I", view, at)
-        if at + 4 + length > len(view):
-            break
         images.append(bytes(view[at + 4 : at + 4 + length]))
         at += 4 + length
     if len(images) != count or at != len(view):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from eca_service.oip import (
     OUTPUTS,
     as_json,
     model_config,
+    model_metadata,
     require_input,
     require_outputs,
     require_plain,
@@ -60,6 +62,7 @@ def test_what_is_asked_is_understood() -> None:
     assert require_outputs(["score", "label"]) == ["score", "label"]
     assert (require_version(""), require_version("12")) == (None, 12)
     assert unpack(b"\2\0\0\0ab\0\0\0\0\1\0\0\0c", 3) == [b"ab", b"", b"c"]
+    assert unpack(b"\0\0\0\0", 1) == [b""]
     require_plain("image", {"binary_data_size": 6})
 
 
@@ -85,6 +88,7 @@ def test_what_is_asked_is_understood() -> None:
                 (b"", 1),
                 (b"\0\0\0", 1),
                 (b"\2\0\0\0a", 1),
+                (b"\2\0\0\0a", 2),
                 (b"\1\0\0\0ab", 1),
                 (b"\1\0\0\0a", 2),
                 (b"\1\0\0\0a\0\0\0\0", 1),
@@ -112,6 +116,29 @@ def test_what_was_counted_is_told_in_the_protocol_s_units() -> None:
         "compute_infer": (6, 1_500_000_000),
         "compute_output": (6, 0),
     }
+
+
+def test_numbers_and_texts_are_the_same_as_bytes_and_for_json() -> None:
+    found = {one.name: one for one in tensors(Answer(CONTRACT, [DOG], 0), 2, list(OUTPUTS))}
+    assert {name: one.raw() for name, one in found.items()} == {
+        "label": b"\3\0\0\0dog\3\0\0\0cat",
+        "index": struct.pack("<2i", 5, 3),
+        "score": struct.pack("<2f", 0.75, 0.25),
+    }
+    assert {name: one.flat() for name, one in found.items()} == {
+        "label": ["dog", "cat"],
+        "index": [5, 3],
+        "score": [0.75, 0.25],
+    }
+
+
+def test_the_metadata_has_the_tensors() -> None:
+    metadata = model_metadata(CONTRACT)
+    assert (metadata["name"], metadata["versions"]) == (CONTRACT.name, ["1"])
+    assert [(one["name"], one["datatype"], one["shape"]) for one in metadata["inputs"] + metadata["outputs"]] == [
+        ("image", "BYTES", [-1]),
+        *((name, datatype, [-1, -1]) for name, datatype in OUTPUTS.items()),
+    ]
 
 
 def test_the_configuration_has_the_tensors() -> None:

@@ -1,0 +1,62 @@
+"""What a body holds: how far it is unpacked, and what of it are images."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+
+import pytest
+from eca_service.bodies import MOST_COMMAS, MOST_MEMBERS, PIECE_BYTES, _base64, _expanded, from_base64, parsed
+from eca_service.errors import ServiceError
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+@pytest.mark.parametrize("body", [b"a", bytes(range(256)) * 200 + bytes(PIECE_BYTES)], ids=["a byte", "pieces"])
+def test_a_body_may_be_unpacked_to_what_any_may_have(
+    encoding: str, pack: Callable[[bytes], bytes], body: bytes
+) -> None:
+    packed = pack(body)
+    assert _expanded(packed, encoding, len(body)) == body
+    with pytest.raises(ServiceError, match=f"body_too_large: the body has more than {len(body) - 1} bytes"):
+        _expanded(packed, encoding, len(body) - 1)
+    with pytest.raises(ServiceError, match=f"bad_request: the {encoding} body is cut off"):
+        _expanded(packed[:-1], encoding, len(body))
+    with pytest.raises(ServiceError, match=f"bad_request: the body is not {encoding}"):
+        _expanded(b"x" + packed, encoding, len(body))
+
+
+def test_a_gzip_body_may_have_many_members() -> None:
+    members = gzip.compress(b"a", mtime=0) * MOST_MEMBERS
+    assert _expanded(members, "gzip", MOST_MEMBERS) == b"a" * MOST_MEMBERS
+    with pytest.raises(ServiceError, match=f"bad_request: the gzip body has more than {MOST_MEMBERS} members"):
+        _expanded(members + gzip.compress(b""), "gzip", MOST_MEMBERS)
+
+
+def test_json_may_have_as_many_values_as_any_request_needs() -> None:
+    assert parsed(b"[1" + b",1" * MOST_COMMAS + b"]") == [1] * (MOST_COMMAS + 1)
+    with pytest.raises(ServiceError, match=f"bad_request: the JSON has more than {MOST_COMMAS} values"):
+        parsed(b"[1" + b",1" * (MOST_COMMAS + 1) + b"]")
+    for none in (b"", b"{", b'"\xff"', b"[" * 100_000):
+        with pytest.raises(ServiceError, match="bad_request: the body is not valid JSON"):
+            parsed(none)
+
+
+def test_images_in_json() -> None:
+    assert _base64(b'{"images": []}') == []
+    first, second = _base64(b'{"images": [{"b64": "YQ=="}, {"b64": "YQ"}]}')
+    assert first == b"a"
+    assert isinstance(second, ServiceError)
+    for body in (b"[]", b"{}", b'{"images": {"b64": "YQ=="}}'):
+        with pytest.raises(ServiceError, match="bad_request: the JSON body must be "):
+            _base64(body)
+    for entry in (b"1", b"{}", b'"YQ=="', b'{"b64": 1}'):
+        with pytest.raises(ServiceError, match='bad_request: each entry of "images" must be'):
+            _base64(b'{"images": [{"b64": "YQ=="}, %b]}' % entry)
+
+
+@pytest.mark.parametrize("text", ["YQ", "YQ==\n", "Y Q==", "\u00e9", "data:;base64,YQ==", "_-=="])
+def test_what_is_no_base64(text: str) -> None:
+    found = from_base64(text)
+    assert isinstance(found, ServiceError)
+    assert found.code == "bad_request"
