@@ -14,7 +14,7 @@ from eca_build import measure
 from eca_build.engine import Engine, Maker
 from eca_build.errors import BuildError
 from eca_build.measure import Runnable, Speed
-from eca_build.targets import Variant
+from eca_build.targets import Variant, kind_of
 
 MARGIN = 1.03  # what is faster by less may be noise, and the plainer engine is served
 
@@ -64,9 +64,8 @@ def fastest(
     if len(verified) > 1:
         step("measure")
         runnables = [
-            Runnable(one.variant.kind, one.variant.precision, str(one.engine.file))
+            Runnable(kind_of(one.variant.target, one.variant.runtime), one.variant.precision, str(one.engine.file))
             for one in verified
-            if one.variant.kind  # what cannot be run here is not asked to be the fastest
         ]
         speeds = measure.measure(runnables, sample, variants[0].max_batch)
     chosen = pick([speed.relative for speed in speeds])

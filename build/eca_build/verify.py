@@ -92,8 +92,7 @@ def compare(
         largest_difference=difference,
         tolerance=tolerance,
     )
-    known = np.zeros(0, bool) if classes is None else classes >= 0
-    if classes is None or not known.any():
+    if classes is None or not (known := classes >= 0).any():
         return figures
     here, there = (best == classes)[known], (wanted == classes)[known]
     chance = 2 * float((here != there).sum()) ** 0.5 / len(here)

@@ -51,7 +51,6 @@ class Large(Exception):
     """Decoding the image may take more memory than it was given room for: `bytes` at most."""
 
     def __init__(self, most: float) -> None:
-        super().__init__()
         self.bytes = int(most)
 
 
@@ -104,8 +103,7 @@ def decode(
         with Image.open(bounds.Parts(data), formats=(kind,)) as opened:
             _require_few(opened.width * opened.height, max_pixels, f"the image, {opened.width} x {opened.height},")
             _require_few(_tile_px(opened), max_pixels, "a tile of the image")
-            if kind != "WEBP":
-                _require_room(_needed(data, opened, recipe if fast else None, room), room)
+            _require_room(_needed(data, opened, recipe if fast else None, room), room)
             return _follow(data, opened, recipe, fast, preview_px)
     except bounds.TooManyParts as error:
         raise ServiceError("image_undecodable", f"the {kind} image is not decoded: {error}") from None

@@ -89,9 +89,11 @@ class Rollout:
         for name, folders in targets.items():
             current = self._registry.models.get(name)
             for folder in folders:
-                if current is not None and current.folder == folder and not self._was_refused(folder):
+                if self._was_refused(folder):
+                    continue
+                if current is not None and current.folder == folder:
                     break
-                model = None if self._was_refused(folder) else self._registry.read(folder)
+                model = self._registry.read(folder)
                 if model is not None and await self._take(model, current):
                     break
         if not targets:  # it is more likely unmounted than emptied

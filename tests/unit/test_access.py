@@ -15,6 +15,7 @@ CLOSED = [
     "/v1/classify",
     "/v1/models",
     "/v1/models/pin",
+    "/v1/models/a/pin",
     "/v2",
     "/v2/models/a/ready",
     "/nothing",
@@ -54,6 +55,8 @@ def test_the_token_s_route_is_open_to_be_guarded_by_the_token(tmp_path: Path) ->
     for wrong in (None, b"Bearer " + secret, b"t" * 32, b"Bearer "):
         with pytest.raises(ServiceError, match="unauthorized"):
             rules.require_management(wrong)
+    with pytest.raises(ServiceError, match="unauthorized"):
+        Access(Settings()).require_management(b"Bearer ")
 
 
 def test_headers_that_hold_a_key(tmp_path: Path) -> None:
@@ -69,6 +72,14 @@ def test_headers_that_hold_a_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", [b"", b"Bearer", b"Bearer ", b"Bearer a b", b"Bear a", b"Bearer\xffa"])
 def test_headers_that_hold_none(header: bytes) -> None:
     assert bearer(header) is None
+
+
+def test_callers_with_keys_have_a_rate_each_wherever_they_call_from(tmp_path: Path) -> None:
+    rules, _ = access(tmp_path, rate_limit=1)
+    assert rules.admit("team", "10.0.0.1") == "team"
+    with pytest.raises(ServiceError, match="rate_limited"):
+        rules.admit("team", "10.0.0.2")
+    assert rules.admit("other", "10.0.0.1") == "other"
 
 
 def test_addresses_that_are_one_caller() -> None:

@@ -151,6 +151,7 @@ def test_accuracy_that_is_lost_beyond_chance_is_refused() -> None:
     few_wrong, more_wrong = (rows([*(1 - known[:n]).tolist(), *known[n:].tolist()]) for n in (4, 5))
     figures = verify.compare(right, few_wrong, 1.0, 0.95, "test", known)
     assert (figures.labelled, figures.accuracy, figures.reference_accuracy) == (100, 0.96, 1.0)
+    assert figures.least_agreement == 0.95
     with pytest.raises(BuildError, match=r"less accurate.*95 of 100 images right"):
         verify.compare(right, more_wrong, 1.0, 0.95, "test", known)
     many = np.tile(known, 100)

@@ -89,6 +89,12 @@ def test_one_build_at_a_time_stages(tmp_path: Path) -> None:
     assert begun.is_set()
 
 
+def test_a_build_that_fails_leaves_nothing_beside_the_repository(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="refused"), staging(tmp_path / "r"):
+        raise BuildError("refused")
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
 def stage_and_hang(repository: str, until: str) -> None:
     with staging(Path(repository)) as staged:
         fill(staged, 1)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from eca_service.errors import ServiceError
-from eca_service.registry import PIN_FILE, Registry, pin, pinned
+from eca_service.registry import PIN_FILE, Registry, pin, pinned, roll_back
+from eca_service.settings import SettingsError
 
 from tests.unit.test_contract import CONTRACT, write
 
@@ -54,6 +55,39 @@ def test_a_folder_that_cannot_be_listed_keeps_no_other_from_being_served(
     assert Registry(tmp_path, None).unreadable == {tmp_path: "it cannot be listed: Permission denied"}
 
 
+def published(repository: Path, name: str, version: int = 1, **changes: object) -> Path:
+    folder = repository / name / str(version)
+    folder.mkdir(parents=True)
+    return write(folder, name=name, version=version, **changes)
+
+
+def test_the_first_model_with_eca_is_the_default_unless_one_is_chosen(tmp_path: Path) -> None:
+    assert Registry(tmp_path, None).default is None
+    published(tmp_path, "b", attention="se")
+    published(tmp_path, "a", attention="none")
+    assert Registry(tmp_path, None).default == "a"
+    published(tmp_path, "d")
+    published(tmp_path, "c")
+    assert Registry(tmp_path, None).default == "c"
+    assert Registry(tmp_path, "b").get(None).contract.name == "b"
+    Registry(tmp_path, "b").require_default()
+    with pytest.raises(SettingsError, match=r"ECA_DEFAULT_MODEL=e is not in .*there are: a, b, c, d"):
+        Registry(tmp_path, "e").require_default()
+
+
+def test_only_the_version_that_is_served_is_found(tmp_path: Path) -> None:
+    for version in (1, 2):
+        published(tmp_path, "m", version)
+    (tmp_path / "empty").mkdir()
+    registry = Registry(tmp_path, None)
+    assert registry.wanted() == {"m": [tmp_path / "m" / "2", tmp_path / "m" / "1"]}
+    assert registry.get("m").contract.version == registry.get("m", 2).contract.version == 2
+    with pytest.raises(ServiceError, match="m is served in version 2, not 1"):
+        registry.get("m", 1)
+    with pytest.raises(ServiceError, match="there is no model 'n'; there are: m"):
+        registry.get("n")
+
+
 def test_any_account_may_read_which_version_is_pinned(tmp_path: Path) -> None:
     for version in (1, 2):
         (tmp_path / "m" / str(version)).mkdir(parents=True)
@@ -65,3 +99,38 @@ def test_any_account_may_read_which_version_is_pinned(tmp_path: Path) -> None:
     pin(tmp_path, "m", None)
     assert pinned(tmp_path, "m") is None
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["1", "2"]
+
+
+def test_a_pin_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    published(tmp_path, "m")
+    (tmp_path / "m" / PIN_FILE).mkdir()
+    with pytest.raises(OSError, match="directory"):
+        pin(tmp_path, "m", 1)
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["1", PIN_FILE]
+    with pytest.raises(ServiceError, match="model_not_found: there is no model 'n'"):
+        pin(tmp_path, "n", 1)
+
+
+def test_rolled_back_is_to_the_version_before_the_one_that_is_wanted(tmp_path: Path) -> None:
+    for version in (1, 3, 10):
+        published(tmp_path, "m", version)
+    assert [roll_back(tmp_path, "m"), roll_back(tmp_path, "m")] == [3, 1]
+    assert pinned(tmp_path, "m") == 1
+    with pytest.raises(ServiceError, match="version_not_found: m has no version before 1"):
+        roll_back(tmp_path, "m")
+    with pytest.raises(ServiceError, match="model_not_found"):
+        roll_back(tmp_path, "n")
+
+
+def test_what_is_another_build_by_the_same_number_is_renewed(tmp_path: Path) -> None:
+    folder = published(tmp_path, "m")
+    registry = Registry(tmp_path, None)
+    before = registry.get("m")
+    assert not registry.renew(before)
+    published(tmp_path / "copied", "m").joinpath("contract.json").rename(folder / "contract.json")
+    assert not registry.renew(before), "it is the same one"
+    write(folder, name="m", engine_sha256="another")
+    assert registry.renew(before)
+    assert registry.get("m").contract.engine_sha256 == "another"
+    (folder / "contract.json").unlink()
+    assert not registry.renew(registry.get("m"))
