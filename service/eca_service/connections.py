@@ -126,7 +126,7 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed, or not within the limits."""
-        if self.cycle and self.cycle.more_body and not self._in_head:
+        if self.cycle and self.cycle.more_body:
             self._spoil()
         elif max(self._head_bytes, self._fields_bytes) > self.max_head_bytes:
             self._refuse(431, f"the request's head has more than {self.max_head_bytes} bytes")

@@ -19,12 +19,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tests.integration.callers import PROTOCOLS, call
 from tests.integration.conftest import FRESH, MODEL, Service, golden_png, slow_image, start
 
-HEAD_S = 1.0
+HEAD_S = 1.2
 
 
 @pytest.fixture(scope="module")
 def strict(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that waits a second for a head and for a body."""
+    """A service that waits a second for a body and for the next request, and longer for a head that has begun."""
     folder = tmp_path_factory.mktemp("strict")
     running = start(repository, folder, head_timeout_ms=1000 * HEAD_S, body_timeout_ms=1000, keep_alive_ms=1000)
     try:
@@ -158,6 +158,11 @@ def test_what_is_not_http(strict: Service, repository: Path) -> None:
     with connect(strict) as connection:
         answers = asked(connection, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01")
     assert [answer[:3] for answer in answers] == [b"200", b"400"]
+    with connect(strict) as connection:
+        connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 404 "), "before all was sent"
+        answers = asked(connection, b"67890", b"\x16\x03\x01")
+    assert [answer[:3] for answer in answers] == [b"400"]
     with connect(strict) as connection:
         answers = asked(connection, post(golden_png(repository, MODEL)) + b"\x16\x03\x01")
     assert [answer[:3] for answer in answers] == [b"200"], "what was asked before is answered, and nothing before that"

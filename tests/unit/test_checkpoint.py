@@ -481,7 +481,8 @@ def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path) -> None:
         ({"fc.weight": torch.zeros(1, 512), "fc.bias": torch.zeros(1)}, "classifier of one class.*class 1 is yes"),
         ({"fc.4.weight": torch.zeros(7, 7)}, r"a classifier of several layers with weights, fc, fc\.4"),
         ({"layer1.0.bn1.running_var": torch.tensor([-1.0] + [1.0] * 63)}, "negative variances"),
-        ({"layer9.surprise": torch.zeros(1)}, r"has also layer9\.surprise"),
+        ({"layer9.surprise": torch.zeros(1)}, r"has also layer9\.surprise;"),
+        ({f"more.{n}": torch.zeros(1) for n in range(5)}, r"has also more\.0, more\.1, more\.2 and 2 more;"),
         ({"layer1.0.attention.conv.weight": torch.zeros(1, 1, 4)}, "kernel sizes are odd"),
     ],
 )

@@ -81,6 +81,7 @@ def test_what_else_is_asked() -> None:
         ({"inputs": [PLAIN | {"shape": [2]}]}, "the data of image must be a list of 2 base64 texts"),
         ({"inputs": [TENSOR]}, "the data of image must be a list of 1 base64 texts"),
         ({"inputs": [PLAIN | {"data": "YQ=="}]}, "the data of image must be a list of 1 base64 texts"),
+        ({"inputs": [PLAIN | {"shape": [2], "data": ["YQ==", 1]}]}, "must be a list of 2 base64 texts"),
         ({"inputs": [PLAIN | {"data": [1]}]}, "the data of image must be a list of 1 base64 texts"),
         ({"inputs": [PLAIN | {"data": [["YQ==", "YQ=="]]}]}, "the data of image must be a list of 1 base64 texts"),
         ({"inputs": [PLAIN | {"parameters": []}]}, "parameters must be a JSON object"),
