@@ -15,7 +15,7 @@ from eca_service.decoders import ROOM_BYTES
 from eca_service.imaging import Large, decode
 from PIL import Image
 
-from tests.unit.image_files import encoded
+from tests.unit.image_files import encoded, webp_claiming
 
 RECIPE = Preprocessing()
 BURST = """
@@ -67,6 +67,7 @@ def picture(kind: str, width: int, height: int, mode: str = "RGB", **options: ob
         (picture("PNG", 4000, 3000), True),
         (picture("WEBP", 2500, 2000, quality=1, method=0), False),
         (picture("WEBP", 4000, 3000, quality=1, method=0), True),
+        (webp_claiming(9000, 9000), True),  # it is not even opened, which takes that memory
         (picture("TIFF", 4000, 3000, compression="tiff_lzw"), True),
     ],
 )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from eca_service.core import Core
 from eca_service.grpc_server import SERVICE, GrpcServer, Health, Inference
+from eca_service.keys import make
 from eca_service.peers import Peers
 from eca_service.settings import Settings
 from eca_service.triton.server import free_port
@@ -142,16 +143,52 @@ async def test_a_caller_that_leaves_is_written_down_as_one(tmp_path: Path, caplo
             assert (line["code"], line["status"], line["model"]) == ("client_closed", "CANCELLED", noop.NAME)
 
 
+async def test_who_asks_whether_it_lives_needs_no_key_and_is_not_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret, line = make("team")
+    (tmp_path / "keys").write_text(line)
+    mine, asked = (("x-api-key", secret),), infer_request(noop.NAME, [png(3)])
+    settings = {"api_keys_file": tmp_path / "keys", "rate_limit": 2, "max_inflight_images": 1}
+    async with answering(tmp_path, **settings) as (_, server, stub):
+        server.answer.clear()
+        with caplog.at_level(logging.INFO):
+            first = asyncio.ensure_future(stub.ModelInfer(asked, metadata=mine))
+            await asyncio.wait_for(server.began.wait(), 10)
+            for _ in range(3):
+                assert (await stub.ServerLive(service_pb2.ServerLiveRequest())).live
+            await stub.ServerMetadata(service_pb2.ServerMetadataRequest(), metadata=mine)
+            server.answer.set()
+            await first
+        assert [(line["caller"], line["code"], line["status"]) for line in records(caplog)] == [
+            ("team", "ok", "OK")
+        ] * 2
+        assert await refused(stub.ModelInfer(asked, metadata=mine)) == ("RESOURCE_EXHAUSTED", "rate_limited")
+        assert await refused(stub.ModelInfer(asked)) == ("UNAUTHENTICATED", "unauthorized")
+
+
+async def test_what_is_no_message_of_a_health_check_is_told(tmp_path: Path) -> None:
+    async with (
+        answering(tmp_path) as (core, _, _),
+        grpc.aio.insecure_channel(f"127.0.0.1:{core.settings.grpc_port}") as channel,
+    ):
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert HealthCheckResponse.FromString(await check(b"")).status == SERVING
+        assert await refused(check(b"\xff" * 40)) == ("INVALID_ARGUMENT", "bad_request")
+
+
 async def test_every_answer_has_its_request_s_id_and_time(tmp_path: Path) -> None:
     async with answering(tmp_path) as (_, _, stub):
-        for call in (
-            stub.ModelInfer(infer_request(noop.NAME, [png(3)]), metadata=(("x-request-id", "mine"),)),
-            stub.ServerMetadata(service_pb2.ServerMetadataRequest(), metadata=(("x-request-id", "mine"),)),
+        mine = (("x-request-id", "mine"),)
+        for call, known in (
+            (stub.ModelInfer(infer_request(noop.NAME, [png(3)]), metadata=mine), ["decode", "queue", "infer", "total"]),
+            (stub.ServerMetadata(service_pb2.ServerMetadataRequest(), metadata=mine), ["total"]),
         ):
             await call
             trailing = dict(await call.trailing_metadata())
             assert trailing["x-request-id"] == "mine"
-            assert "total;dur=" in trailing["server-timing"]
+            stages = [stage.partition(";dur=")[0] for stage in trailing["server-timing"].split(", ")]
+            assert stages == known
 
 
 async def test_what_is_not_there_is_written_down_like_all_else(
