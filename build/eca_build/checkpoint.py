@@ -145,7 +145,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
                 f"{path} is pickled by protocol 4 or newer, of which none is read here; save its state_dict by "
                 "torch.save without pickle_protocol"
             ) from None
-        asked = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+        asked = re.search(r"(?:GLOBAL |global |got <class ')([^\s']+)", str(error))
         if asked is None:
             raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
         raise BuildError(

@@ -313,9 +313,18 @@ def save(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_pickle_that_runs_code_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"wants to run code \((posix|os)\.system\).*state_dict"):
-        load(save(tmp_path / "m.pth", evil=Evil()))
+@pytest.mark.parametrize(
+    ("beside", "name"),
+    [
+        (Evil(), r"(posix|os)\.system"),
+        (np.array([1, "a"], object), r"numpy\.dtypes\.ObjectDType"),
+        (np.zeros(2, [("a", "i4")]), r"numpy\.dtypes\.VoidDType"),
+    ],
+    ids=["code", "objects", "records"],
+)
+def test_pickle_that_runs_code_is_refused_by_name(tmp_path: Path, beside: object, name: str) -> None:
+    with pytest.raises(BuildError, match=rf"wants to run code \({name}\).*state_dict"):
+        load(save(tmp_path / "m.pth", evil=beside))
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,6 @@ def test_a_package_is_given_no_more_images_than_it_takes(tmp_path: Path) -> None
     inductor.build(Mean(), package, crop=8, max_batch=1)
     expected = Mean()(torch.from_numpy(pixels))[0].numpy()
     np.testing.assert_allclose(verify.answers(package, pixels, verify.runner("inductor")), expected, atol=1e-6)
-    strict = [sys.executable, "-W", "error:The given NumPy array", "-c", WARNED, package]
+    strict = [sys.executable, "-W", "error:The given NumPy array", "-c", WARNED, str(package)]
     done = subprocess.run(strict, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"what Triton gives can only be read: {done.stderr}"
