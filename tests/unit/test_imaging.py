@@ -40,6 +40,14 @@ def test_a_webp_s_scale_is_no_part_of_its_size() -> None:
     assert np.array_equal(decode(bytes(scaled), RECIPE, 32 * 32).pixels, decode(plain, RECIPE, 32 * 32).pixels)
 
 
+def test_a_jpeg_is_scaled_to_an_eighth_at_most() -> None:
+    """While it is decoded: libjpeg has nothing less."""
+    across, down = np.meshgrid(np.linspace(0, 255, 2000), np.linspace(0, 255, 1600))
+    data = encoded(Image.fromarray(np.stack([across, down, across], -1).astype(np.uint8)), "JPEG", quality=95)
+    slow, fast = (decode(data, RECIPE, 10**7, way).pixels.astype(int) for way in (False, True))
+    assert np.abs(fast - slow).max() <= 2
+
+
 def test_mutated_files_are_never_a_surprise() -> None:
     random = np.random.default_rng(0)
     image = Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8))

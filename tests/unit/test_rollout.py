@@ -40,8 +40,10 @@ def test_a_refused_version_is_told_until_it_is_golden_after_all(
         ("refused version 1 is refused: it answers otherwise", False),
         ("refused version 1 is refused: the check failed: ValueError('odd')", True),
     ]
+    assert not rollout._versions(model.folder.parent), "Triton need not hold it"
     rollout.accept(model.folder)
     assert told() is None
+    assert rollout._versions(model.folder.parent) == {1}
     rollout.accept(model.folder)
     with caplog.at_level(logging.ERROR):
         caplog.clear()
