@@ -304,14 +304,6 @@ def test_truncated(kind: str, tenth: int, fast: bool) -> None:
 
 
 @both
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_a_damaged_header_of_a_whole_file(kind: str, fast: bool) -> None:
-    whole = encoded(halves(), kind)
-    with pytest.raises(ServiceError, match=f"^image_undecodable: the {kind} image's header is damaged$"):
-        decode(whole[:12] + bytes(8) + whole[20:], RECIPE, 10**7, fast)
-
-
-@both
 @pytest.mark.parametrize(("kind", "mark"), [("PNG", 12), ("GIF", 1)])
 def test_end_mark(kind: str, mark: int, fast: bool) -> None:
     whole = encoded(noise(99, 99), kind)

@@ -48,6 +48,13 @@ def test_a_jpeg_is_scaled_to_an_eighth_at_most() -> None:
     assert np.abs(fast - slow).max() <= 2
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_a_damaged_header_of_a_whole_file_is_not_taken_for_a_file_that_is_cut_off(kind: str) -> None:
+    whole = encoded(Image.fromarray(GRADIENT), kind)
+    with pytest.raises(ServiceError, match=f"^image_undecodable: the {kind} image's header is damaged$"):
+        decode(whole[:12] + bytes(8) + whole[20:], RECIPE, 10**6)
+
+
 def test_mutated_files_are_never_a_surprise() -> None:
     random = np.random.default_rng(0)
     image = Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8))
