@@ -13,7 +13,6 @@ import re
 import shlex
 import shutil
 import sys
-import tempfile
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -29,6 +28,7 @@ from eca_build import processes
 from eca_build.custom_nodes import as_operators
 from eca_build.errors import BuildError
 from eca_build.provenance import versions
+from eca_build.scratch import scratch
 
 FAILURE = "AOTInductor could not build the package"
 # What the compiler may use of a CPU without being told (-march=native), by the kernel's names.
@@ -81,14 +81,14 @@ def build(served: nn.Module, package: Path, crop: int, max_batch: int) -> Passpo
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         program = torch.export.export(served, (example,), dynamic_shapes={"image": batch})
         fused = any(str(node.target).startswith("eca.") for node in program.graph.nodes)
-        with tempfile.TemporaryDirectory(prefix="eca-inductor-") as folder:
-            source = Path(folder, "program.pt2")
+        with scratch("inductor") as folder:
+            source = folder / "program.pt2"
             torch.export.save(program, source)
             processes.run(
                 [*processes.module("eca_build.inductor"), str(source), str(package), str(max_batch)],
                 FAILURE,
                 (lambda stderr, status: _reason(stderr, status, max_batch)) if cuda else processes.last_line,
-                environment={"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder},
+                environment={"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder)},
             )
     if not cuda:
         return Passport(torch=torch.__version__, device="cpu", instructions=instructions())

@@ -12,7 +12,6 @@ import json
 import os
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eca_build import processes
+from eca_build.scratch import scratch
 from eca_build.sessions import Kind, Session, open_session
 
 BATCHES = (1, 8, 32)
@@ -84,8 +84,8 @@ def measure(
     Ends after `rounds`, or after a few where they take long. Raises BuildError as `processes.run` where it fails.
     """
     batches = [batch for batch in BATCHES if batch <= max_batch]
-    with tempfile.TemporaryDirectory(prefix="eca-measure-") as folder:
-        plan, source, target = (Path(folder, name) for name in ("engines.json", "images.npy", "rates.npy"))
+    with scratch("measure") as folder:
+        plan, source, target = (folder / name for name in ("engines.json", "images.npy", "rates.npy"))
         asked = {"batches": batches, "streams": streams, "rounds": rounds}
         plan.write_text(json.dumps(asked | {"engines": [asdict(engine) for engine in engines]}))
         np.save(source, images[np.arange(max(batches)) % len(images)])

@@ -24,6 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from eca_build.errors import BuildError
 from eca_build.lowering import custom_nodes_as_functions, restore_custom_nodes
+from eca_build.scratch import scratch
 
 CLASSIFIER = "Gemm"
 
@@ -65,8 +66,8 @@ def quantise(source: Path, target: Path, images: NDArray[np.uint8], scheme: Sche
         raise BuildError(
             "the network has nothing that --precision int8 would turn into integers; use another precision"
         )
-    with tempfile.TemporaryDirectory(prefix="eca-quantise-") as folder, _quiet(), _written():
-        runnable, quantised = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+    with scratch("quantise") as folder, _quiet(), _written():
+        runnable, quantised = folder / "float.onnx", folder / "int8.onnx"
         onnx.save(custom_nodes_as_functions(model), runnable)
         quantize_static(
             runnable,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from eca_service.contract import INPUT, Passport
 from eca_build import processes
 from eca_build.errors import BuildError
 from eca_build.provenance import versions
+from eca_build.scratch import scratch
 
 CHIPS = ("SM80", "SM86", "SM89", "SM120")  # those that it can name; it has none for Hopper
 CURRENT = ("CURRENT",)  # the GPU of the machine that builds, whether it has a name or not
@@ -61,12 +61,12 @@ def run(command: Sequence[str], failure: str) -> str:
     Raises BuildError as `require`, and, where it fails, with `failure` and the libraries' first error.
     """
     libraries = require()
-    with tempfile.TemporaryDirectory(prefix="eca-rtx-") as folder:
+    with scratch("rtx") as folder:
         # It loads itself a second time, under a name that its wheel lacks, and ends the process where that fails.
         for library in libraries.glob("*.so.*"):
             for name in (library.name, library.name.split(".so.")[0] + ".so"):
-                Path(folder, name).symlink_to(library)
-        searched = os.pathsep.join(filter(None, [folder, os.environ.get("LD_LIBRARY_PATH", "")]))
+                (folder / name).symlink_to(library)
+        searched = os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH", "")]))
         return processes.run(command, failure, _first_error, {"LD_LIBRARY_PATH": searched})
 
 

@@ -8,7 +8,6 @@ is that process (KIND as in `sessions`): for a CPU it needs no torch, so nothing
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from eca_build import processes
 from eca_build.errors import BuildError
+from eca_build.scratch import scratch
 from eca_build.sessions import Kind, open_session
 
 
@@ -38,8 +38,8 @@ def answers(engine: Path, images: NDArray[np.uint8], command: Sequence[str] = RU
 
     Raises BuildError as `processes.run` where it fails.
     """
-    with tempfile.TemporaryDirectory(prefix="eca-verify-") as folder:
-        source, target = Path(folder, "images.npy"), Path(folder, "answers.npy")
+    with scratch("verify") as folder:
+        source, target = folder / "images.npy", folder / "answers.npy"
         np.save(source, images)
         whole = [*command, str(engine), str(source), str(target)]
         processes.run(whole, f"the engine {engine.name} could not be run from disk")

@@ -22,6 +22,7 @@ from eca_build.errors import BuildError
 from eca_build.export import Served
 from eca_build.inputs import default_name, gather
 from eca_build.labels import read_labels
+from eca_build.scratch import scratch
 from eca_build.targets import TargetName, Variant, Wish
 
 DEMO = Path(__file__).parents[2] / "build" / "demo"
@@ -242,7 +243,7 @@ def test_one_that_is_ended_leaves_nothing(tmp_path: Path, how: signal.Signals) -
     command = [sys.executable, "-c", "from eca_build.cli import main; main()", "compile", str(WEIGHTS)]
     environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
     with subprocess.Popen([*command, "--repository", str(tmp_path / "models")], env=environment) as process:
-        while not (begun := list(tmp_path.glob("temporary/eca-verify-*"))) and process.poll() is None:
+        while not (begun := list(tmp_path.glob("temporary/eca-build-*-verify-*"))) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(how)
         assert process.wait(20) == (128 + how if how is signal.SIGTERM else -how)
@@ -254,6 +255,19 @@ def test_one_that_is_ended_leaves_nothing(tmp_path: Path, how: signal.Signals) -
     while left := [one for one in Path("/proc").glob("[0-9]*/cmdline") if mine in cmdline(one)]:
         assert time.monotonic() < end, left
         time.sleep(0.01)
+
+
+def test_what_a_killed_one_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    gone, others = f"eca-build-{ended.pid}-verify-x", (f"eca-build-{os.getpid()}-verify-x", "eca-build-none-x")
+    for name in (gone, *others):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "images.npy").touch()
+    with scratch("verify") as own:
+        assert {path.name for path in tmp_path.iterdir()} == {own.name, *others}
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
 def cmdline(file: Path) -> bytes:
