@@ -74,7 +74,8 @@ def test_triton_shows_what_is_asked_for(repository: Path, tmp_path: Path) -> Non
     command.remove("--allow-metrics=false")
     command += ["--metrics-address=127.0.0.1", f"--metrics-port={port}", f"--load-model={MODEL}"]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=server.environment(1, tmp_path), stdout=log, stderr=subprocess.STDOUT)
+        environment = server.environment(1, tmp_path, tmp_path / "backends")
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         client = triton.InferenceServerClient(f"127.0.0.1:{grpc_port}")
         for _ in range(300):

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 from eca_service import addresses, gateway
 from eca_service.settings import Settings
-from eca_service.triton import server
+from eca_service.triton import libpython, native, server
 from eca_service.triton.supervisor import TritonServer
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,58 @@ def test_a_log_that_cannot_be_written_is_told_once_with_its_setting(
     assert triton.last_lines() == "one\ntwo"
     (told,) = caplog.messages
     assert told == f"Triton's log {tmp_path} cannot be written: Is a directory; ECA_TRITON_LOG names another file"
+
+
+@pytest.fixture
+def stubs() -> Path:
+    try:
+        return server.installation() / "python_backend_stubs"
+    except server.TritonUnavailable as error:
+        pytest.skip(str(error))
+
+
+def test_python_s_library_is_found_beside_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pyenv, conda and uv have it; one of them says LIBDIR=/install/lib."""
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "python"))
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: "/install/lib")
+    libpython.link(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    library = tmp_path / "python" / "lib" / libpython.NAME
+    library.parent.mkdir(parents=True)
+    library.touch()
+    libpython.link(tmp_path)
+    assert (tmp_path / libpython.NAME).resolve() == library
+
+
+def test_a_stub_whose_library_is_missing_is_told(stubs: Path, tmp_path: Path) -> None:
+    libraries = {"LD_LIBRARY_PATH": str(stubs.parents[2] / "nvidia_pytriton.libs")}
+    told = {}
+    for home in stubs.iterdir():
+        stub = Path(shutil.copy2(home / "triton_python_backend_stub", tmp_path / home.name))
+        stub.chmod(0o700)
+        told[home.name] = libpython.lacking(stub, libraries)
+    lacking = {version: said for version, said in told.items() if said}
+    if not lacking:
+        pytest.skip("the libraries of all Pythons are here")
+    for version, said in lacking.items():
+        assert f"does not start: libpython{version}" in said
+
+
+def test_where_the_stub_does_not_start(
+    stubs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Triton would wait for it for ever."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(libpython, "lacking", lambda stub, environment: "why; what to do")
+    monkeypatch.setattr(native, "library", lambda: stubs.parent / "bin" / "tritonserver")
+    server.assemble_backends(tmp_path / "compiled")
+    assert not list((tmp_path / "compiled" / "python").glob("*stub"))
+    assert "engines of --target inductor are refused, for why; what to do" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(libpython, "lacking", lambda stub, environment: "why; what to do")
+    monkeypatch.setenv("CXX", "")
+    with pytest.raises(server.TritonUnavailable, match="is no compiler, and why; what to do; or install g"):
+        server.assemble_backends(tmp_path / "not")
 
 
 def test_a_log_is_written_again_when_it_can_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from eca_service.addresses import family, joined
-from eca_service.triton import native
+from eca_service.triton import libpython, native
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +70,36 @@ def assemble_backends(folder: Path) -> None:
         if file.is_file():
             shutil.copy2(file, python)  # Triton refuses links that lead out of the folder
     _keep_folders_here(python / "libtriton_python.so")
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = source / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub = source / "python_backend_stubs" / libpython.VERSION / "triton_python_backend_stub"
     if not stub.exists():
-        raise TritonUnavailable(f"the embedded Triton has no stub for Python {version}; use Python 3.10 to 3.13")
-    shutil.copy2(stub, python)
+        raise TritonUnavailable(
+            f"the embedded Triton has no stub for Python {libpython.VERSION}; use Python 3.10 to 3.13"
+        )
+    stub = Path(shutil.copy2(stub, python))
+    libpython.link(python)
+    lacking = libpython.lacking(stub, {"LD_LIBRARY_PATH": _libraries(folder)})
+    if lacking:
+        stub.unlink()  # Triton would wait for it for ever; so it refuses the models that need it
     ours = Path(__file__).parent / "python_backend"
     shutil.copytree(ours, folder / "inductor")
     try:
         compiled = native.library()
     except native.NotCompiled as error:
+        if lacking:
+            raise TritonUnavailable(f"{error}, and {lacking}; or install g++") from None
         logger.warning("%s. %s", error, native.INSTEAD)
         shutil.copytree(ours, folder / "onnxruntime")
     else:
+        if lacking:
+            logger.info("engines of --target inductor are refused, for %s", lacking)
         (folder / "onnxruntime").mkdir()
         shutil.copy2(compiled, folder / "onnxruntime" / native.LIBRARY)
+
+
+def _libraries(backends: Path) -> str:
+    """Where the loader looks first: for the server's libraries, then for what lies beside the Python backend."""
+    site = installation().parents[1]
+    return f"{site / 'nvidia_pytriton.libs'}:{backends / 'python'}"
 
 
 def _keep_folders_here(backend: Path) -> None:
@@ -157,17 +172,16 @@ def _tracing(url: str) -> list[str]:
     ]
 
 
-def environment(threads: int, temporary: Path) -> dict[str, str]:
+def environment(threads: int, temporary: Path, backends: Path) -> dict[str, str]:
     """What the server's process sees: its libraries, our site-packages for the backend, and little else.
 
     Its files go to `temporary`, where it also runs: what is unpacked there would stay where its process is killed.
     """
     kept = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TZ"}}
-    site = Path(installation()).parents[1]
     own = [path for path in sys.path if path.endswith("-packages")]
     return kept | {
         "TMPDIR": str(temporary),
-        "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
+        "LD_LIBRARY_PATH": _libraries(backends),
         "ECA_SITE_PACKAGES": os.pathsep.join(own),
         "ECA_TRITON_THREADS": str(threads),
         "ECA_ONNXRUNTIME": str(native.onnxruntime() or ""),

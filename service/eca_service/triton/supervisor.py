@@ -179,7 +179,7 @@ class TritonServer:
         backends, place = self._folder / "backends", (self.port, self._shm_prefix, self.host, self.trace_url)
         return subprocess.Popen(
             server.command(binary, backends, self.repository, *place),
-            env=server.environment(self.threads, temporary),
+            env=server.environment(self.threads, temporary, backends),
             cwd=temporary,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
