@@ -182,6 +182,7 @@ def environment(threads: int, temporary: Path, backends: Path) -> dict[str, str]
     return kept | {
         "TMPDIR": str(temporary),
         "LD_LIBRARY_PATH": _libraries(backends),
+        "PYTHONHOME": sys.base_prefix,  # else the stub takes the standard library of the first python3 in PATH
         "ECA_SITE_PACKAGES": os.pathsep.join(own),
         "ECA_TRITON_THREADS": str(threads),
         "ECA_ONNXRUNTIME": str(native.onnxruntime() or ""),
