@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 
-from eca_service import metrics
+from eca_service import disk, metrics
 from eca_service.access import Access
 from eca_service.admission import Admission, Margin, Permit, require_few
 from eca_service.answers import Answer, Prediction, Result, best_classes
@@ -154,7 +153,7 @@ class Core:
         loop, name = asyncio.get_running_loop(), model.contract.name
         end = min(deadline, loop.time() + INSTEAD_S)
         while (now := self.registry.models.get(name)) == model:
-            if os.path.isdir(model.folder) or loop.time() > end:
+            if loop.time() > end or await disk.is_folder(model.folder) is not False:
                 return None
             await asyncio.sleep(0.02)
         return now

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from eca_service import disk
 from eca_service.backend import Triton
 from eca_service.batching import Batcher, Pixels, Row, Tensors
 from eca_service.contract import GOLDEN_FILE, Contract
 from eca_service.errors import ServiceError
 from eca_service.registry import Model
 from eca_service.tracing import Trace, Tracing
+from eca_service.triton.failures import OutOfReach
 
 GOLDEN_S = 10.0
 GOES_S = 1.0
@@ -84,11 +85,12 @@ class Engines:
         """
         key = _key(model.contract)
         try:
-            raw = (model.folder / GOLDEN_FILE).read_bytes()
+            raw = await disk.call((model.folder / GOLDEN_FILE).read_bytes)
         except OSError as error:
             if key in self._golden_files and await _goes(model.folder):
                 return self._golden_files[key]
-            raise ServiceError("model_not_ready", f"{GOLDEN_FILE} cannot be read: {error.strerror}") from None
+            kind = OutOfReach if isinstance(error, disk.NoAnswer) else ServiceError
+            raise kind("model_not_ready", f"{GOLDEN_FILE} cannot be read: {error.strerror}") from None
         if hashlib.sha256(raw).hexdigest() != model.contract.golden.sha256:
             raise ServiceError("model_not_ready", f"{GOLDEN_FILE} is not the file that the build wrote")
         self._golden_files[key] = raw
@@ -103,7 +105,7 @@ class Engines:
 async def _goes(folder: Path) -> bool:
     """Whether it is not there, now or in GOES_S seconds: one file goes before the other."""
     end = time.monotonic() + GOES_S
-    while os.path.isdir(folder):  # pathlib's raises where its file system is gone
+    while await disk.is_folder(folder):
         if time.monotonic() > end:
             return False
         await asyncio.sleep(0.02)

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eca_service import disk
 from eca_service.admission import Permit
 from eca_service.answers import Answer, Prediction, Result
-from eca_service.class_map import ClassMap, class_map
-from eca_service.contract import FEATURES, GATES, Contract
+from eca_service.class_map import ClassMap, LinearHead, class_map
+from eca_service.contract import CONTRACT_FILE, FEATURES, GATES, Contract
 from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.geometry import Box, crop_box
 from eca_service.imaging import Decoded
 from eca_service.labels import class_index
 from eca_service.registry import Model
+
+HEAD_S = 20.0  # to read the largest one
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ async def explain(
             else f"{contract.name} has no attention, and so no gates",
         )
     with core.suspicious():
-        head = await core.decoders.aside(core.heads.of, model.folder, contract.engine_sha256)
+        head = await _head(core, model)
         decoded, decode_s = await core.decoders.decode(image, contract, entry, preview_px)
         further = (FEATURES, GATES) if gates else (FEATURES,)
         row = await core.engines.of(contract).submit(decoded.pixels, deadline, further, entry.trace)
@@ -92,6 +95,13 @@ async def explain(
         decoded,
         _by_block(contract, row.further[GATES]) if gates else (),
     )
+
+
+async def _head(core: Core, model: Model) -> LinearHead:
+    try:
+        return await disk.call(core.heads.of, model.folder, model.contract.engine_sha256, patience_s=HEAD_S)
+    except disk.NoAnswer as error:
+        raise ServiceError("backend_unavailable", f"{CONTRACT_FILE} cannot be read: {error.strerror}") from None
 
 
 def _by_block(contract: Contract, gates: NDArray[np.float32]) -> tuple[Gates, ...]:

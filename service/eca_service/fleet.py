@@ -12,13 +12,14 @@ import grpc
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
+from eca_service import disk
 from eca_service.contract import Contract
 from eca_service.errors import ServiceError
 from eca_service.integrity import damage
 from eca_service.resolver import Resolver
 from eca_service.sharing import CONTROL_S, Sharing
-from eca_service.triton.failures import passes, translated
-from eca_service.triton.model import batches_at_once, config, require_as_agreed
+from eca_service.triton.failures import OutOfReach, passes, translated
+from eca_service.triton.model import batches_at_once, config, present, require_as_agreed
 
 logger = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 512 << 20
@@ -91,7 +92,9 @@ class Fleet:
         return any(await asyncio.gather(*map(self._answers, idle)))
 
     async def load(self, contract: Contract, home: Path, versions: Collection[int]) -> int:
-        """Has `versions`, the contract's among them, loaded in every server that lacks one; `home` has config.pbtxt.
+        """Has those of `versions` that are there, the contract's among them, loaded in every server that lacks one.
+
+        `home` has their folders and config.pbtxt.
 
         Returns how many batches the servers run at once. Raises ServiceError where none has the version, or one that
         serves cannot have it, or has another model of that name. Whoever else fails gets no images until it succeeds.
@@ -117,19 +120,24 @@ class Fleet:
         return sum(slots.values())
 
     async def keep(self, home: Path, versions: Collection[int]) -> None:
-        """Has every server unload all versions of the model in `home` but these; an empty collection unloads it.
-
-        Where that fails, the log says so.
+        """Has every server unload all versions of the model in `home` but those of these that are there: where none is,
+        the model. Where that fails, the log says so.
         """
+        try:
+            kept = await disk.call(present, home, versions)
+            wanted = await disk.call(config, home, kept) if kept else None
+        except (ServiceError, disk.NoAnswer) as error:
+            logger.warning("Triton keeps what %s no longer needs: %s", home.name, error)
+            return
         for client in list(self._clients.values()):
             try:
-                if versions:
-                    await client.load_model(home.name, config=config(home, versions), client_timeout=LOAD_S)
+                if wanted:
+                    await client.load_model(home.name, config=wanted, client_timeout=LOAD_S)
                 else:
                     await client.unload_model(home.name, client_timeout=LOAD_S)
-            except (ServiceError, InferenceServerException, grpc.RpcError) as error:
+            except (InferenceServerException, grpc.RpcError) as error:
                 logger.warning("Triton keeps what %s no longer needs: %s", home.name, error)
-        if not versions:
+        if not kept:
             for names in self._loaded.values():
                 names.discard(home.name)
 
@@ -168,16 +176,26 @@ class Fleet:
         other = had != contract.engine_sha256  # of a version whose number was given away anew
         await self._sharing.begin(client)
         try:
-            for each in versions:
-                if other or not await client.is_model_ready(name, str(each), client_timeout=CONTROL_S):
-                    if reason := await asyncio.to_thread(damage, contract, home / version):
-                        raise ServiceError("model_not_ready", reason)
-                    await client.load_model(name, config=config(home, versions), client_timeout=LOAD_S)
-                    self._engines[address, name, contract.version] = contract.engine_sha256
-                    break
+            lacking = {
+                each
+                for each in versions
+                if other or not await client.is_model_ready(name, str(each), client_timeout=CONTROL_S)
+            }
+            if lacking and (there := await _loadable(contract, home, versions)) & lacking:
+                await client.load_model(name, config=await disk.call(config, home, there), client_timeout=LOAD_S)
+                self._engines[address, name, contract.version] = contract.engine_sha256
             metadata = await client.get_model_metadata(name, version, client_timeout=CONTROL_S)
             answer = await client.get_model_config(name, version, client_timeout=CONTROL_S)
         except (InferenceServerException, grpc.RpcError) as error:
             raise translated(error, name) from None
+        except disk.NoAnswer as error:
+            raise OutOfReach("model_not_ready", f"{home}: {error.strerror}") from None
         require_as_agreed(contract, metadata)
         return batches_at_once(answer.config)
+
+
+async def _loadable(contract: Contract, home: Path, versions: Collection[int]) -> set[int]:
+    """Those of `versions` that are there. Raises ServiceError where the contract's own is not what the build wrote."""
+    if reason := await disk.call(damage, contract, home / str(contract.version), patience_s=LOAD_S):
+        raise ServiceError("model_not_ready", reason)
+    return await disk.call(present, home, versions)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from eca_service import disk
 from eca_service.bodies import parsed, read_body
 from eca_service.errors import ServiceError
 from eca_service.registry import pin, roll_back
@@ -50,9 +50,9 @@ async def _change(request: Request, model: str, version: int | None, back: bool)
     repository = core.settings.repository
     try:
         if back:
-            version = await asyncio.to_thread(roll_back, repository, name)
+            version = await disk.call(roll_back, repository, name)
         else:
-            await asyncio.to_thread(pin, repository, name, version)
+            await disk.call(pin, repository, name, version)
     except OSError as error:
         raise ServiceError(
             "bad_request",  # no failure that anybody should be woken for

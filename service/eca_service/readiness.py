@@ -6,14 +6,14 @@ import asyncio
 import logging
 from pathlib import Path
 
-from eca_service import metrics
+from eca_service import disk, metrics
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.fleet import Fleet
 from eca_service.integrity import for_callers
 from eca_service.peers import Peers
 from eca_service.registry import Model, Registry
-from eca_service.rollout import Rollout
+from eca_service.rollout import READ_S, Rollout
 from eca_service.triton.failures import passes
 
 logger = logging.getLogger(__name__)
@@ -114,14 +114,13 @@ class Readiness:
             told = for_callers(reason, model.folder)
             if self._reasons.get(model.folder) != told:
                 self._log(name, reason, error)
-            if not passes(error) and self._registry.renew(model):
+            self._reasons[model.folder] = told
+            if not passes(error) and await self._renewed(model):
                 logger.warning("%s version %d was built anew under its number", name, contract.version)
                 self._engines.drop(contract)
                 self._golden.discard(model.folder)
             elif model.folder not in self._golden:
-                self._rollout.refuse(model, error)
-        if told:
-            self._reasons[model.folder] = told
+                await self._rollout.refuse(model, error)
         else:
             self._unreachable = False
             self._golden.add(model.folder)
@@ -129,6 +128,12 @@ class Readiness:
             if self._reasons.pop(model.folder, None) is not None:
                 logger.info("%s version %d is ready", name, contract.version)
         metrics.model_ready.labels(name, str(contract.version)).set(not told)
+
+    async def _renewed(self, model: Model) -> bool:
+        try:
+            return await disk.call(self._registry.renew, model, patience_s=READ_S)
+        except disk.NoAnswer:
+            return False
 
     def _log(self, name: str, reason: str, error: Exception) -> None:
         """Once for all models where there is no Triton, which before any was ready is about to start."""

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class Registry:
         self._leases: Counter[Path] = Counter()
         self.unreadable: dict[Path, str] = {}
         self._mismatched: dict[Path, Contract] = {}
+        self._turn = threading.Lock()
         for folders in self.wanted().values():
             model = next(filter(None, map(self.read, folders)), None)
             if model:
@@ -91,6 +93,10 @@ class Registry:
 
     def read(self, folder: Path) -> Model | None:
         """The version in `folder`; None, and one line in the log, where it cannot be read or cannot run here."""
+        with self._turn:
+            return self._read(folder)
+
+    def _read(self, folder: Path) -> Model | None:
         self._clear_mismatches(folder)
         try:
             written = _written(folder)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import TypeAlias
 
-from eca_service import metrics
+from eca_service import disk, metrics
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.fleet import Fleet
@@ -20,6 +19,7 @@ from eca_service.triton.failures import NotLoaded, passes
 
 logger = logging.getLogger(__name__)
 TRY_AGAIN_S = 300.0
+READ_S = 60.0  # for a repository of very many models, or a contract of very many classes, on a slow file system
 Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
 
 
@@ -41,6 +41,8 @@ class Rollout:
         self._refused: dict[Path, tuple[Stamp, float]] = {}  # what its files were like, and when to try again
         self._told: dict[Path, str] = {}  # why, as the log says
         self._empty = False  # the repository shows nothing, and the log says so
+        self._silent = False  # it does not answer, and the log says so
+        self._looking: asyncio.Task[tuple[dict[str, list[Path]], dict[Path, Stamp]]] | None = None
 
     async def load(self, model: Model) -> None:
         """Has `model` loaded beside what is being left; in the turn of its name. Raises ServiceError."""
@@ -52,12 +54,16 @@ class Rollout:
         """Held while Triton is told which versions of the model to have: nobody else tells it meanwhile."""
         return self._turns[name]
 
-    def refuse(self, model: Model, error: Exception) -> bool:
+    async def refuse(self, model: Model, error: Exception) -> bool:
         """Leaves this version out until its files change, or for five minutes.
 
         False, and it is tried again at once, where the error says nothing of the version.
         """
         if passes(error) or isinstance(error, NotLoaded):
+            return False
+        try:
+            stamp = await disk.call(_stamp, model.folder)
+        except disk.NoAnswer:
             return False
         contract = model.contract
         reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
@@ -68,7 +74,7 @@ class Rollout:
                 *(contract.name, contract.version, reason),
                 exc_info=not isinstance(error, ServiceError),
             )
-        self._refused[model.folder] = (_stamp(model.folder), time.monotonic() + TRY_AGAIN_S)
+        self._refused[model.folder] = (stamp, time.monotonic() + TRY_AGAIN_S)
         metrics.model_refused.labels(contract.name, str(contract.version)).set(1)
         return True
 
@@ -82,10 +88,34 @@ class Rollout:
             metrics.forget(metrics.model_refused, folder.parent.name, int(folder.name))
 
     async def follow(self) -> None:
-        """Takes over what has changed in the repository since the last time."""
-        for folder in [one for one, (stamp, _) in self._refused.items() if stamp != _stamp(one)]:
-            self._no_longer_refused(folder)  # it is another one now, or gone
-        targets = self._registry.wanted()
+        """Takes over what has changed in the repository since the last time.
+
+        Where that does not answer soon, nothing: what it says is taken over by a later call.
+        """
+        self._looking = self._looking or asyncio.create_task(disk.call(self._look, patience_s=READ_S))
+        done, _ = await asyncio.wait({self._looking}, timeout=disk.PATIENCE_S)
+        try:
+            if not done:
+                raise disk.NoAnswer
+            looking, self._looking = self._looking, None
+            await self._take_over(*looking.result())
+        except disk.NoAnswer:
+            if not self._silent:
+                logger.warning("%s does not answer; what is loaded serves on", self._registry.repository)
+            self._silent = True
+            return
+        if self._silent:
+            logger.info("%s answers again", self._registry.repository)
+        self._silent = False
+
+    def _look(self) -> tuple[dict[str, list[Path]], dict[Path, Stamp]]:
+        """What the repository wants, and what the files of those that were refused are like now."""
+        return self._registry.wanted(), {folder: _stamp(folder) for folder in list(self._refused)}
+
+    async def _take_over(self, targets: dict[str, list[Path]], stamps: dict[Path, Stamp]) -> None:
+        for folder, stamp in stamps.items():
+            if folder in self._refused and self._refused[folder][0] != stamp:
+                self._no_longer_refused(folder)  # it is another one now, or gone
         for name, folders in targets.items():
             current = self._registry.models.get(name)
             for folder in folders:
@@ -93,7 +123,7 @@ class Rollout:
                     continue
                 if current is not None and current.folder == folder:
                     break
-                model = self._registry.read(folder)
+                model = await disk.call(self._registry.read, folder, patience_s=READ_S)
                 if model is not None and await self._take(model, current):
                     break
         if not targets:  # it is more likely unmounted than emptied
@@ -107,7 +137,7 @@ class Rollout:
 
     async def close(self) -> None:
         """Ends the waiting for old versions; they stay loaded."""
-        tasks = list(self._retiring.values())
+        tasks = [*self._retiring.values(), *([self._looking] if self._looking else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -121,7 +151,7 @@ class Rollout:
                 await self._engines.golden(model)
             except Exception as error:  # whatever it is, it is this version's trouble alone
                 self._engines.drop(contract)
-                if not self.refuse(model, error):
+                if not await self.refuse(model, error):
                     logger.warning("%s version %d is tried again: %s", contract.name, contract.version, error)
                     return True
                 await self._fleet.keep(model.folder.parent, self._versions(model.folder.parent))
@@ -145,7 +175,7 @@ class Rollout:
         """Cancelled where `model` is current again."""
         home = model.folder.parent
         await asyncio.sleep(self._keep_s)
-        while self._registry.in_use(model) or self._out_of_sight(home):
+        while self._registry.in_use(model) or await self._out_of_sight(home):
             await asyncio.sleep(0.1)
         async with self.turn(model.contract.name):
             try:
@@ -155,9 +185,9 @@ class Rollout:
                 self._retiring.pop(model.folder)
         logger.info("%s version %d is unloaded", model.contract.name, model.contract.version)
 
-    def _out_of_sight(self, home: Path) -> bool:
+    async def _out_of_sight(self, home: Path) -> bool:
         """Whether Triton would not find the version that is served either, when it is told which ones to keep."""
-        return home.name in self._registry.models and not os.path.isdir(home)
+        return home.name in self._registry.models and not await disk.is_folder(home)
 
     def _versions(self, home: Path) -> set[int]:
         """The versions of the model in `home` that Triton must hold: the one served, and those that are being left."""
@@ -165,11 +195,11 @@ class Rollout:
         served = self._registry.models.get(home.name)
         if served and not self._was_refused(served.folder):
             folders.add(served.folder)
-        return {int(folder.name) for folder in folders if folder.exists()}
+        return {int(folder.name) for folder in folders}
 
     def _was_refused(self, folder: Path) -> bool:
-        stamp, until = self._refused.get(folder, ((), 0.0))
-        return time.monotonic() < until and stamp == _stamp(folder)
+        _, until = self._refused.get(folder, ((), 0.0))
+        return time.monotonic() < until
 
 
 def _stamp(folder: Path) -> Stamp:

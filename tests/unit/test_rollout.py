@@ -29,12 +29,12 @@ def told() -> float | None:
     return found
 
 
-def test_a_refused_version_is_told_until_it_is_golden_after_all(
+async def test_a_refused_version_is_told_until_it_is_golden_after_all(
     rollout: Rollout, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = rollout._registry.get("refused")
     for error in (ServiceError("internal", "it answers otherwise"),) * 2 + (ValueError("odd"),):
-        assert rollout.refuse(model, error)
+        assert await rollout.refuse(model, error)
         assert told() == 1
     assert [(record.getMessage(), bool(record.exc_info)) for record in caplog.records] == [
         ("refused version 1 is refused: it answers otherwise", False),
@@ -47,7 +47,7 @@ def test_a_refused_version_is_told_until_it_is_golden_after_all(
     rollout.accept(model.folder)
     with caplog.at_level(logging.ERROR):
         caplog.clear()
-        assert rollout.refuse(model, ValueError("odd"))
+        assert await rollout.refuse(model, ValueError("odd"))
         assert len(caplog.records) == 1, "it is another time"
     rollout.accept(model.folder)
 
@@ -55,13 +55,13 @@ def test_a_refused_version_is_told_until_it_is_golden_after_all(
 async def test_what_is_no_fault_of_the_version_is_not_held_against_it(rollout: Rollout) -> None:
     model = rollout._registry.get("refused")
     for error in (NotLoaded("model_not_ready", "it was unloaded"), ServiceError("overloaded", "Triton is busy")):
-        assert not rollout.refuse(model, error)
+        assert not await rollout.refuse(model, error)
     assert told() is None
 
 
 async def test_a_refused_version_is_another_one_when_its_files_change(rollout: Rollout) -> None:
     model = rollout._registry.get("refused")
-    rollout.refuse(model, ValueError("odd"))
+    await rollout.refuse(model, ValueError("odd"))
     await rollout.follow()
     assert told() == 1
     (model.folder / "golden.npy").touch()

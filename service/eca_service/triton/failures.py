@@ -15,11 +15,17 @@ class NotLoaded(ServiceError):
     """A server does not have the version that it was asked about: it may just have been told to unload it."""
 
 
+class OutOfReach(ServiceError):
+    """The file system of a version that is to be loaded does not answer."""
+
+
 def passes(error: BaseException) -> bool:
-    """It says that a server cannot be reached, has too much to do or was too late, and nothing of the model."""
+    """It says that a server or the files cannot be reached, or that it has too much to do or was too late: nothing of
+    the model.
+    """
     if isinstance(error, (InferenceServerException, grpc.RpcError)):
         error = translated(error, "")
-    return isinstance(error, ServiceError) and error.code in PASSING
+    return isinstance(error, OutOfReach) or (isinstance(error, ServiceError) and error.code in PASSING)
 
 
 def translated(error: InferenceServerException | grpc.RpcError, model: str) -> ServiceError:

@@ -23,6 +23,11 @@ def shapes(contract: Contract) -> dict[str, tuple[int, ...]]:
     return {name: every[name] for name in contract.outputs}
 
 
+def present(home: Path, versions: Collection[int]) -> set[int]:
+    """Those of the model's `versions` whose folders are in `home`."""
+    return {version for version in versions if (home / str(version)).exists()}
+
+
 def config(home: Path, versions: Collection[int]) -> str:
     """The model's own config.pbtxt in `home` with these versions, as Triton's JSON. Raises model_not_ready."""
     found = model_config_pb2.ModelConfig()
