@@ -43,11 +43,9 @@ def keep(source: Image.Image | NDArray[np.uint8], box: Box, recipe: Preprocessin
     if box.right - box.left == box.bottom - box.top == recipe.crop:  # nothing is resized: the edges lie between pixels
         left, top = int(box.left), int(box.top)
         return np.asarray(source)[top : top + recipe.crop, left : left + recipe.crop]
-    if isinstance(source, Image.Image) and (simd is None or source.width * source.height > MOST_COPIED_PX):
-        return _by_pillow(source, box, recipe)
-    if simd is not None:
+    if simd is not None and not (isinstance(source, Image.Image) and source.width * source.height > MOST_COPIED_PX):
         return _by_simd(np.asarray(source), box, recipe)
-    return _by_pillow(Image.fromarray(source), box, recipe)
+    return _by_pillow(source if isinstance(source, Image.Image) else Image.fromarray(source), box, recipe)
 
 
 def _by_pillow(image: Image.Image, box: Box, recipe: Preprocessing) -> NDArray[np.uint8]:
