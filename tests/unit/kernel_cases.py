@@ -99,10 +99,8 @@ def cases() -> list[Case]:
     return found
 
 
-def difference(case: Case) -> float:
-    """The largest difference of the kernel's result from its definition in float64."""
-    from eca_plugin import operators, tuning
-
+def arguments(case: Case) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """The operator's inputs, drawn at random but the same each time, and the residual where it has one."""
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, case.dtype)
 
@@ -116,26 +114,37 @@ def difference(case: Case) -> float:
     x = mapped(case.inputs or case.channels)
     gate = random(case.images, case.channels).sigmoid()
     residual = mapped(case.channels) if case.residual else None
-    arguments: tuple[Tensor, ...]
     if case.operator == "fused_eca":
-        arguments = x, random(case.taps)
-    elif case.operator == "scale_add_relu":
-        arguments = x, gate
-    else:
-        weight = random(case.channels, case.inputs, scale=case.inputs**-0.5)
-        arguments = x, weight, random(case.channels), gate
+        return (x, random(case.taps)), residual
+    if case.operator == "scale_add_relu":
+        return (x, gate), residual
+    weight = random(case.channels, case.inputs, scale=case.inputs**-0.5)
+    return (x, weight, random(case.channels), gate), residual
+
+
+def exact(case: Case) -> Tensor:
+    """What its definition gives in float64."""
+    inputs, residual = arguments(case)
+    defined = getattr(custom_nodes, case.operator)
+    added = None if residual is None else residual.double()
+    found: Tensor = defined(*(one.double() for one in inputs), added, case.relu)
+    return found
+
+
+def difference(case: Case) -> float:
+    """The largest difference of the kernel's result from its definition in float64."""
+    from eca_plugin import operators, tuning
+
+    inputs, residual = arguments(case)
     chosen = tuning.plan_of
     tuning.plan_of = lambda site, traced: case.plan(site)
     try:
-        got = getattr(operators, case.operator)(*arguments, residual, case.relu)
+        got = getattr(operators, case.operator)(*inputs, residual, case.relu)
     finally:
         tuning.plan_of = chosen
-    exact = getattr(custom_nodes, case.operator)(
-        *(argument.double() for argument in arguments), None if residual is None else residual.double(), case.relu
-    )
-    assert got.dtype == dtype
+    assert got.dtype == inputs[0].dtype
     assert got.stride() == (residual if residual is not None else got).stride()
-    return float((got.double() - exact).abs().max())
+    return float((got.double() - exact(case)).abs().max())
 
 
 def mend_bfloat16_products() -> None:

@@ -32,6 +32,11 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "GatedConv1x1": [(-1, 64, 56, 56), (256, 64), (256,), (-1, 256)],
 }
 ODD = {"FusedECA": [(-1, 12, 7, 7), (3,)]}
+SMALL: dict[str, list[tuple[int, ...]]] = {
+    "FusedECA": [(-1, 40, 5, 7), (5,)],
+    "ScaleAddReLU": [(-1, 40, 5, 7), (-1, 40)],
+    "GatedConv1x1": [(-1, 24, 5, 7), (40, 24), (40,), (-1, 40)],
+}
 BATCH = 3
 CHIP = 90 if shutil.which("nvcc") else None  # whose kernels with clusters need nvcc
 
@@ -82,7 +87,7 @@ def described(shape: tuple[int, ...], dtype: Any, layout: Any) -> tuple[Any, Any
     return tensor, dynamic
 
 
-def answers(name: str, shapes: list[tuple[int, ...]], dtype: Any, layout: Any) -> dict[str, Any]:
+def answers(name: str, shapes: list[tuple[int, ...]], dtype: Any, layout: Any, tactic: int = -1) -> dict[str, Any]:
     """What the plugin tells TensorRT for one type and layout."""
     definition = _lib.QDP_REGISTRY[name]
     residual = name.endswith("Residual")
@@ -108,7 +113,8 @@ def answers(name: str, shapes: list[tuple[int, ...]], dtype: Any, layout: Any) -
     in_out = [dynamic for _, dynamic in both]
     combinations = plugin.get_supported_format_combinations(in_out, len(shapes))
     offered = [list(tactics) for tactics in plugin.supported_combs.values()]
-    tactic = offered[-1][-1] if layout == trt.TensorFormat.HWC8 else 0  # the last, or the one without autotuning
+    if tactic < 0:
+        tactic = offered[-1][-1] if layout == trt.TensorFormat.HWC8 else 0  # the last, or the one without autotuning
     plugin.set_tactic(tactic)
     launch, scalars = SimpleNamespace(), Scalars()
     plugin.get_launch_params([], in_out, len(shapes), launch, scalars, Evaluator())
@@ -151,6 +157,10 @@ def main(target: Path) -> None:
                 if chosen:  # the others would only take longer
                     found[f"{name} {dtype.name} {layout.name}"] = answers(name, SHAPES[operator], dtype, layout)
     found["odd"] = answers("eca::FusedECA", ODD["FusedECA"], trt.DataType.HALF, trt.TensorFormat.LINEAR)
+    for operator, shapes in SMALL.items():
+        for suffix in ("", "Residual"):
+            small = answers(f"eca::{operator}{suffix}", shapes, trt.DataType.HALF, trt.TensorFormat.HWC8, tactic=1)
+            found[f"small {operator}{suffix}"] = small
     target.write_text(json.dumps(found))
 
 

@@ -16,8 +16,13 @@ import pytest
 
 pytest.importorskip("triton", reason="needs the extra `plugin`")
 
-from eca_plugin.descriptor import OPERATORS
+import torch
+from eca_plugin.descriptor import OPERATORS, TORCH_NAMES
 from eca_plugin.plan import Plan
+
+from tests.unit import ptx_machine
+from tests.unit.kernel_cases import TOLERANCES, Case, arguments, exact
+from tests.unit.ptx_driver import Driver
 
 ROOT = Path(__file__).parents[2]
 NAMES = [f"eca::{name}{suffix}" for name in ("FusedECA", "ScaleAddReLU", "GatedConv1x1") for suffix in ("", "Residual")]
@@ -109,6 +114,28 @@ def test_layer_expands_types_formats_and_launch(answers: dict[str, Any], name: s
     assert answer["tactics"] == [[1], list(range(1, len(ways) + 1))], "in 16 bits all ways are for HWC8"
     plan = ways[-1] if layout == "HWC8" else operator_plans(operator, nhwc=False)[0]
     assert (launch["grid_x"], launch["grid_y"]) == plan.grid(3)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("operator", TORCH_NAMES)
+def test_what_the_layer_launches_computes_the_definition(
+    answers: dict[str, Any], operator: str, residual: bool
+) -> None:
+    """As TensorRT does: the inputs, then the scalars, then the output."""
+    answer = answers[f"small {TORCH_NAMES[operator]}{'Residual' * residual}"]
+    inputs_count = 24 if operator == "gated_conv1x1" else 0
+    case = Case(operator, "float16", 3, 40, 5, 7, True, residual, relu=True, taps=5, inputs=inputs_count)
+    inputs, added = arguments(case)
+    out = torch.full_like(exact(case), torch.nan, dtype=torch.float16)
+    emulated, launch = Driver(), answer["launch"]
+    given = [emulated.add(tensor) for tensor in (*inputs, *([] if added is None else [added]))]
+    program = ptx_machine.parsed(answer["kernel"][1])
+    assert launch["block_x"] == program.threads
+    grid = launch["grid_x"], launch["grid_y"]
+    ptx_machine.launch(
+        program, grid, launch["shared_mem"], [*given, *answer["scalars"], emulated.add(out)], emulated.memory
+    )
+    assert float((out.double() - exact(case)).abs().max()) <= TOLERANCES["float16"]
 
 
 def test_every_type_has_a_kernel(answers: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ def _packed(tile):
     Else it would keep the float32 values that were summed, in twice the registers, and not convert again. An
     interpreter has no registers, and no assembler.
     """
-    if COMPILED and tile.dtype.primitive_bitwidth == 16:
+    if COMPILED and tile.dtype.primitive_bitwidth == 16 and tile.numel > 1:
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tile], tile.dtype, is_pure=True, pack=2)
     else:
         return tile

@@ -1,0 +1,299 @@
+"""Executes PTX on a CPU: the compiled kernels themselves, with the parameters and the grid that a launch gives them.
+
+All threads of a program go in step, an array of registers each. Only what our kernels consist of is known: whatever
+else occurs is a KeyError. By the PTX ISA, https://docs.nvidia.com/cuda/parallel-thread-execution/.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.unit import ptx_arithmetic as arithmetic
+from tests.unit.ptx_memory import WARP, DeviceMemory, Ints, SharedMemory
+
+Array: TypeAlias = NDArray[Any]
+WIDTHS = {"%p": np.dtype(bool), "%rs": np.dtype("u2"), "%rd": np.dtype("u8"), "%r": np.dtype("u4")}
+SYMBOLS = {"global_smem": 0}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One instruction; `guard` is the register that it depends on, and what that must be."""
+
+    kinds: tuple[str, ...]  # its name, split at the dots
+    operands: tuple[str, ...]
+    guard: tuple[str, bool] | None
+
+
+@dataclass
+class Program:
+    """An entry's instructions, where its labels are among them, and the names of its parameters."""
+
+    name: str = ""
+    statements: list[Statement] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    parameters: list[tuple[str, int]] = field(default_factory=list)  # and their bytes
+    threads: int = 0
+
+
+def parsed(ptx: str) -> Program:
+    """The one entry of `ptx`."""
+    ptx = re.sub(r"//[^\n]*", "", ptx)
+    head, body = ptx[ptx.index(".entry") :].split("{", 1)
+    program = Program(head.split("(")[0].split()[-1])
+    for bits, name in re.findall(r"\.param \.u(\d+)[^\n]*?(\w+_param_\d+)", head):
+        program.parameters.append((name, int(bits) // 8))
+    required = re.search(r"\.reqntid (\d+)", head)
+    assert required, "the entry says how many threads it is for"
+    program.threads = int(required[1])
+    for part in re.split(r";|(?<=:)\s*\n", body[: body.rindex("}")]):
+        text = part.strip()
+        if text.endswith(":"):
+            program.labels[text[:-1]] = len(program.statements)
+        elif text and not text.startswith(".reg"):
+            program.statements.append(_statement(text))
+    return program
+
+
+def _statement(text: str) -> Statement:
+    found = re.match(r"(?:@(!?)(%\w+)\s+)?(\S+)\s*(.*)", text, re.DOTALL)
+    assert found, text
+    unless, guard, name, rest = found.groups()
+    operands = tuple(re.sub(r"\s", "", one) for one in re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s{}\[\]]+", rest))
+    return Statement(tuple(name.split(".")), operands, (guard, not unless) if guard else None)
+
+
+class Machine:
+    """One program's threads, registers and shared memory."""
+
+    def __init__(
+        self, program: Program, memory: DeviceMemory, shared_bytes: int, place: tuple[int, int], given: Sequence[int]
+    ) -> None:
+        self.program, self.memory, self.count = program, memory, program.threads
+        self.shared = SharedMemory(shared_bytes)
+        self.threads = np.arange(self.count)
+        self.parameters = {name: value for (name, _), value in zip(program.parameters, given, strict=True)}
+        self.registers: dict[str, Array] = {
+            "%tid.x": self.threads.astype("u4"),
+            "%ctaid.x": np.full(self.count, place[0], "u4"),
+            "%ctaid.y": np.full(self.count, place[1], "u4"),
+        }
+        self.active: NDArray[np.bool_] = np.ones(self.count, bool)
+
+    def run(self) -> None:
+        """From the first instruction to the return."""
+        at = 0
+        with np.errstate(all="ignore"):
+            while True:
+                one = self.program.statements[at]
+                at += 1
+                self.active = np.ones(self.count, bool)
+                if one.guard:
+                    self.active = self.registers[one.guard[0]] == one.guard[1]
+                if one.kinds[0] in {"bra", "ret"}:
+                    assert self.active.all() or not self.active.any(), "threads of one program part"
+                    if self.active.any():
+                        if one.kinds[0] == "ret":
+                            return
+                        at = self.program.labels[one.operands[0]]
+                elif self.active.any():
+                    DOES[one.kinds[0]](self, one.kinds, one.operands)
+
+    def get(self, operand: str, kind: str) -> Array:
+        """An operand's values of a type such as f32, by thread; NaN where it was never written, as halves are that no
+        one uses.
+        """
+        dtype = arithmetic.DTYPES[kind]
+        if operand in self.registers:
+            held = self.registers[operand]
+            return held if held.dtype == dtype else held.view(dtype)
+        if operand.startswith("%"):
+            assert kind != "pred", f"{operand} is read before it is written"
+            return np.full(self.count * dtype.itemsize, 0xFF, np.uint8).view(dtype)
+        return np.full(self.count, _number(operand, dtype), dtype)
+
+    def put(self, operand: str, values: Array) -> None:
+        """Writes a register of the threads for which the instruction is; `_` is none."""
+        if operand == "_":
+            return
+        width = next(width for prefix, width in WIDTHS.items() if re.fullmatch(prefix + r"\d+", operand))
+        values = np.broadcast_to(values, self.count)
+        assert values.dtype.itemsize == width.itemsize, f"{operand} gets a {values.dtype}"
+        if self.active.all():
+            self.registers[operand] = values.copy().view(width)
+        else:
+            held = self.registers.setdefault(operand, np.zeros(self.count, width))
+            self.registers[operand] = np.where(self.active, values.view(width), held)
+
+    def addresses(self, operand: str) -> Ints:
+        """What `[register + offset]` is, of the active threads."""
+        base, _, offset = operand.strip("[]").partition("+")
+        start = self.registers[base].astype(np.int64) if base.startswith("%") else np.full(self.count, SYMBOLS[base])
+        found = np.asarray(start + int(offset or 0))[self.active]
+        return found if base.startswith("%rd") else found & 0xFFFFFFFF
+
+
+def _number(text: str, dtype: np.dtype[Any]) -> Any:
+    if text in SYMBOLS:
+        return SYMBOLS[text]
+    if found := re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})", text):
+        return np.array(int(found[1], 16), "u4").view(dtype)[()]
+    value = int(text.rstrip("U"), 0)
+    if dtype.kind == "b":
+        return bool(value)
+    return np.array(value & ((1 << 8 * dtype.itemsize) - 1), f"u{dtype.itemsize}").view(dtype)[()]
+
+
+def launch(
+    program: Program, grid: tuple[int, int], shared_bytes: int, given: Sequence[int], memory: DeviceMemory
+) -> None:
+    """Runs every program of the grid; `given` are the entry's parameters, addresses in `memory` and numbers."""
+    for y in range(grid[1]):
+        for x in range(grid[0]):
+            Machine(program, memory, shared_bytes, (x, y), given).run()
+
+
+Kinds: TypeAlias = tuple[str, ...]
+Operands: TypeAlias = tuple[str, ...]
+
+
+def _vector(operand: str) -> list[str]:
+    return operand.strip("{}").split(",")
+
+
+def _load(machine: Machine, kinds: Kinds, operands: Operands) -> None:
+    if kinds[1] == "param":
+        value = machine.parameters[operands[1].strip("[]")]
+        machine.put(operands[0], machine.get(str(value), kinds[-1]))
+        return
+    targets, dtype = _vector(operands[0]), arithmetic.DTYPES[kinds[-1]]
+    count = len(targets) * dtype.itemsize
+    where = machine.addresses(operands[1])
+    if kinds[1] == "global":
+        found = machine.memory.read(where, count)
+    else:
+        found = machine.shared.read(machine.threads[machine.active], where, count)
+    values = np.zeros((machine.count, len(targets)), dtype)
+    values[machine.active] = found.view(dtype)
+    for target, column in zip(targets, values.T, strict=True):
+        machine.put(target, np.ascontiguousarray(column))
+
+
+def _store(machine: Machine, kinds: Kinds, operands: Operands) -> None:
+    sources = [machine.get(source, kinds[-1])[machine.active] for source in _vector(operands[1])]
+    values = np.ascontiguousarray(np.stack(sources, 1)).view(np.uint8)
+    where = machine.addresses(operands[0])
+    if kinds[1] == "global":
+        machine.memory.write(where, values)
+    else:
+        machine.shared.write(machine.threads[machine.active], where, values)
+
+
+def _copy(machine: Machine, kinds: Kinds, operands: Operands) -> None:
+    """cp.async: bytes beyond the source's size are zero, and are not read."""
+    if kinds[2] == "commit_group":
+        machine.shared.commit()
+    elif kinds[2] == "wait_group":
+        machine.shared.wait(int(operands[0]))
+    else:
+        size = int(operands[2], 0)
+        given = machine.get(operands[3], "u32")[machine.active] if len(operands) > 3 else np.full(1, size)
+        reads = np.broadcast_to(given == size, machine.active.sum())
+        assert (reads | (np.broadcast_to(given, reads.shape) == 0)).all()
+        values = np.zeros((len(reads), size), np.uint8)
+        if reads.any():
+            values[reads] = machine.memory.read(machine.addresses(operands[1])[reads], size)
+        machine.shared.copy(machine.threads[machine.active], machine.addresses(operands[0]), values)
+
+
+def _load_matrices(machine: Machine, kinds: Kinds, operands: Operands) -> None:
+    """ldmatrix: four matrices of 8 x 8 values of 16 bits; eight lanes of each warp name the rows of one."""
+    assert machine.active.all()
+    rows = machine.shared.read(machine.threads, machine.addresses(operands[1]), 16).view("u2")
+    matrices = rows.reshape(-1, 4, 8, 8)  # warp, matrix, row, column
+    if "trans" in kinds:
+        matrices = matrices.swapaxes(2, 3)
+    pairs = np.ascontiguousarray(matrices).view("u4").reshape(-1, 4, WARP)  # lane l has pair l % 4 of row l // 4
+    for target, matrix in zip(_vector(operands[0]), pairs.swapaxes(0, 1), strict=True):
+        machine.put(target, matrix.reshape(-1))
+
+
+def _multiply_matrices(machine: Machine, kinds: Kinds, operands: Operands) -> None:
+    """mma.m16n8k16: a [16, 16] times b [16, 8] plus c, spread over the lanes of each warp."""
+    assert machine.active.all()
+    assert kinds[3:6] == ("m16n8k16", "row", "col")
+    registers = [[machine.get(one, "b32").reshape(-1, WARP) for one in _vector(group)] for group in operands[1:]]
+    a, b = (np.stack([arithmetic.halves(one, kinds[7]) for one in group], 2) for group in registers[:2])
+    c = np.stack([one.view("f4") for one in registers[2]], 2).astype("f8")  # warp, lane, register
+    group, within = np.divmod(np.arange(WARP), 4)
+    row, column = np.zeros((2, WARP, 4, 2), int)
+    for register in range(4):  # of a: below it are rows + 8, beside it columns + 8
+        row[:, register] = (group + 8 * (register % 2))[:, None]
+        column[:, register] = (2 * within + 8 * (register // 2))[:, None] + np.arange(2)
+    left, right, sums = (np.zeros((len(c), *shape)) for shape in ((16, 16), (16, 8), (16, 8)))
+    left[:, row, column] = a
+    right[:, column[:, ::2], group[:, None, None]] = b
+    rows, columns = row[:, :2].reshape(WARP, 4), column[:, :2].reshape(WARP, 4)
+    sums[:, rows, columns] = c
+    out = (sums + left @ right).astype("f4")[:, rows, columns]
+    for index, target in enumerate(_vector(operands[0])):
+        machine.put(target, out[..., index].reshape(-1))
+
+
+def _exchange(machine: Machine, kinds: Kinds, operands: Operands) -> None:
+    """shfl and redux: among the lanes of each warp."""
+    assert machine.active.all()
+    if kinds[0] == "redux":
+        values = machine.get(operands[1], kinds[-1]).reshape(-1, WARP)
+        machine.put(operands[0], np.repeat(getattr(values, kinds[2])(1), WARP))
+        return
+    lane = machine.threads % WARP
+    other = machine.get(operands[2], "u32").astype(int)
+    source = {"bfly": lane ^ other, "idx": other % WARP}[kinds[2]]
+    machine.put(operands[0], machine.get(operands[1], "b32")[machine.threads - lane + source])
+
+
+def _move(machine: Machine, kinds: Kinds, operands: Operands) -> None:
+    target, source = operands
+    kind = kinds[-1]
+    if target.startswith("{"):
+        halves = machine.get(source, kind).view("u2" if kind == "b32" else "u4").reshape(machine.count, -1)
+        for one, column in zip(_vector(target), halves.T, strict=True):
+            machine.put(one, np.ascontiguousarray(column))
+    elif source.startswith("{"):
+        parts = [machine.get(one, "b16" if kind == "b32" else "b32") for one in _vector(source)]
+        machine.put(target, np.ascontiguousarray(np.stack(parts, 1)).view(arithmetic.DTYPES[kind])[:, 0])
+    else:
+        machine.put(target, machine.get(source, kind))
+
+
+def _barrier(machine: Machine, kinds: Kinds, operands: Operands) -> None:
+    assert machine.active.all()
+    machine.shared.barrier(of_warps=kinds[1] == "warp")
+
+
+def _calculate(function: Callable[..., Array], machine: Machine, kinds: Kinds, operands: Operands) -> None:
+    types = arithmetic.types_of(kinds, len(operands) - 1)
+    values = [machine.get(one, kind) for one, kind in zip(operands[1:], types, strict=True)]
+    machine.put(operands[0], function(kinds, *values))
+
+
+DOES: dict[str, Callable[[Machine, Kinds, Operands], None]] = {
+    "ld": _load,
+    "st": _store,
+    "cp": _copy,
+    "ldmatrix": _load_matrices,
+    "mma": _multiply_matrices,
+    "shfl": _exchange,
+    "redux": _exchange,
+    "mov": _move,
+    "bar": _barrier,
+    "createpolicy": lambda machine, _, operands: machine.put(operands[0], np.zeros(machine.count, "u8")),
+} | {name: partial(_calculate, function) for name, function in arithmetic.FUNCTIONS.items()}
