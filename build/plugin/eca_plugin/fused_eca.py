@@ -5,12 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from eca_plugin.channel_convolution import convolve, halo_values, inside_map, offsets, sums_by_phase, taps_of
 from eca_plugin.plan import Plan, power_of_two
 
 LARGEST_TAPS = 9
 VECTOR_BYTES = 16  # the widest load of a thread
 WARP = 32
 MOST_KEPT = 16  # tiles of one vector a thread: 64 of its registers
+MOST_AT_ONCE = 15  # those kept and those of the residual, where 128 registers are to do
 # Channels of a block and warps of a program, the fewest pixels first: (below so many pixels, channels, warps). A block
 # reads at least 64 bytes a pixel where its map still fits into registers; the larger the map, the more warps hold it.
 NHWC_BLOCKS = ((64, 128, 4), (256, 64, 8), (1024, 32, 8), (1 << 62, 16, 16))
@@ -35,12 +37,15 @@ def fused_eca(
     KEPT: tl.constexpr,
     HALO: tl.constexpr,
     HALO_PIXELS: tl.constexpr,
+    STEPS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """One program: BLOCK_CHANNELS channels of one image; grid (ceil(CHANNELS / BLOCK_CHANNELS), N).
 
     It sums its own channels and HALO neighbours on each side, HALO >= TAPS // 2. The first KEPT tiles of BLOCK_PIXELS
     pixels stay in registers between the sum and the scaling. The others are read again, the latest first: they are the
-    likeliest to be in the L2 cache still.
+    likeliest to be in the L2 cache still. What does not depend on the gate is loaded before the first barrier, which no
+    load is moved across: the neighbours, the weights, the first AHEAD tiles of the residual.
     """
     image = tl.program_id(1).to(tl.int64) * (CHANNELS * PIXELS)
     first = tl.program_id(0) * BLOCK_CHANNELS
@@ -51,57 +56,52 @@ def fused_eca(
     whole_block: tl.constexpr = CHANNELS % BLOCK_CHANNELS == 0
     tiles: tl.constexpr = (PIXELS + BLOCK_PIXELS - 1) // BLOCK_PIXELS
     # Constants are added to these alone, so that the tiles share their registers.
-    at = image + _offsets(own, pixels, CHANNELS, PIXELS, NHWC)
+    at = image + offsets(own, pixels, CHANNELS, PIXELS, NHWC)
 
+    taps = taps_of(weight, TAPS)
+    if TAPS > 1:
+        halo = halo_values(x + image, first, CHANNELS, PIXELS, NHWC, BLOCK_CHANNELS, HALO, HALO_PIXELS)
     sums = tl.zeros((BLOCK_CHANNELS, BLOCK_PIXELS), tl.float32)
     kept = ()
     for index in tl.static_range(KEPT):
-        inside = _inside(own, pixels + index * BLOCK_PIXELS, CHANNELS, PIXELS)
+        inside = inside_map(own, pixels + index * BLOCK_PIXELS, CHANNELS, PIXELS)
         tile = _load(x + at + index * step, inside, whole_block and (index + 1) * BLOCK_PIXELS <= PIXELS)
         kept = kept + (_packed(tile),)  # Triton's language has no unpacking
         sums += tile.to(tl.float32)
     for index in range(KEPT, tiles):
-        inside = _inside(own, pixels + index * BLOCK_PIXELS, CHANNELS, PIXELS)
+        inside = inside_map(own, pixels + index * BLOCK_PIXELS, CHANNELS, PIXELS)
         sums += tl.load(x + at + index * step, mask=inside, other=0.0).to(tl.float32)
-    own_sums = tl.sum(sums, 1)
+    added = ()
+    for index in tl.static_range(AHEAD):
+        if residual is not None:
+            inside = inside_map(own, pixels + index * BLOCK_PIXELS, CHANNELS, PIXELS)
+            tile = _load(residual + at + index * step, inside, whole_block and (index + 1) * BLOCK_PIXELS <= PIXELS)
+            added = added + (tile,)
+    own_sums = sums_by_phase(sums, BLOCK_CHANNELS, BLOCK_PIXELS, STEPS)
     if TAPS > 1:
-        halo_sums = _halo_sums(x + image, first, CHANNELS, PIXELS, NHWC, BLOCK_CHANNELS, HALO, HALO_PIXELS)
-        mixed = _convolve(own_sums, halo_sums, weight, TAPS, BLOCK_CHANNELS, HALO)
+        mixed = convolve(own_sums, tl.sum(halo, 1), taps, TAPS, BLOCK_CHANNELS, HALO, STEPS)
     else:
-        mixed = own_sums * tl.load(weight).to(tl.float32)
-    gate = tl.sigmoid(mixed / PIXELS)
+        mixed = convolve(own_sums, None, taps, TAPS, BLOCK_CHANNELS, HALO, STEPS)
+    gate = tl.sigmoid(mixed * (1.0 / PIXELS))
 
     for back in range(0, tiles - KEPT):
-        index = tiles - 1 - back
-        inside = _inside(own, pixels + index * BLOCK_PIXELS, CHANNELS, PIXELS)
-        again = tl.load(x + at + index * step, mask=inside, other=0.0, eviction_policy="evict_first")
-        _finish(again, gate, residual, out, at + index * step, inside, False, RELU)
+        latest = tiles - 1 - back
+        inside = inside_map(own, pixels + latest * BLOCK_PIXELS, CHANNELS, PIXELS)
+        again = tl.load(x + at + latest * step, mask=inside, other=0.0, eviction_policy="evict_first")
+        y = again.to(tl.float32) * gate[:, None]
+        if residual is not None:
+            y += tl.load(residual + at + latest * step, mask=inside, other=0.0).to(tl.float32)
+        _finish(y, out + at + latest * step, inside, False, RELU)
     for index in tl.static_range(KEPT):
-        inside = _inside(own, pixels + index * BLOCK_PIXELS, CHANNELS, PIXELS)
-        _finish(
-            kept[index],
-            gate,
-            residual,
-            out,
-            at + index * step,
-            inside,
-            whole_block and (index + 1) * BLOCK_PIXELS <= PIXELS,
-            RELU,
-        )
-
-
-@triton.jit
-def _offsets(channels, pixels, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, NHWC: tl.constexpr):
-    """Offsets within an image: [channels, pixels]."""
-    if NHWC:
-        return channels[:, None] + pixels[None, :] * CHANNELS
-    else:
-        return channels[:, None] * PIXELS + pixels[None, :]
-
-
-@triton.jit
-def _inside(channels, pixels, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
-    return ((channels >= 0) & (channels < CHANNELS))[:, None] & (pixels < PIXELS)[None, :]
+        inside = inside_map(own, pixels + index * BLOCK_PIXELS, CHANNELS, PIXELS)
+        y = kept[index].to(tl.float32) * gate[:, None]
+        if residual is not None:
+            if index < AHEAD:
+                y += added[index].to(tl.float32)
+            else:
+                whole_tile = whole_block and (index + 1) * BLOCK_PIXELS <= PIXELS
+                y += _load(residual + at + index * step, inside, whole_tile).to(tl.float32)
+        _finish(y, out + at + index * step, inside, whole_block and (index + 1) * BLOCK_PIXELS <= PIXELS, RELU)
 
 
 @triton.jit
@@ -127,58 +127,13 @@ def _load(pointers, inside, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _finish(tile, gate, residual, out, at, inside, WHOLE: tl.constexpr, RELU: tl.constexpr):
-    y = tile.to(tl.float32) * gate[:, None]
-    if residual is not None:
-        y += _load(residual + at, inside, WHOLE).to(tl.float32)
+def _finish(y, pointers, inside, WHOLE: tl.constexpr, RELU: tl.constexpr):
     if RELU:
-        y = tl.where(y < 0, 0.0, y)  # keeps NaN, as PyTorch does
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)  # as PyTorch does
     if WHOLE:
-        tl.store(out + at, y.to(out.dtype.element_ty))
+        tl.store(pointers, y.to(pointers.dtype.element_ty))
     else:
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _halo_sums(
-    image,
-    first,
-    CHANNELS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    NHWC: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    HALO: tl.constexpr,
-    HALO_PIXELS: tl.constexpr,
-):
-    """Float sums over the plane of the HALO channels before those of the block, then of those behind it."""
-    # NHWC loads a vector on each side, though the taps may reach only the nearest of its channels.
-    side = tl.arange(0, 2 * HALO)
-    halo = tl.where(side < HALO, first - HALO + side, first + BLOCK_CHANNELS - HALO + side)
-    pixels = tl.arange(0, HALO_PIXELS)
-    stride: tl.constexpr = CHANNELS if NHWC else 1
-    at = image + _offsets(halo, pixels, CHANNELS, PIXELS, NHWC)
-    sums = tl.zeros((2 * HALO, HALO_PIXELS), tl.float32)
-    for start in range(0, PIXELS, HALO_PIXELS):
-        inside = _inside(halo, pixels + start, CHANNELS, PIXELS)
-        sums += tl.load(at + start * stride, mask=inside, other=0.0).to(tl.float32)
-    return tl.sum(sums, 1)
-
-
-@triton.jit
-def _convolve(own, halo, weight, TAPS: tl.constexpr, COUNT: tl.constexpr, HALO: tl.constexpr):
-    """The convolution of COUNT channels' float sums `own` with HALO neighbours on each side in `halo`.
-
-    Sums of channels that do not exist are 0.
-    """
-    mixed = tl.zeros((COUNT,), tl.float32)
-    for tap in tl.static_range(TAPS):
-        source = tl.arange(0, COUNT) + (tap - TAPS // 2)
-        outside = (source < 0) | (source >= COUNT)
-        beside = tl.where(source < 0, source + HALO, source - COUNT + HALO)
-        value = tl.gather(own, tl.where(outside, 0, source), 0)
-        other = tl.gather(halo, tl.where(outside, beside, 0), 0)
-        mixed += tl.load(weight + tap).to(tl.float32) * tl.where(outside, other, value)
-    return mixed
+        tl.store(pointers, y.to(pointers.dtype.element_ty), mask=inside)
 
 
 def plans(channels: int, pixels: int, taps: int, nhwc: bool, relu: bool, value_bytes: int) -> tuple[Plan, ...]:
@@ -209,7 +164,9 @@ def _plan(
     count = max(1, min(power_of_two(pixels), warps * WARP * VECTOR_BYTES // value_bytes // block))
     tiles = -(-pixels // count)
     registers = (65536 // (warps * WARP) if warps > 8 else 255) - 56  # left for what is not kept: counted by ptxas
-    room = registers // 4 * 3 // 5 if channels % block else registers // 4  # loads with masks need more
+    room, at_once = registers // 4, MOST_AT_ONCE
+    if channels % block:  # loads with masks need more
+        room, at_once = room * 3 // 5, at_once * 3 // 5
     kept = min(tiles, MOST_KEPT, room)
     # LARGEST_TAPS reach four channels, whose vector is as cheap as one where channels lie beside each other
     halo = 4 if nhwc else power_of_two(max(1, taps // 2))
@@ -225,6 +182,8 @@ def _plan(
             "BLOCK_PIXELS": count,
             "KEPT": kept,
             "HALO": halo,
+            "STEPS": (min(block, VECTOR_BYTES // value_bytes) if nhwc else 1).bit_length() - 1,
+            "AHEAD": max(0, min(kept, at_once - kept)),
             "HALO_PIXELS": min(
                 power_of_two(pixels), max(1, warps * WARP * 2 * VECTOR_BYTES // value_bytes // (2 * halo))
             ),

@@ -115,7 +115,7 @@ def _finish(
     if residual is not None:
         y += tl.load(residual + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
     if RELU:
-        y = tl.where(y < 0, 0.0, y)  # keeps NaN, as PyTorch does
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)  # as PyTorch does
     tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
 
 

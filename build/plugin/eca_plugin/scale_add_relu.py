@@ -34,7 +34,7 @@ def scale_add_relu(
         other = tl.load(residual + start + at, mask=inside, other=0.0, eviction_policy="evict_first")
         y += other.to(tl.float32)
     if RELU:
-        y = tl.where(y < 0, 0.0, y)  # keeps NaN, as PyTorch does
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)  # as PyTorch does
     tl.store(out + start + at, y.to(out.dtype.element_ty), mask=inside)
 
 
