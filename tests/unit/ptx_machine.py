@@ -74,10 +74,10 @@ class Machine:
     """One program's threads, registers and shared memory."""
 
     def __init__(
-        self, program: Program, memory: DeviceMemory, shared_bytes: int, place: tuple[int, int], given: Sequence[int]
+        self, program: Program, memory: DeviceMemory, shared: SharedMemory, place: tuple[int, int], given: Sequence[int]
     ) -> None:
         self.program, self.memory, self.count = program, memory, program.threads
-        self.shared = SharedMemory(shared_bytes)
+        self.shared = shared
         self.threads = np.arange(self.count)
         self.parameters = {name: value for (name, _), value in zip(program.parameters, given, strict=True)}
         self.registers: dict[str, Array] = {
@@ -157,7 +157,7 @@ def launch(
     """Runs every program of the grid; `given` are the entry's parameters, addresses in `memory` and numbers."""
     for y in range(grid[1]):
         for x in range(grid[0]):
-            Machine(program, memory, shared_bytes, (x, y), given).run()
+            Machine(program, memory, SharedMemory(shared_bytes), (x, y), given).run()
 
 
 Kinds: TypeAlias = tuple[str, ...]

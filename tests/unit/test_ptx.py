@@ -24,6 +24,7 @@ from eca_plugin.tuning import Site
 from torch import Tensor
 
 from tests.gpu import sites
+from tests.unit import ptx_counts
 from tests.unit.kernel_cases import TOLERANCES, Case, arguments, cases, exact
 from tests.unit.ptx_driver import Driver
 
@@ -118,6 +119,14 @@ def test_a_map_that_fits_into_registers_is_read_once(emulated: Emulated) -> None
     size = 512 * 7 * 7 * 2
     assert (of_x, of_residual, of_out) == (size + 6 * 4 * 7 * 7 * 2, size, 0)
     assert of_weight
+
+
+@pytest.mark.parametrize(("channels", "side", "taps", "cycles"), [(1024, 14, 5, 450), (2048, 7, 7, 250)])
+def test_what_a_program_s_threads_hand_on_is_spread_over_the_banks(
+    channels: int, side: int, taps: int, cycles: int
+) -> None:
+    """With all of a warp's lanes at one bank it was 1,188 and 1,090."""
+    assert 0 < ptx_counts.shared_cycles(channels, side, taps) < cycles
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="needs the extra `tensorrt-rtx`")
