@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,23 @@ def test_ptx_is_what_a_plugin_needs(name: str) -> None:
         used = assemble(compiled, chip)
         assert used.spilled_bytes == 0
         assert used.registers <= 65536 // compiled.threads, "or no block of threads fits"
+
+
+@pytest.mark.parametrize("name", ["fused-14-nhwc", "scale-56-nhwc", "gated-56-nhwc"])
+def test_inductor_s_copy_of_a_kernel_is_the_same(name: str, tmp_path: Path) -> None:
+    """It writes the kernel and the functions that it calls, of other modules too, into its own code."""
+    from torch._inductor.codegen.wrapper import user_defined_triton_kernel_transitive_closure_source_code as copied
+
+    plan, dtype, residual, _ = PLANS[name]
+    source = tmp_path / f"copy_{plan.kernel.__name__}.py"
+    source.write_text(f"import triton\nimport triton.language as tl\n\n\n@triton.jit\n{copied(plan.kernel)}")
+    spec = importlib.util.spec_from_file_location(source.stem, source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    copy = replace(plan, kernel=getattr(module, plan.kernel.__name__))
+    assert compile_plan(copy, dtype, residual) == compile_plan(plan, dtype, residual)
 
 
 def test_kernels_of_many_sites_are_compiled_side_by_side() -> None:
