@@ -26,7 +26,7 @@ from eca_service.core import Core
 from eca_service.openapi import PHOTO
 from eca_service.peers import Peers
 from eca_service.settings import Settings
-from eca_service.stopping import ENDING, hung_up
+from eca_service.stopping import ENDING, LONGEST_WAIT_S, Terminal, hung_up
 from eca_service.tls import Certificate
 from eca_service.tracing import Tracing
 
@@ -121,6 +121,8 @@ def serve(
         for number in hung_up():
             asyncio.get_running_loop().add_signal_handler(number, lambda: None if core.leaving else asked.set())
         others = [asyncio.create_task(_end(server, core, asked)), asyncio.create_task(peers.beat())]
+        if hung_up():
+            others.append(asyncio.create_task(_end_with_terminal(core, asked)))
         if peers.index == 0 and not replaces:
             others.append(asyncio.create_task(_announce(core)))
         if certificate:
@@ -134,6 +136,14 @@ def serve(
     gc.freeze()  # what is here stays for good; to look through it again and again took 4 % of the event loop
     gc.set_threshold(*GARBAGE)
     uvloop.run(run(), loop_factory=loop)
+
+
+async def _end_with_terminal(core: Core, asked: asyncio.Event) -> None:
+    terminal = Terminal()
+    while not terminal.went():
+        await asyncio.sleep(LONGEST_WAIT_S)
+    if not core.leaving:
+        asked.set()
 
 
 async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -17,6 +18,29 @@ def hung_up() -> tuple[signal.Signals, ...]:
     return () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
 
 
+class Terminal:
+    """The one in whose foreground this process runs, if any.
+
+    It sends SIGHUP to its first process alone: where that is make, as in a pane of tmux or by `ssh -t`, it waits for us
+    and sends nothing on. So one that is gone counts as SIGHUP.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = next((one for one in range(3) if os.isatty(one)), None)
+        self._foreground = False
+
+    def went(self) -> bool:
+        """Whether it was closed since it was last asked about, and this process was in its foreground then."""
+        if self._descriptor is None:
+            return False
+        try:
+            self._foreground = os.tcgetpgrp(self._descriptor) == os.getpgrp()
+        except OSError:
+            self._descriptor = None
+            return self._foreground
+        return False
+
+
 class Stopping:
     """SIGTERM, SIGINT, SIGQUIT and one SIGHUP are counted while the block runs, instead of what they did before.
 
@@ -28,12 +52,14 @@ class Stopping:
         self._asked: SimpleQueue[int] = SimpleQueue()
 
     def __enter__(self) -> Stopping:
+        self._terminal = Terminal() if hung_up() else None
         self._before = {number: signal.signal(number, self._ask) for number in (*ENDING, *hung_up())}
         return self
 
     def _ask(self, number: int, _: object) -> None:
         if number == signal.SIGHUP:
             signal.signal(number, signal.SIG_IGN)
+            self._terminal = None
         self._asked.put(number)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -45,6 +71,9 @@ class Stopping:
         try:
             self._asked.get(timeout=within_s)
         except Empty:
+            if self._terminal and self._terminal.went():
+                self._terminal = None
+                return True
             return False
         return True
 

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from eca_service.stopping import ENDING, LONGEST_WAIT_S, Stopping
@@ -54,3 +57,53 @@ def test_a_terminal_that_hangs_up_twice_asks_once_and_not_at_all_under_nohup(ign
             assert not stopping.asked(0.01)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+WAITS = """
+import os, pathlib, sys, time
+from eca_service.stopping import Stopping
+told, background = pathlib.Path(sys.argv[1]), sys.argv[2] == "background"
+if background:
+    os.setpgid(0, 0)
+with Stopping() as stopping:
+    end = time.monotonic() + 20
+    told.with_name("pid").write_text(str(os.getpid()))
+    told.with_name("pid").rename(told)
+    while time.monotonic() < end and not (asked := stopping.asked(0.05)):
+        pass
+    told.with_name("asked").write_text(f"{asked}, {stopping.asked(0.1)}")
+"""
+
+
+FIRST = """
+import fcntl, signal, subprocess, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[3] == "nohup" else lambda *_: None)
+subprocess.run([sys.executable, "-c", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize(("runs", "ends"), [("foreground", True), ("background", False), ("nohup", False)])
+def test_a_terminal_that_is_gone_asks_who_was_in_its_foreground(runs: str, ends: bool, tmp_path: Path) -> None:
+    """Its first process, here as make is, is told by SIGHUP and waits; what was disowned in the background goes on."""
+    told, asked = tmp_path / "told", tmp_path / "asked"
+    terminal, ours = os.openpty()
+    command = [sys.executable, "-c", FIRST, WAITS, str(told), runs]
+    first = subprocess.Popen(command, stdin=ours, stdout=ours, stderr=ours, start_new_session=True)
+    os.close(ours)
+    try:
+        end = time.monotonic() + 60
+        while not told.exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        time.sleep(0.3)
+        os.close(terminal)
+        end = time.monotonic() + (15 if ends else 1.5)
+        while not asked.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert asked.exists() == ends
+        if not ends:
+            os.kill(int(told.read_text()), signal.SIGTERM)
+    finally:
+        first.wait(40)
+    assert asked.read_text() == "True, False"
