@@ -15,8 +15,9 @@ from eca_plugin.fused_eca import plans
 
 from tests.unit.kernel_cases import Case, arguments
 from tests.unit.ptx_driver import Driver
-from tests.unit.ptx_machine import Machine, parsed
+from tests.unit.ptx_machine import Machine
 from tests.unit.ptx_memory import WARP, Bytes, Ints, SharedMemory
+from tests.unit.ptx_program import parsed
 
 BANKS, WORD = 32, 4
 SITES = ((256, 56, 5), (512, 28, 5), (1024, 14, 5), (2048, 7, 7))  # channels, side, taps

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.unit.ptx_machine import Program, launch, parsed
+from tests.unit.ptx_machine import launch
 from tests.unit.ptx_memory import DeviceMemory
+from tests.unit.ptx_program import Program, parsed
 
 SHARED_BYTES = 48 << 10  # that a launch has without more ado
 MOST_BLOCKS = 65535  # on a grid's second axis

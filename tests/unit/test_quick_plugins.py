@@ -20,7 +20,7 @@ import torch
 from eca_plugin.descriptor import OPERATORS, TORCH_NAMES
 from eca_plugin.plan import Plan
 
-from tests.unit import ptx_machine
+from tests.unit import ptx_machine, ptx_program
 from tests.unit.kernel_cases import TOLERANCES, Case, arguments, exact
 from tests.unit.ptx_driver import Driver
 
@@ -129,7 +129,7 @@ def test_what_the_layer_launches_computes_the_definition(
     out = torch.full_like(exact(case), torch.nan, dtype=torch.float16)
     emulated, launch = Driver(), answer["launch"]
     given = [emulated.add(tensor) for tensor in (*inputs, *([] if added is None else [added]))]
-    program = ptx_machine.parsed(answer["kernel"][1])
+    program = ptx_program.parsed(answer["kernel"][1])
     assert launch["block_x"] == program.threads
     grid = launch["grid_x"], launch["grid_y"]
     ptx_machine.launch(
