@@ -15,7 +15,7 @@ from tests.integration.conftest import FRESH, MODEL, golden_png, start
 from tests.integration.test_reload import publish, served, until
 
 HANGS_S = 8.0  # golden answers are asked for twice in it
-MOST_S = 1.5  # for an answer, on a machine that has other things to do
+MOST_S = 4.0  # for an answer, on a machine that has other things to do
 
 
 def test_what_is_loaded_serves_on(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ async def test_one_that_hangs_keeps_nobody_and_is_not_joined_by_others(pipe: Pat
     started = time.monotonic()
     with pytest.raises(disk.NoAnswer, match="its file system does not answer"):
         await disk.call(pipe.read_bytes, patience_s=0.2)
-    assert 0.2 <= time.monotonic() - started < 2
+    assert 0.2 <= time.monotonic() - started < 10
     before = threading.active_count()
     with pytest.raises(disk.NoAnswer):
         await disk.call(pipe.read_bytes, patience_s=60)
