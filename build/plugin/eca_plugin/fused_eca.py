@@ -45,7 +45,8 @@ def fused_eca(
     It sums its own channels and HALO neighbours on each side, HALO >= TAPS // 2. The first KEPT tiles of BLOCK_PIXELS
     pixels stay in registers between the sum and the scaling. The others are read again, the latest first: they are the
     likeliest to be in the L2 cache still. What does not depend on the gate is loaded before the first barrier, which no
-    load is moved across: the neighbours, the weights, the first AHEAD tiles of the residual.
+    load is moved across: the neighbours, the weights, the first AHEAD tiles of the residual. The sums are split in
+    1 << STEPS phases, see `channel_convolution`.
     """
     image = tl.program_id(1).to(tl.int64) * (CHANNELS * PIXELS)
     first = tl.program_id(0) * BLOCK_CHANNELS
