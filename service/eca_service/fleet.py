@@ -126,7 +126,7 @@ class Fleet:
         try:
             kept = await disk.call(present, home, versions)
             wanted = await disk.call(config, home, kept) if kept else None
-        except (ServiceError, disk.NoAnswer) as error:
+        except (ServiceError, OSError) as error:
             logger.warning("Triton keeps what %s no longer needs: %s", home.name, error)
             return
         for client in list(self._clients.values()):
@@ -188,7 +188,7 @@ class Fleet:
             answer = await client.get_model_config(name, version, client_timeout=CONTROL_S)
         except (InferenceServerException, grpc.RpcError) as error:
             raise translated(error, name) from None
-        except disk.NoAnswer as error:
+        except OSError as error:  # its file system does not answer, or is gone
             raise OutOfReach("model_not_ready", f"{home}: {error.strerror}") from None
         require_as_agreed(contract, metadata)
         return batches_at_once(answer.config)

@@ -16,7 +16,7 @@ class NotLoaded(ServiceError):
 
 
 class OutOfReach(ServiceError):
-    """The file system of a version that is to be loaded does not answer."""
+    """The file system of a version that is to be loaded does not answer, or is gone."""
 
 
 def passes(error: BaseException) -> bool:
