@@ -7,7 +7,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +31,7 @@ async def call(function: Callable[..., T], *arguments: object, patience_s: float
     """
     if _hanging:
         raise NoAnswer
-    outcome: Future[T] = Future()
-    outcome.set_running_or_notify_cancel()
-    threading.Thread(target=_run, args=(outcome, function, arguments), name="disk", daemon=True).start()
+    outcome = _begin(function, arguments)
     awaited = asyncio.wrap_future(outcome)
     try:
         done, _ = await asyncio.wait({awaited}, timeout=patience_s)
@@ -52,6 +50,24 @@ async def is_folder(path: Path) -> bool | None:
         return await call(os.path.isdir, path)  # pathlib's raises where the file system is gone
     except NoAnswer:
         return None
+
+
+def patiently(tell: Callable[[], None], function: Callable[..., T], *arguments: object) -> T:
+    """What `function` returns or raises, however long it takes; after PATIENCE_S `tell` says that it is waited for.
+
+    For a start, which can be ended by a signal meanwhile.
+    """
+    outcome = _begin(function, arguments)
+    if not wait({outcome}, PATIENCE_S).done:
+        tell()
+    return outcome.result()
+
+
+def _begin(function: Callable[..., T], arguments: tuple[object, ...]) -> Future[T]:
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()
+    threading.Thread(target=_run, args=(outcome, function, arguments), name="disk", daemon=True).start()
+    return outcome
 
 
 def _run(outcome: Future[T], function: Callable[..., T], arguments: tuple[object, ...]) -> None:

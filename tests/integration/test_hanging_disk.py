@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,16 +19,58 @@ HANGS_S = 8.0  # golden answers are asked for twice in it
 MOST_S = 4.0  # for an answer, on a machine that has other things to do
 
 
-def test_what_is_loaded_serves_on(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """While it exists, `tmp_path / "repository"` hangs for every process that is started from here."""
     compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
-    library, switch, own = tmp_path / "hanging.so", tmp_path / "hangs", tmp_path / "repository"
+    library, made = tmp_path / "hanging.so", tmp_path / "hangs"
     source = Path(__file__).with_name("hanging.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    for name, value in (("LD_PRELOAD", library), ("HANG_UNDER", tmp_path / "repository"), ("HANG_WHILE", made)):
+        monkeypatch.setenv(name, str(value))
+    return made
+
+
+@pytest.mark.parametrize("ended_by", [None, signal.SIGINT])
+def test_a_start_says_that_it_waits(
+    repository: Path, tmp_path: Path, switch: Path, ended_by: signal.Signals | None
+) -> None:
+    own = tmp_path / "repository"
+    shutil.copytree(repository / MODEL, own / MODEL)
+    switch.touch()
+    service = start(own, tmp_path)
+    try:
+        until(lambda: f"{own} does not answer yet; waiting for its file system" in service.log.read_text(), service)
+        if ended_by:
+            service.process.send_signal(ended_by)
+            assert service.process.wait(MOST_S), service.log.read_text()
+        else:
+            switch.unlink()
+            service.await_ready()
+    finally:
+        switch.unlink(missing_ok=True)
+        service.process.send_signal(signal.SIGTERM)
+        service.process.wait(30)
+
+
+def test_doctor_says_that_it_waits(repository: Path, tmp_path: Path, switch: Path) -> None:
+    own = tmp_path / "repository"
+    shutil.copytree(repository / MODEL, own / MODEL)
+    switch.touch()
+    command = [str(Path(sys.executable).with_name("eca-serve")), "doctor", "--repository", str(own)]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        assert process.stderr.readline() == f"{own} does not answer yet; waiting for its file system\n"
+        switch.unlink()
+        out, _ = process.communicate(timeout=60)
+    assert f"{MODEL} version 1" in out
+
+
+def test_what_is_loaded_serves_on(repository: Path, tmp_path: Path, switch: Path) -> None:
+    own = tmp_path / "repository"
     shutil.copytree(repository / MODEL, own / MODEL)
     (tmp_path / "token").write_text("a-token-that-is-long-enough-for-it\n")
     (tmp_path / "token").chmod(0o600)
-    for name, value in (("LD_PRELOAD", library), ("HANG_UNDER", own), ("HANG_WHILE", switch)):
-        monkeypatch.setenv(name, str(value))
     service = start(own, tmp_path, management_token_file=tmp_path / "token")
     image, management = golden_png(repository, MODEL), {"authorization": "Bearer a-token-that-is-long-enough-for-it"}
     try:

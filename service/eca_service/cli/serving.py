@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import click
 
+from eca_service import disk
 from eca_service.cli.options import log, with_settings, with_triton_settings
 from eca_service.settings import Settings, SettingsError, load
 from eca_service.stopping import Stopping
@@ -106,7 +107,10 @@ def _require_models(settings: Settings) -> None:
     from eca_service.preflight import obstacle_of
     from eca_service.registry import Registry
 
-    registry = Registry(settings.repository, settings.default_model, obstacle_of(settings.triton_url))
+    registry = disk.patiently(
+        lambda: logger.warning("%s does not answer yet; waiting for its file system", settings.repository),
+        *(Registry, settings.repository, settings.default_model, obstacle_of(settings.triton_url)),
+    )
     if not registry.models:
         raise SettingsError(
             f"{settings.repository} holds no model that can be served here; `eca-build compile CHECKPOINT` makes one"

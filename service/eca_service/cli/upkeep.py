@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from eca_service import logs
+from eca_service import disk, logs
 from eca_service.addresses import from_here, joined
 from eca_service.cli.options import key_of, option, with_ca, with_key, with_settings
 from eca_service.errors import ServiceError
@@ -129,7 +129,10 @@ def doctor(url: str | None, seconds: float, ca: Path | None, api_key_file: Path 
         findings = examine.service(Client(url, key=secret, ca=ca, retry=once), seconds)
     else:
         settings = load(given)
-        registry = Registry(settings.repository, settings.default_model)
+        registry = disk.patiently(
+            lambda: click.echo(f"{settings.repository} does not answer yet; waiting for its file system", err=True),
+            *(Registry, settings.repository, settings.default_model),
+        )
         own = joined(from_here(settings.host), settings.http_port)
         if settings.tls_cert:  # whatever names it has: it is this one
             client = Client(f"https://{own}", key=secret, ca=ca or settings.tls_cert, pinned=ca is None, retry=once)
