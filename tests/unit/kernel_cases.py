@@ -29,8 +29,9 @@ TOLERANCES = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 2e-2}
 class Case(NamedTuple):
     """One call. `taps` is FusedECA's, `inputs` GatedConv1x1's; 0 for the others.
 
-    `way` is the number of the plan that is launched. With `kept`, which is FusedECA's, only so many of its tiles stay
-    in registers, as of a map that is larger than tests can afford.
+    `way` is the number of the plan that is launched, of those for `chip` (90 is 9.0), by default for any chip. With
+    `kept`, which is FusedECA's, only so many of its tiles stay in registers, as of a map that is larger than tests can
+    afford.
     """
 
     operator: str
@@ -46,6 +47,7 @@ class Case(NamedTuple):
     inputs: int = 0
     way: int = 0
     kept: int | None = None
+    chip: int | None = None
 
     @property
     def name(self) -> str:
@@ -58,11 +60,12 @@ class Case(NamedTuple):
             *(["relu"] * self.relu),
         ]
         ways = [*([f"way {self.way}"] * bool(self.way)), *([] if self.kept is None else [f"kept {self.kept}"])]
+        ways += [f"chip {self.chip}"] * bool(self.chip)
         return "-".join([self.operator, shape, *options, f"{self.taps or self.inputs}", *ways])
 
     def plan(self, site: Site) -> Plan:
         """What is launched."""
-        plan = site.plans()[self.way]
+        plan = site.plans(self.chip)[self.way]
         return plan if self.kept is None else replace(plan, constants={**plan.constants, "KEPT": self.kept})
 
 

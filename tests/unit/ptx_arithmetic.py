@@ -22,7 +22,7 @@ COMPARES: dict[str, np.ufunc] = {
 def halves(words: Array, kind: str) -> Array:
     """The two 16-bit numbers of each word, the lower half first, as float64: [..., 2]."""
     pairs = np.ascontiguousarray(words)[..., None].view("u2")
-    return _widened(pairs, kind).astype("f8")
+    return widened(pairs, kind).astype("f8")
 
 
 def types_of(kinds: Kinds, count: int) -> list[str]:
@@ -48,7 +48,8 @@ def _bits(values: Array, kind: str) -> Array:
     return np.where(np.isnan(values), 0x7FFF, rounded).astype("u2")
 
 
-def _widened(bits: Array, kind: str) -> Array:
+def widened(bits: Array, kind: str) -> Array:
+    """16 bits of f16 or bf16 as float32."""
     return bits.view("f2").astype("f4") if kind == "f16" else (bits.astype("u4") << 16).view("f4")
 
 
@@ -61,7 +62,7 @@ def _convert(kinds: Kinds, *values: Array) -> Array:
     if target in {"f16", "bf16"}:
         return _bits(value, target)
     if source in {"f16", "bf16"}:
-        return _widened(value.view("u2"), source)
+        return widened(value.view("u2"), source)
     return value.astype(DTYPES[target])
 
 
@@ -69,7 +70,7 @@ def _in_16_bits(function: Callable[..., Array], kinds: Kinds, *values: Array) ->
     """On numbers of f16 or bf16, or on both of each word."""
     kind = kinds[-1].removesuffix("x2")
     if kind == kinds[-1]:
-        return _bits(function(*(_widened(value.view("u2"), kind).astype("f8") for value in values)), kind)
+        return _bits(function(*(widened(value.view("u2"), kind).astype("f8") for value in values)), kind)
     done = function(*(halves(value, kind) for value in values))
     return np.ascontiguousarray(_bits(done, kind)).view("u4")[..., 0]
 

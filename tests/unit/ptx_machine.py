@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.unit import ptx_arithmetic as arithmetic
+from tests.unit import ptx_matrices as matrices
 from tests.unit.ptx_memory import WARP, DeviceMemory, Ints, SharedMemory
-from tests.unit.ptx_program import Program
+from tests.unit.ptx_program import Program, vector
+from tests.unit.ptx_warpgroups import Products
 
 Array: TypeAlias = NDArray[Any]
 WIDTHS = {"%p": np.dtype(bool), "%rs": np.dtype("u2"), "%rd": np.dtype("u8"), "%r": np.dtype("u4")}
@@ -38,6 +40,7 @@ class Machine:
             "%ctaid.x": np.full(self.count, place[0], "u4"),
             "%ctaid.y": np.full(self.count, place[1], "u4"),
         }
+        self.products = Products()
         self.active: NDArray[np.bool_] = np.ones(self.count, bool)
 
     def run(self) -> None:
@@ -60,9 +63,12 @@ class Machine:
                     DOES[one.kinds[0]](self, one.kinds, one.operands)
 
     def get(self, operand: str, kind: str) -> Array:
-        """An operand's values of a type such as f32, by thread; NaN where it was never written, as halves are that no
-        one uses.
-        """
+        """An operand's values of a type such as f32, by thread."""
+        assert operand not in self.products.pending, f"{operand} is read before its product is finished"
+        return self.peek(operand, kind)
+
+    def peek(self, operand: str, kind: str) -> Array:
+        """As `get`, though a product is to be in it; NaN where it was never written, as halves are that no one uses."""
         dtype = arithmetic.DTYPES[kind]
         if operand in self.registers:
             held = self.registers[operand]
@@ -76,6 +82,8 @@ class Machine:
         """Writes a register of the threads for which the instruction is; `_` is none."""
         if operand == "_":
             return
+        assert operand not in self.products.pending, f"{operand} is written before its product is finished"
+        self.products.touched.add(operand)
         width = next(width for prefix, width in WIDTHS.items() if re.fullmatch(prefix + r"\d+", operand))
         values = np.broadcast_to(values, self.count)
         assert values.dtype.itemsize == width.itemsize, f"{operand} gets a {values.dtype}"
@@ -117,16 +125,12 @@ Kinds: TypeAlias = tuple[str, ...]
 Operands: TypeAlias = tuple[str, ...]
 
 
-def _vector(operand: str) -> list[str]:
-    return operand.strip("{}").split(",")
-
-
 def _load(machine: Machine, kinds: Kinds, operands: Operands) -> None:
     if kinds[1] == "param":
         value = machine.parameters[operands[1].strip("[]")]
         machine.put(operands[0], machine.get(str(value), kinds[-1]))
         return
-    targets, dtype = _vector(operands[0]), arithmetic.DTYPES[kinds[-1]]
+    targets, dtype = vector(operands[0]), arithmetic.DTYPES[kinds[-1]]
     count = len(targets) * dtype.itemsize
     where = machine.addresses(operands[1])
     if kinds[1] == "global":
@@ -140,7 +144,7 @@ def _load(machine: Machine, kinds: Kinds, operands: Operands) -> None:
 
 
 def _store(machine: Machine, kinds: Kinds, operands: Operands) -> None:
-    sources = [machine.get(source, kinds[-1])[machine.active] for source in _vector(operands[1])]
+    sources = [machine.get(source, kinds[-1])[machine.active] for source in vector(operands[1])]
     values = np.ascontiguousarray(np.stack(sources, 1)).view(np.uint8)
     where = machine.addresses(operands[0])
     if kinds[1] == "global":
@@ -166,40 +170,6 @@ def _copy(machine: Machine, kinds: Kinds, operands: Operands) -> None:
         machine.shared.copy(machine.threads[machine.active], machine.addresses(operands[0]), values)
 
 
-def _load_matrices(machine: Machine, kinds: Kinds, operands: Operands) -> None:
-    """ldmatrix: four matrices of 8 x 8 values of 16 bits; eight lanes of each warp name the rows of one."""
-    assert machine.active.all()
-    rows = machine.shared.read(machine.threads, machine.addresses(operands[1]), 16).view("u2")
-    matrices = rows.reshape(-1, 4, 8, 8)  # warp, matrix, row, column
-    if "trans" in kinds:
-        matrices = matrices.swapaxes(2, 3)
-    pairs = np.ascontiguousarray(matrices).view("u4").reshape(-1, 4, WARP)  # lane l has pair l % 4 of row l // 4
-    for target, matrix in zip(_vector(operands[0]), pairs.swapaxes(0, 1), strict=True):
-        machine.put(target, matrix.reshape(-1))
-
-
-def _multiply_matrices(machine: Machine, kinds: Kinds, operands: Operands) -> None:
-    """mma.m16n8k16: a [16, 16] times b [16, 8] plus c, spread over the lanes of each warp."""
-    assert machine.active.all()
-    assert kinds[3:6] == ("m16n8k16", "row", "col")
-    registers = [[machine.get(one, "b32").reshape(-1, WARP) for one in _vector(group)] for group in operands[1:]]
-    a, b = (np.stack([arithmetic.halves(one, kinds[7]) for one in group], 2) for group in registers[:2])
-    c = np.stack([one.view("f4") for one in registers[2]], 2).astype("f8")  # warp, lane, register
-    group, within = np.divmod(np.arange(WARP), 4)
-    row, column = np.zeros((2, WARP, 4, 2), int)
-    for register in range(4):  # of a: below it are rows + 8, beside it columns + 8
-        row[:, register] = (group + 8 * (register % 2))[:, None]
-        column[:, register] = (2 * within + 8 * (register // 2))[:, None] + np.arange(2)
-    left, right, sums = (np.zeros((len(c), *shape)) for shape in ((16, 16), (16, 8), (16, 8)))
-    left[:, row, column] = a
-    right[:, column[:, ::2], group[:, None, None]] = b
-    rows, columns = row[:, :2].reshape(WARP, 4), column[:, :2].reshape(WARP, 4)
-    sums[:, rows, columns] = c
-    out = (sums + left @ right).astype("f4")[:, rows, columns]
-    for index, target in enumerate(_vector(operands[0])):
-        machine.put(target, out[..., index].reshape(-1))
-
-
 def _exchange(machine: Machine, kinds: Kinds, operands: Operands) -> None:
     """shfl and redux: among the lanes of each warp."""
     assert machine.active.all()
@@ -218,13 +188,15 @@ def _move(machine: Machine, kinds: Kinds, operands: Operands) -> None:
     kind = kinds[-1]
     if target.startswith("{"):
         halves = machine.get(source, kind).view("u2" if kind == "b32" else "u4").reshape(machine.count, -1)
-        for one, column in zip(_vector(target), halves.T, strict=True):
+        for one, column in zip(vector(target), halves.T, strict=True):
             machine.put(one, np.ascontiguousarray(column))
     elif source.startswith("{"):
-        parts = [machine.get(one, "b16" if kind == "b32" else "b32") for one in _vector(source)]
+        parts = [machine.get(one, "b16" if kind == "b32" else "b32") for one in vector(source)]
         machine.put(target, np.ascontiguousarray(np.stack(parts, 1)).view(arithmetic.DTYPES[kind])[:, 0])
     else:
         machine.put(target, machine.get(source, kind))
+        if source.startswith("%"):
+            machine.products.touched.discard(target)  # the assembler orders its compiler's copies
 
 
 def _barrier(machine: Machine, kinds: Kinds, operands: Operands) -> None:
@@ -242,8 +214,11 @@ DOES: dict[str, Callable[[Machine, Kinds, Operands], None]] = {
     "ld": _load,
     "st": _store,
     "cp": _copy,
-    "ldmatrix": _load_matrices,
-    "mma": _multiply_matrices,
+    "ldmatrix": matrices.load_matrices,
+    "mma": matrices.multiply_matrices,
+    "stmatrix": matrices.store_matrices,
+    "wgmma": matrices.multiply_by_warpgroups,
+    "fence": lambda machine, *_: machine.shared.fence(),
     "shfl": _exchange,
     "redux": _exchange,
     "mov": _move,

@@ -11,7 +11,7 @@ Bytes: TypeAlias = NDArray[np.uint8]
 Ints: TypeAlias = NDArray[np.int64]
 FIRST, APART = 1 << 40, 1 << 36  # where buffers begin: an offset that overflowed 32 bits meets none of them
 NOBODY, MANY = -1, -2
-WARP = 32
+WARP, WARPGROUP = 32, 128
 
 
 class DeviceMemory:
@@ -95,9 +95,14 @@ class SharedMemory:
         self._bytes = np.full(size, 0xFF, np.uint8)
         self._writers, self._readers = Accesses(size), Accesses(size)
         self._coming: list[list[tuple[Ints, Ints, Bytes]]] = [[]]  # groups of copies that may arrive at any time
+        self._multiplying: list[list[tuple[int, Ints]]] = [[]]  # groups of what is read at any time
+        self._multiplied: list[tuple[int, Ints]] = []  # what a warpgroup has read, which the others do not know
+        self._unfenced = np.zeros(size, bool)  # written, and not yet shown to the tensor cores
 
     def barrier(self, of_warps: bool) -> None:
         """All threads have come here, or those of each warp."""
+        if not of_warps:
+            self._multiplied.clear()
         for one in (self._writers, self._readers):
             if of_warps:
                 one.meet()
@@ -135,10 +140,34 @@ class SharedMemory:
                 self._store(by, places, values)
         self._coming = self._coming[arrived:]
 
+    def fence(self) -> None:
+        """What was written until now may be read by `multiplied`."""
+        self._unfenced[:] = False
+
+    def multiplied(self, warpgroup: int, addresses: Ints, count: int) -> Bytes:
+        """As `read`, but the warpgroup may do it at any time until its group is waited for."""
+        by, places = self._places(np.full(len(addresses), NOBODY), addresses, count)
+        assert not self._writers.others(by, places), "a warpgroup multiplies what a thread writes"
+        assert not self._unfenced[places].any(), "what a warpgroup multiplies is not fenced"
+        self._multiplying[-1].append((warpgroup, places))
+        return self._bytes[places]
+
+    def commit_products(self) -> None:
+        """Makes a group of what is multiplied since the last one."""
+        self._multiplying.append([])
+
+    def wait_for_products(self, groups: int) -> None:
+        """Each warpgroup waits until all its groups but so many of the last are read."""
+        read = max(0, len(self._multiplying) - 1 - groups)
+        for group in self._multiplying[:read]:
+            self._multiplied += group
+        self._multiplying = self._multiplying[read:]
+
     def _store(self, by: Ints, places: Ints, values: Bytes) -> None:
         self._bytes[places] = values
         assert (self._bytes[places] == values).all(), "two threads write different values to one place"
         self._writers.add(by, places)
+        self._unfenced[places] = True
 
     def _places(self, threads: Ints, addresses: Ints, count: int) -> tuple[Ints, Ints]:
         """Which thread is at which bytes, both [n, count]."""
@@ -154,3 +183,8 @@ class SharedMemory:
     def _require_alone(self, by: Ints, places: Ints) -> None:
         assert not self._writers.others(by, places), "a thread writes what another writes"
         assert not self._readers.others(by, places), "a thread writes what another reads"
+        for group in self._multiplying:
+            for _, read in group:
+                assert not np.isin(places, read).any(), "what is multiplied there is not waited for"
+        for warpgroup, read in self._multiplied:
+            assert not np.isin(places[by // WARPGROUP != warpgroup], read).any(), "a thread writes what another reads"

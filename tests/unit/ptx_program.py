@@ -51,3 +51,8 @@ def _statement(text: str) -> Statement:
     unless, guard, name, rest = found.groups()
     operands = tuple(re.sub(r"\s", "", one) for one in re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s{}\[\]]+", rest))
     return Statement(tuple(name.split(".")), operands, (guard, not unless) if guard else None)
+
+
+def vector(operand: str) -> list[str]:
+    """The registers of `{a,b}`, or the one."""
+    return operand.strip("{}").split(",")

@@ -19,6 +19,7 @@ from eca_build.graphs import AttentionGraph
 from eca_plugin import driver, operators, tuning
 from eca_plugin.ahead_of_time import compile_plan
 from eca_plugin.descriptor import TORCH_NAMES
+from eca_plugin.gated_conv1x1 import HOPPER
 from eca_plugin.plan import Plan
 from eca_plugin.tuning import Site
 from torch import Tensor
@@ -28,7 +29,16 @@ from tests.unit import ptx_counts
 from tests.unit.kernel_cases import TOLERANCES, Case, arguments, cases, exact
 from tests.unit.ptx_driver import Driver
 
-ORDERS = re.compile(r"\t(?:bar\.sync|bar\.warp\.sync|cp\.async\.wait_group)[^;]*;")
+ORDERS = re.compile(
+    r"\t(?:bar\.sync|bar\.warp\.sync|cp\.async\.wait_group|fence\.proxy|wgmma\.fence|wgmma\.wait_group)[^;]*;"
+)
+# With a Hopper's own matrix instructions: each tile that has them, and one that is too small for them.
+OF_WARPGROUPS = [
+    Case("gated_conv1x1", dtype, 2, 136, side, side, nhwc, True, True, inputs=inputs, way=7 + way, chip=HOPPER)
+    for way in range(7)
+    for nhwc, dtype, side, inputs in ((way % 2 == 0, "float16", 8, 136), (way % 2 == 1, "bfloat16", 10, 40))
+]
+TOLD = r"what another|not waited for|what a thread writes|not fenced|no wgmma.fence|before its product is finished"
 
 
 class Emulated(Driver):
@@ -68,33 +78,41 @@ def difference(case: Case) -> float:
     return float((got.double() - exact(case)).abs().max())
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", cases() + OF_WARPGROUPS, ids=lambda case: case.name)
 def test_ptx_computes_the_definition(emulated: Emulated, case: Case) -> None:
     assert difference(case) <= TOLERANCES[case.dtype]
     assert emulated.launches == 1
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("case", "needless"),
     [
-        Case("fused_eca", "float32", 1, 96, 7, 5, nhwc=True, residual=False, relu=False, taps=9),
-        Case("gated_conv1x1", "float16", 1, 136, 8, 8, nhwc=True, residual=True, relu=True, inputs=40, way=4),
-        Case("gated_conv1x1", "float16", 1, 160, 3, 3, nhwc=False, residual=True, relu=True, inputs=7),
+        (Case("fused_eca", "float32", 1, 96, 7, 5, nhwc=True, residual=False, relu=False, taps=9), 0),
+        (Case("gated_conv1x1", "float16", 1, 136, 8, 8, nhwc=True, residual=True, relu=True, inputs=40, way=4), 0),
+        (Case("gated_conv1x1", "float16", 1, 160, 3, 3, nhwc=False, residual=True, relu=True, inputs=7), 0),
+        (Case("gated_conv1x1", "float16", 1, 136, 8, 8, False, True, True, inputs=136, way=10, chip=HOPPER), 0),
+        # two warpgroups; the compiler puts a barrier between their first copies
+        (Case("gated_conv1x1", "float16", 1, 256, 12, 12, True, True, True, inputs=136, way=7, chip=HOPPER), 1),
     ],
-    ids=lambda case: case.name,
+    ids=lambda one: one.name if isinstance(one, Case) else "",
 )
-def test_each_barrier_and_each_wait_is_missed(emulated: Emulated, case: Case) -> None:
+def test_each_barrier_and_each_wait_is_missed(emulated: Emulated, case: Case, needless: int) -> None:
     """So that a race, did the kernel have one, would have been told."""
     seen = itertools.count()
     emulated.change = lambda ptx: ORDERS.sub(lambda order: order[0] if next(seen) >= 0 else "", ptx)
     assert difference(case) <= TOLERANCES[case.dtype]
     orders = next(seen)
     assert orders > 3
+    told = []
     for one in range(orders):
         turns = itertools.count()
         emulated.change = lambda ptx: ORDERS.sub(lambda order: "" if next(turns) == one else order[0], ptx)  # noqa: B023
-        with pytest.raises(AssertionError, match=r"what another|not waited for"):
+        try:
             difference(case)
+        except AssertionError as error:
+            told.append(str(error))
+    assert len(told) == orders - needless
+    assert all(re.search(TOLD, one) for one in told), told
 
 
 @pytest.mark.parametrize(
@@ -143,7 +161,7 @@ def test_tensorrt_rtx_s_plugins_launch_the_kernels() -> None:
 def test_ptx_of_the_published_networks_computes_the_definition(
     emulated: Emulated, arch: str, graph: AttentionGraph
 ) -> None:
-    """At every call in them: one image, float16, NHWC."""
+    """At every call in them: one image, float16, NHWC; matrix products with a Hopper's instructions too."""
     names = {operator: name for name, operator in TORCH_NAMES.items()}
     calls = sites.uses(arch, graph, "fp16")
     for site in calls:
@@ -152,6 +170,8 @@ def test_ptx_of_the_published_networks_computes_the_definition(
         channels = shapes["weight"][0] if "weight" in shapes else inner
         taps, inputs = shapes["w"][0] if "w" in shapes else 0, inner if "h" in shapes else 0
         common = ("float16", 1, channels, height, width, True, site.residual, site.relu)
-        case = Case(names[site.operator], *common, taps=taps, inputs=inputs)
-        assert difference(case) <= TOLERANCES["float16"], site.key
-    assert emulated.launches == len(calls) > 3
+        ways = [(0, None), *([(len(site.plans()), HOPPER)] if inputs else [])]
+        for way, chip in ways:
+            case = Case(names[site.operator], *common, taps=taps, inputs=inputs, way=way, chip=chip)
+            assert difference(case) <= TOLERANCES["float16"], site.key
+    assert emulated.launches >= len(calls) > 3
