@@ -78,9 +78,12 @@ class Batcher:
         self._depth = metrics.queue_depth.labels(name)
         self._batch_size = metrics.batch_size.labels(name)
 
-    def turn(self, images: int, trace: Trace | None = None) -> Turn:
-        """The place of a request whose `images` images will be submitted one by one; to be used in a `with`."""
-        return self._waiting.turn(images, trace)
+    def turn(self, images: int, trace: Trace | None = None, first: bool = False) -> Turn:
+        """The place of a request whose `images` images will be submitted one by one; to be used in a `with`.
+
+        `first`: before all that waits.
+        """
+        return self._waiting.turn(images, trace, first)
 
     async def submit(
         self, pixels: Pixels, deadline: float, further: tuple[str, ...] = (), trace: Trace | None = None

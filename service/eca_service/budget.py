@@ -30,7 +30,11 @@ class Budget:
                 self._returned.clear()
                 await self._returned.wait()
             self._left -= share
-        future: Future[T] = executor.submit(work, *arguments)
+        try:
+            future: Future[T] = executor.submit(work, *arguments)
+        except BaseException:  # where no thread can be begun
+            self._return(share)
+            raise
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._return, share))
         return await asyncio.wrap_future(future)
 

@@ -28,6 +28,20 @@ async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
 
 
+async def unless_cut_off(call: Coroutine[Any, Any, T]) -> T:
+    """What `call` to a Triton returns or raises. Raises backend_unavailable where its channel was closed, as the server
+    has left: gRPC cancels what runs there, and that would cancel the caller.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait({task})
+    finally:
+        task.cancel()
+    if task.cancelled():
+        raise ServiceError("backend_unavailable", "the server has left")
+    return task.result()
+
+
 @contextmanager
 def endable() -> Iterator[Callable[[str], None]]:
     """Gives a function that ends what is awaited within, which then raises the ServiceError of a code: one of ENDED.

@@ -94,9 +94,9 @@ async def compare(
             core.require(model, deadline)
             with core.suspicious():
                 row = await core.engines.of(contract).submit(decoded.pixels, deadline, trace=entry.trace)
+            result = core.named(contract, row, top_k, decoded, decode_s, entry)
         except ServiceError as error:
             return Compared(contract, error=error.anew())  # as in Core.classify
-        result = core.named(contract, row, top_k, decoded, decode_s, entry)
         answer = Answer(contract, [result], decode_s + time.perf_counter() - begun)
         return Compared(contract, answer, crop_box(decoded.size, contract.preprocessing))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -61,7 +62,7 @@ class Core:
         self.tracing.start()
         self._watch = asyncio.create_task(self.readiness.watch())
         end = time.monotonic() + patience_s
-        while not self.readiness.ready and time.monotonic() < end:
+        while not self.readiness.ready and not self.leaving and time.monotonic() < end:
             await asyncio.sleep(0.05)
         self.peers.listening = True
         self.peers.tell(self.readiness.ready)
@@ -175,7 +176,10 @@ class Core:
                 turn.skip()
                 return Result(error=error.anew())  # its own holds this frame, and so the image
             row = await turn.submit(decoded.pixels, deadline)
-            return self.named(contract, row, top_k, decoded, decode_s, entry)
+            try:
+                return self.named(contract, row, top_k, decoded, decode_s, entry)
+            except ServiceError as error:
+                return Result(error=error.anew())
 
         loop, batcher = asyncio.get_running_loop(), self.engines.of(contract)
         hasty = deadline - loop.time() < 2 * batcher.costs.seconds(batcher.max_batch)  # its end says nothing of others'
@@ -217,9 +221,11 @@ class Core:
         self, contract: Contract, row: Row, top_k: int, decoded: Decoded, decode_s: float, entry: Entry
     ) -> Result:
         """The engine's answer for one image with the labels of its `top_k` best classes; it is counted, and its times
-        are written down in `entry`.
+        are written down in `entry`. Raises internal where it is none.
         """
         started = time.perf_counter()
+        if not math.isfinite(float(row.probabilities.sum())):
+            raise ServiceError("internal", f"{contract.name} computed no numbers for this image")
         best = best_classes(row.probabilities, top_k)
         predictions = tuple(Prediction(i, contract.labels[i], float(row.probabilities[i])) for i in best)
         entry.stage("queue", contract.name, row.began - row.queue_s, row.queue_s)

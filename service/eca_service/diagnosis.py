@@ -41,6 +41,10 @@ class Window:
         """By how much that sum has grown."""
         return max(0.0, self.now(name, **labels) - _sum(self._before, name, labels))
 
+    def earlier(self, name: str, **labels: str) -> float:
+        """What that sum was before."""
+        return self.now(name, **labels) - self.gained(name, **labels)
+
     def mean(self, histogram: str, **labels: str) -> float:
         """The mean of what a histogram took in between; 0 where that is nothing."""
         count = self.gained(f"{histogram}_count", **labels)
@@ -68,8 +72,11 @@ def _failures(window: Window) -> Iterator[Finding]:
     if any(failed.values()):
         listed = ", ".join(f"{count:.0f} {code}" for code, count in failed.items() if count)
         yield Finding(f"Requests failed in {window.seconds:.0f} s: {listed}.", wrong=True)
-    earlier = {code: window.now("eca_requests_total", code=code) - gained for code, gained in failed.items()}
-    all_earlier = window.now("eca_requests_total") - window.gained("eca_requests_total")
+    earlier = {code: window.earlier("eca_requests_total", code=code) for code in failed}
+    probes = [code for code in window.values("eca_requests_total", "code") if code == "ok" or code.isdigit()]
+    all_earlier = window.earlier("eca_requests_total") - sum(  # as the recording rules count
+        window.earlier("eca_requests_total", model="unmatched", code=code) for code in probes
+    )
     if sum(earlier.values()) > BUDGET * all_earlier:
         listed = ", ".join(f"{count:.0f} {code}" for code, count in earlier.items() if count)
         share = sum(earlier.values()) / all_earlier

@@ -13,6 +13,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from eca_service import disk
+from eca_service.cancellation import unless_cut_off
 from eca_service.contract import Contract
 from eca_service.errors import ServiceError
 from eca_service.integrity import damage
@@ -101,7 +102,8 @@ class Fleet:
         """
         clients = await self._known()
         outcomes = await asyncio.gather(
-            *(self._load(address, contract, home, versions) for address in clients), return_exceptions=True
+            *(unless_cut_off(self._load(address, contract, home, versions)) for address in clients),
+            return_exceptions=True,
         )
         slots = {address: had for address, had in zip(clients, outcomes, strict=True) if isinstance(had, int)}
         failures = {a: error for a, error in zip(clients, outcomes, strict=True) if isinstance(error, BaseException)}
@@ -132,10 +134,10 @@ class Fleet:
         for client in list(self._clients.values()):
             try:
                 if wanted:
-                    await client.load_model(home.name, config=wanted, client_timeout=LOAD_S)
+                    await unless_cut_off(client.load_model(home.name, config=wanted, client_timeout=LOAD_S))
                 else:
-                    await client.unload_model(home.name, client_timeout=LOAD_S)
-            except (InferenceServerException, grpc.RpcError) as error:
+                    await unless_cut_off(client.unload_model(home.name, client_timeout=LOAD_S))
+            except (InferenceServerException, grpc.RpcError, ServiceError) as error:
                 logger.warning("Triton keeps what %s no longer needs: %s", home.name, error)
         if not kept:
             for names in self._loaded.values():
@@ -153,12 +155,16 @@ class Fleet:
         try:
             if not await client.is_server_live(client_timeout=PROBE_S):
                 return False
-            version = (await client.get_server_metadata(client_timeout=PROBE_S)).version
+            await self._look_at(address, client, PROBE_S)
         except (InferenceServerException, grpc.RpcError):
             return False
+        return True
+
+    async def _look_at(self, address: str, client: triton.InferenceServerClient, timeout_s: float) -> None:
+        """Asks which version it is: one may come in the place of another."""
+        version = (await client.get_server_metadata(client_timeout=timeout_s)).version
         numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
         (self._cancels.add if numbers >= CANCELS_SAFELY else self._cancels.discard)(address)
-        return True
 
     def _choose(self) -> None:
         """Who is to serve; where nobody would be left, it stays as it was."""
@@ -186,6 +192,7 @@ class Fleet:
                 self._engines[address, name, contract.version] = contract.engine_sha256
             metadata = await client.get_model_metadata(name, version, client_timeout=CONTROL_S)
             answer = await client.get_model_config(name, version, client_timeout=CONTROL_S)
+            await self._look_at(address, client, CONTROL_S)
         except (InferenceServerException, grpc.RpcError) as error:
             raise translated(error, name) from None
         except OSError as error:  # its file system does not answer, or is gone

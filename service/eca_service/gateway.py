@@ -166,7 +166,7 @@ async def _end(server: Server, core: Core, asked: asyncio.Event) -> None:
         elif time.monotonic() - quiet_since > QUIET_S:
             break
         await asyncio.sleep(0.02)
-    for listener in server.servers:
+    for listener in getattr(server, "servers", ()):  # there are none before its models were asked for
         listener.close()
     end = time.monotonic() + FRESH_S
     while _fresh(server) and time.monotonic() < end and not patience.done():

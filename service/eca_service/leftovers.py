@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import re
 import shutil
 import tempfile
@@ -16,6 +19,16 @@ def abandoned(name: str) -> bool:
     """Whether it is the name of something whose process is gone."""
     match = NAME.fullmatch(name)
     return match is not None and not Path(f"/proc/{match[1]}").exists()
+
+
+def hold(folder: Path) -> int:
+    """Keeps who removes what is old in /tmp from it, until the descriptor is closed: tmpfiles.d(5) passes by what is
+    locked. Our files there are mapped, which does not make them younger.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
 
 
 def remove(kind: Literal["gateway", "triton", "workers"]) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eca_service.contract import Contract
@@ -33,7 +33,8 @@ class Machine:
     """What compiled engines depend on.
 
     `driver` is None where there is none, `tensorrt` where no library of it was found, `torch` where PyTorch is not
-    installed. `instructions` are the processor's, by the kernel's names.
+    installed. `instructions` are the processor's, by the kernel's names. `shared`: Triton may run in another container,
+    which has libraries and, where none is seen from here, GPUs of its own.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -41,6 +42,7 @@ class Machine:
     tensorrt: str | None = None
     torch: str | None = None
     instructions: frozenset[str] = frozenset()
+    shared: bool = False
 
 
 def look() -> Machine:
@@ -112,13 +114,14 @@ def _difference(contract: Contract, machine: Machine) -> str | None:
     if passport is None or not passport.gpu or not passport.compute_capability:
         return UNSAID
     if not machine.gpus:
-        return f"it was built for {passport.gpu}, and here is no NVIDIA GPU with a driver"
+        return None if machine.shared else f"it was built for {passport.gpu}, and here is no NVIDIA GPU with a driver"
     built = f"{passport.gpu} (compute capability {passport.compute_capability})"
     here = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus)
     if Gpu(passport.gpu, passport.compute_capability) not in machine.gpus:
         return f"it was built for {built}, here is {here}"
-    if passport.tensorrt and machine.tensorrt and _numbers(machine.tensorrt)[:3] != _numbers(passport.tensorrt)[:3]:
-        return f"it was built with TensorRT {passport.tensorrt}, here is {machine.tensorrt}"
+    tensorrt = None if machine.shared else machine.tensorrt
+    if passport.tensorrt and tensorrt and _numbers(tensorrt)[:3] != _numbers(passport.tensorrt)[:3]:
+        return f"it was built with TensorRT {passport.tensorrt}, here is {tensorrt}"
     if passport.driver and machine.driver and _numbers(machine.driver) < _numbers(passport.driver):
         return f"it was built with NVIDIA's driver {passport.driver}, here is the older {machine.driver}"
     return None
@@ -128,15 +131,17 @@ def _inductor_difference(contract: Contract, machine: Machine) -> str | None:
     passport = contract.passport
     if passport is None or not passport.torch or (passport.device == "cuda" and not passport.compute_capability):
         return UNSAID
-    if machine.torch is None:
+    if machine.torch is None and not machine.shared:
         return f"it runs in PyTorch {passport.torch}, which is not installed here"
-    if _numbers(machine.torch)[:3] != _numbers(passport.torch)[:3]:
-        return f"it was built with PyTorch {passport.torch}, here is {machine.torch}"
+    torch = None if machine.shared else machine.torch
+    if torch and _numbers(torch)[:3] != _numbers(passport.torch)[:3]:
+        return f"it was built with PyTorch {passport.torch}, here is {torch}"
     if passport.device == "cpu":
         missing = sorted(set(passport.instructions) - machine.instructions)
         return f"it was built for a processor with {' '.join(missing)}, which this one lacks" if missing else None
     if not machine.gpus:
-        return f"it was built for {passport.gpu or 'a GPU'}, and here is no NVIDIA GPU with a driver"
+        here = f"it was built for {passport.gpu or 'a GPU'}, and here is no NVIDIA GPU with a driver"
+        return None if machine.shared else here
     if passport.compute_capability not in {gpu.compute_capability for gpu in machine.gpus}:
         here = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus)
         return f"it was built for {passport.gpu} (compute capability {passport.compute_capability}), here is {here}"
@@ -148,8 +153,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def obstacle_of(triton_url: str | None) -> Obstacle:
-    """`obstacle` for the machine on which that Triton runs, which is looked at once."""
-    machine = look() if _is_here(triton_url) else None
+    """`obstacle` for the machine on which that Triton runs, which is looked at once.
+
+    The embedded one (None) has what is here; one on a loopback address has this processor, and what GPUs are seen here.
+    """
+    machine = replace(look(), shared=triton_url is not None) if _is_here(triton_url) else None
     return lambda contract: obstacle(contract, machine)
 
 

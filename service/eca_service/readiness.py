@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from eca_service import disk, metrics
 from eca_service.engines import Engines
@@ -16,6 +18,7 @@ from eca_service.registry import Model, Registry
 from eca_service.rollout import READ_S, Rollout
 from eca_service.triton.failures import passes
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 5.0
 FOLLOW_EVERY_S = 1.0
@@ -70,11 +73,7 @@ class Readiness:
         loop = asyncio.get_running_loop()
         next_check, turn = 0.0, 0
         while True:
-            try:
-                added = await self._fleet.look()
-            except Exception:  # whatever it is, those that were there are asked on
-                logger.exception("it could not be found out which Tritons there are")
-                added = False
+            added = await _attempt(self._fleet.look(), "it could not be found out which Tritons there are")
             await self._follow()  # first: what was taken out of the repository has no golden images to be asked
             if added or self._wake.is_set() or loop.time() >= next_check:
                 all_images = added or self._wake.is_set()
@@ -91,10 +90,7 @@ class Readiness:
 
     async def _follow(self) -> None:
         before = self._served()
-        try:
-            await self._rollout.follow()
-        except Exception:  # whatever it is, what is served now serves on
-            logger.exception("the repository could not be followed")
+        await _attempt(self._rollout.follow(), "the repository could not be followed")
         now = self._served()
         self._golden |= now - before  # it was asked for all of its golden answers
         self._reasons = {folder: reason for folder, reason in self._reasons.items() if folder in now}
@@ -115,12 +111,7 @@ class Readiness:
             if self._reasons.get(model.folder) != told:
                 self._log(name, reason, error)
             self._reasons[model.folder] = told
-            if not passes(error) and await self._renewed(model):
-                logger.warning("%s version %d was built anew under its number", name, contract.version)
-                self._engines.drop(contract)
-                self._golden.discard(model.folder)
-            elif model.folder not in self._golden:
-                await self._rollout.refuse(model, error)
+            await _attempt(self._doubt(model, error), f"{name} is not ready, and why could not be found out")
         else:
             self._unreachable = False
             self._golden.add(model.folder)
@@ -128,6 +119,15 @@ class Readiness:
             if self._reasons.pop(model.folder, None) is not None:
                 logger.info("%s version %d is ready", name, contract.version)
         metrics.model_ready.labels(name, str(contract.version)).set(not told)
+
+    async def _doubt(self, model: Model, error: Exception) -> None:
+        """Takes another version's engine under that number, or leaves out one that never was golden."""
+        if not passes(error) and await self._renewed(model):
+            logger.warning("%s version %d was built anew under its number", model.contract.name, model.contract.version)
+            self._engines.drop(model.contract)
+            self._golden.discard(model.folder)
+        elif model.folder not in self._golden:
+            await self._rollout.refuse(model, error)
 
     async def _renewed(self, model: Model) -> bool:
         try:
@@ -143,3 +143,12 @@ class Readiness:
             level = logging.WARNING if self._golden else logging.INFO
             logger.log(level, "no model is ready: Triton Inference Server is not reachable, and is waited for")
             self._unreachable = True
+
+
+async def _attempt(call: Coroutine[Any, Any, T], failed: str) -> T | None:
+    """What `call` returns; whatever it raises is for the log, behind the sentence `failed`: the watch goes on."""
+    try:
+        return await call
+    except Exception:
+        logger.exception("%s", failed)
+        return None

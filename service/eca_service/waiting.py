@@ -72,9 +72,12 @@ class Waiting:
         """Images of requests that were taken in, which are not decoded yet."""
         return sum(turn.coming for turn in self.turns)
 
-    def turn(self, images: int, trace: Trace | None = None) -> Turn:
-        """The place of a request whose `images` images will be submitted one by one; to be used in a `with`."""
-        return Turn(self, images, trace)
+    def turn(self, images: int, trace: Trace | None = None, first: bool = False) -> Turn:
+        """The place of a request whose `images` images will be submitted one by one; to be used in a `with`.
+
+        `first`: before all that waits.
+        """
+        return Turn(self, images, trace, first)
 
     def add(self, entry: Entry) -> None:
         """Takes an image in."""
@@ -133,10 +136,10 @@ class Turn:
 
     __slots__ = ("_trace", "_waiting", "coming", "due")
 
-    def __init__(self, waiting: Waiting, images: int, trace: Trace | None) -> None:
+    def __init__(self, waiting: Waiting, images: int, trace: Trace | None, first: bool) -> None:
         self._waiting = waiting
         self._trace = trace
-        self.due = waiting.now()
+        self.due = 0.0 if first else waiting.now()
         self.coming = images
 
     def __enter__(self) -> Turn:

@@ -65,9 +65,11 @@ def supervise(settings: Settings) -> int:
 def _supervise(settings: Settings, stopping: Stopping) -> int:
     leftovers.remove("workers")
     folder = Path(tempfile.mkdtemp(prefix=f"eca-workers-{os.getpid()}-"))
+    held = leftovers.hold(folder)
     try:
         return _run(settings, stopping, folder)
     finally:
+        os.close(held)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -79,7 +81,7 @@ def _run(settings: Settings, stopping: Stopping, folder: Path) -> int:
     make_board(folder / BOARD, settings.workers)
     make_table(folder / RATES)
     peers, workers = Peers(-1, folder / BOARD), [_Worker(index) for index in range(settings.workers)]
-    shared = share(settings)
+    shared, patience_s = share(settings), (settings.drain_delay_ms + settings.grace_ms) / 1000 + 15
     try:
         while True:
             for worker in workers:
@@ -87,11 +89,23 @@ def _run(settings: Settings, stopping: Stopping, folder: Path) -> int:
                 if _ended(worker, peers, folder) and not worker.replaces:
                     return 1  # it said why itself
                 if worker.process is None and time.monotonic() >= worker.start_at:
-                    _start(worker, shared, listener, folder)
+                    if not (folder / BOARD).exists():
+                        logger.error("%s was removed, and no worker can start without it: ending", folder)
+                        return _end(workers, stopping, patience_s) or 1
+                    try:
+                        _start(worker, shared, listener, folder)
+                    except OSError as error:
+                        if not worker.replaces:
+                            raise
+                        _wait_longer(worker)
+                        logger.error(
+                            "worker %d could not be started, which is tried again in %.1f s: %s",
+                            *(worker.index, worker.pause_s, error),
+                        )
             if stopping.asked(LOOK_EVERY_S):
                 break
         listener.close()
-        return _end(workers, stopping, (settings.drain_delay_ms + settings.grace_ms) / 1000 + 15)
+        return _end(workers, stopping, patience_s)
     finally:
         listener.close()
         for worker in workers:
@@ -161,10 +175,15 @@ def _ended(worker: _Worker, peers: Peers, folder: Path) -> bool:
     worker.replaces |= peers.listens(worker.index)
     peers.ended(worker.index)
     metrics.ended(folder, worker.index)
-    worker.pause_s = FIRST_PAUSE_S if lived_s > HEALTHY_AFTER_S else min(2 * worker.pause_s, LONGEST_PAUSE_S)
-    worker.start_at = time.monotonic() + worker.pause_s
+    worker.pause_s = 0.0 if lived_s > HEALTHY_AFTER_S else worker.pause_s
+    _wait_longer(worker)
     logger.error("worker %d ended with status %s; starting it again in %.1f s", worker.index, status, worker.pause_s)
     return True
+
+
+def _wait_longer(worker: _Worker) -> None:
+    worker.pause_s = min(2 * worker.pause_s, LONGEST_PAUSE_S) or FIRST_PAUSE_S
+    worker.start_at = time.monotonic() + worker.pause_s
 
 
 def _end(workers: list[_Worker], stopping: Stopping, patience_s: float) -> int:

@@ -17,7 +17,7 @@ DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"
 GROUPED = re.compile(r"\b(?:by|without) \(([^)]*)\)")
 MATCHER = re.compile(r"(\w+)(?:=~|!~|!=|=)\"")
 LEGEND = re.compile(r"{{(\w+)}}")
-PROMETHEUS_ADDS = {"instance", "job"}  # and `le` is in the buckets themselves
+PROMETHEUS_ADDS = {"instance", "job", "namespace"}  # and `le` is in the buckets themselves
 METRIC = re.compile(r"(?<![\w:])(?:eca[_:]|nv_)[\w:]+")
 
 

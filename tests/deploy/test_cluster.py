@@ -234,6 +234,14 @@ def test_jobs_are_called_as_the_rules_know_them() -> None:
     assert scraped == asked == relabelled | {"eca-balancer"}
 
 
+def test_whether_targets_are_missing_is_asked_of_the_release_s_own_namespace() -> None:
+    groups = manifests(ALL)["PrometheusRule", "demo-eca-serve"]["spec"]["groups"]
+    found = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"] if "alert" in rule}
+    own = 'up{namespace="vision",job="eca-gateway"}'
+    assert found["EcaGatewayDown"] == f"{own} == 0 or absent({own})"
+    assert not [expr for expr in found.values() if "up{job=" in expr]
+
+
 def test_pods_are_probed_spread_and_few_are_disrupted_at_once() -> None:
     found = manifests({})
     for part in ("gateway", "triton"):

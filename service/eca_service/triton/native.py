@@ -47,7 +47,7 @@ def library() -> Path:
     made_of = hashlib.sha256("\0".join(command).encode())
     for source in sorted(SOURCES.iterdir()):
         made_of.update(source.name.encode() + source.read_bytes())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eca-serve"
+    home = _cache() / "eca-serve"
     found = home / f"backend-{made_of.hexdigest()[:16]}.so"
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,6 +62,13 @@ def library() -> Path:
             f"{home} cannot hold the compiled backend: {error.strerror}; XDG_CACHE_HOME names another folder"
         ) from None
     return found
+
+
+def _cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # of a user whom the system does not know
+        raise NotCompiled("there is no home folder for the compiled backend; XDG_CACHE_HOME names a folder") from None
 
 
 def compile_to(target: Path, command: list[str] | None = None) -> None:

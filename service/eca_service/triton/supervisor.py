@@ -58,6 +58,7 @@ class TritonServer:
         self._answered = threading.Event()  # all requests that it had when it was asked to end
         self._failed: TritonUnavailable | None = None
         self._folder = Path()
+        self._held: int | None = None  # keeps it
         self._shm_prefix = ""
         # The thread that starts the process must live as long as it: PR_SET_PDEATHSIG looks at the thread.
         self._watcher = threading.Thread(target=self._watch, name="triton-watch", daemon=True)
@@ -133,7 +134,11 @@ class TritonServer:
                 if self.restarts:
                     self._assemble()  # what died left its files, and who cleans /tmp may have taken ours
                 self._process = self._launch()
-            except (OSError, TritonUnavailable) as error:
+                # The backend's processes hold the same pipe and may outlive a killed server: its end is not awaited.
+                pump = threading.Thread(target=self._pump, args=(self._process,), name="triton-log", daemon=True)
+                pump.start()
+            except (OSError, RuntimeError, TritonUnavailable) as error:  # RuntimeError: no thread can be begun
+                self._clean()
                 if not self._started.is_set():
                     self._failed = TritonUnavailable(f"Triton could not be started: {error}")
                     self._started.set()
@@ -143,9 +148,6 @@ class TritonServer:
                 self._stopping.wait(pause_s)
                 continue
             self._started.set()
-            # The backend's processes hold the same pipe and may outlive a killed server: its end is not awaited.
-            pump = threading.Thread(target=self._pump, args=(self._process,), name="triton-log", daemon=True)
-            pump.start()
             status = self._process.wait()
             if self._stopping.is_set():
                 return
@@ -163,6 +165,7 @@ class TritonServer:
         """Makes a new folder for the server's files, in the place of the one before."""
         self._remove_folder()
         self._folder = Path(tempfile.mkdtemp(prefix=f"eca-triton-{os.getpid()}-"))
+        self._held = leftovers.hold(self._folder)
         try:
             server.assemble_backends(self._folder / "backends")
             (self._folder / "temporary").mkdir()
@@ -171,8 +174,10 @@ class TritonServer:
             raise
 
     def _remove_folder(self) -> None:
-        if self._folder.name:
+        if self._held is not None:
+            os.close(self._held)
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._held = None
 
     def _launch(self) -> subprocess.Popen[bytes]:
         binary, temporary = server.installation() / "bin" / "tritonserver", self._folder / "temporary"

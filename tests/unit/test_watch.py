@@ -1,0 +1,107 @@
+"""The watch over models: nothing that happens in one of its turns is its end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eca_service import disk, readiness, rollout
+from eca_service.errors import ServiceError
+from eca_service.peers import Peers
+from eca_service.readiness import Readiness
+from eca_service.registry import Registry
+from eca_service.rollout import Rollout
+
+from tests.unit.test_registry import published
+
+
+class Nothing:
+    """Stands for fleet and engines. Golden answers need a thread for their file, and fail while `error` is set."""
+
+    slots = 1
+    serving = frozenset[str]()
+    error: Exception | None = None
+
+    async def look(self) -> bool:
+        return False
+
+    async def load(self, *_: object) -> int:
+        return 1
+
+    def of(self, _: object) -> Nothing:
+        return self
+
+    async def golden(self, *_: object) -> None:
+        await disk.call(lambda: None)
+        if self.error:
+            raise self.error
+
+
+@asynccontextmanager
+async def watching(folder: Path, nothing: Any) -> AsyncIterator[tuple[Readiness, asyncio.Task[None]]]:
+    published(folder, "m")
+    registry = Registry(folder, None)
+    made = Readiness(registry, nothing, nothing, Rollout(registry, nothing, nothing, 0), Peers())
+    task = asyncio.create_task(made.watch())
+    try:
+        yield made, task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def becomes(made: Readiness, ready: bool) -> None:
+    for _ in range(1000):
+        if made.ready is ready:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(made.reasons)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHECK_EVERY_S", "FOLLOW_EVERY_S", "RETRY_EVERY_S"):
+        monkeypatch.setattr(readiness, name, 0.01)
+
+
+async def test_no_thread_can_be_begun_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with watching(tmp_path, Nothing()) as (made, task):
+        await becomes(made, True)
+        with monkeypatch.context() as patch:
+
+            def refuse(_: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr(threading.Thread, "start", refuse)
+            await becomes(made, False)
+            await asyncio.sleep(0.1)
+        await becomes(made, True)
+        assert not task.done()
+
+
+async def test_the_files_of_a_version_that_was_never_golden_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = Nothing()
+    nothing.error = ServiceError("model_not_ready", "golden.npy cannot be read: Input/output error")
+    with monkeypatch.context() as patch:
+
+        def fail(_: Path) -> Any:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(rollout, "_stamp", fail)
+        async with watching(tmp_path, nothing) as (made, task):
+            for _ in range(1000):
+                if "why could not be found out" in caplog.text:
+                    break
+                await asyncio.sleep(0.01)
+            assert "m is not ready, and why could not be found out" in caplog.text
+            nothing.error = None
+            await becomes(made, True)
+            assert not task.done()
