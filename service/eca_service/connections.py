@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -107,12 +108,24 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._heads += 1
         super().on_headers_complete()
+        self.cycle.transport = _Lingering(self)  # type: ignore[assignment]
 
     def on_response_complete(self) -> None:
         """Where the caller is still sending what nobody will read, it gets a moment to notice the answer."""
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
+            self._linger()
+
+    def _linger(self) -> None:
+        if not self._closing:
             self._closing = self.loop.call_later(LINGER_S, self.transport.close)
+
+    def close_answered(self) -> None:
+        """Closes, but not while the body still comes: unread, it has the kernel reset the connection and the answer."""
+        if self.cycle.more_body and not self._refused:
+            self._linger()
+        else:
+            self.transport.close()
 
     def on_message_complete(self) -> None:
         """It has sent all, after all."""
@@ -122,6 +135,8 @@ class Connection(HttpToolsProtocol):
             self._closing.cancel()
             self._closing = None
             self.cycle.more_body = False
+            if not self.cycle.keep_alive:
+                self.transport.close()
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -182,6 +197,22 @@ class Connection(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[status] + (head + text).encode())
         self._head_timer.cancel()
         self._closing = self.loop.call_later(LINGER_S if status != 408 else 0, self.transport.close)
+
+
+class _Lingering:
+    """A cycle's transport, which uvicorn closes with the last byte of an answer whose connection is not kept alive."""
+
+    __slots__ = ("_connection", "write")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.write = connection.transport.write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection.transport, name)
+
+    def close(self) -> None:
+        self._connection.close_answered()
 
 
 def _has_end(name: bytes, value: bytes) -> bool:

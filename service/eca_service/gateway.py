@@ -209,7 +209,10 @@ def _release_memory(decode_threads: int) -> None:
 
 def _fresh(server: Server) -> bool:
     """Whether a connection was made whose first request has not come yet: it is still told `draining`."""
-    return any(getattr(connection, "cycle", None) is None for connection in server.server_state.connections)
+    return any(
+        getattr(connection, "cycle", None) is None or getattr(connection, "_closing", None)
+        for connection in server.server_state.connections
+    )
 
 
 async def _announce(core: Core) -> None:

@@ -8,6 +8,8 @@ import signal
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -215,6 +217,30 @@ def test_too_large_is_told_while_the_caller_still_sends(strict: Service) -> None
         started = time.monotonic()
         everything(connection)
         assert time.monotonic() - started < 8, "and it is not read for ever"
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "status"), [("/v1/classify", 40_000_000, 413), ("/v1/models/nobody/classify", 5_000_000, 404)]
+)
+def test_who_wants_no_further_answer_gets_an_early_one(service: Service, path: str, size: int, status: int) -> None:
+    """Python's own client asks for each connection to be closed."""
+    request = urllib.request.Request(f"{service.url}{path}", bytes(size), {"Content-Type": "application/octet-stream"})
+    for _ in range(10):
+        with pytest.raises(urllib.error.HTTPError) as told:
+            urllib.request.urlopen(request, timeout=20)
+        assert told.value.code == status
+        assert json.load(told.value)["detail"]
+
+
+def test_such_a_connection_is_closed_as_soon_as_all_is_sent(service: Service) -> None:
+    head = b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nConnection: close\r\n\r\n"
+    with connect(service) as connection:
+        connection.sendall(head + bytes(500))
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 404 ")
+        started = time.monotonic()
+        connection.sendall(bytes(500))
+        everything(connection)
+        assert time.monotonic() - started < LINGER_S / 2
 
 
 def test_who_sends_all_behind_an_early_answer_is_kept(service: Service) -> None:

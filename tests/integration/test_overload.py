@@ -102,9 +102,11 @@ def test_ending_under_load_loses_nothing_on_any_protocol(repository: Path, tmp_p
     assert codes["draining"] > 0, "some are told why"
 
 
-def test_ending_under_load_loses_nothing_on_kept_connections(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("behind", [0, 3_000_000])
+def test_ending_under_load_loses_nothing_on_kept_connections(repository: Path, tmp_path: Path, behind: int) -> None:
+    """Where bodies are large they are still being sent when they are answered."""
     running = start(repository, tmp_path)
-    image, url = golden_png(repository, MODEL), f"{running.url}/v1/models/{MODEL}/classify"
+    image, url = golden_png(repository, MODEL) + bytes(behind), f"{running.url}/v1/models/{MODEL}/classify"
     answered = threading.Semaphore(0)
 
     def calls() -> Counter[str]:
