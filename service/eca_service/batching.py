@@ -32,14 +32,17 @@ class _Batch:
 
 @dataclass(slots=True)
 class Totals:
-    """What a batcher has done since it was made: counts, seconds summed over images, and when it last answered."""
+    """What an engine has done since its batcher was made: images, batches, when it last answered; and what became of
+    the requests for classification, with their slowest images' seconds.
+    """
 
     images: int = 0
     batches: int = 0
+    last_s: float = 0.0
+    answered: int = 0
     failed: int = 0
     queue_s: float = 0.0
     infer_s: float = 0.0
-    last_s: float = 0.0
 
 
 class Batcher:
@@ -192,7 +195,6 @@ class Batcher:
                 entry.future.cancel()
             return
         except Exception as error:
-            self.totals.failed += len(entries)
             for entry in entries:
                 if not entry.future.done():
                     entry.future.set_exception(error)
@@ -200,8 +202,6 @@ class Batcher:
         self.costs.learn(len(entries), spent)
         self.totals.images += len(entries)
         self.totals.batches += 1
-        self.totals.infer_s += spent * len(entries)
-        self.totals.queue_s += sum(batch.began - entry.arrived for entry in entries)
         self.totals.last_s = time.time()
         for index, entry in enumerate(entries):
             if not entry.future.done():

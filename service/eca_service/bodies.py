@@ -14,6 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from eca_service.core import Core
 from eca_service.errors import ServiceError
+from eca_service.query import require_no_option
 
 Images = Sequence[bytes | ServiceError]
 WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -132,6 +133,7 @@ async def _form(request: Request, core: Core) -> Images:
     try:
         if not reader.ended:
             raise ServiceError("bad_request", "the form is cut off: its last boundary is missing")
+        require_no_option((name for name, part in form.multi_items() if isinstance(part, str)), "in a form")
         files = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if form and not files:
             raise ServiceError("bad_request", "the form has texts and no file; curl sends one with -F image=@cat.jpg")
@@ -160,4 +162,6 @@ def _base64(text: bytes) -> list[bytes | ServiceError]:
     texts = [entry.get("b64") if isinstance(entry, dict) else None for entry in entries]
     if not all(isinstance(text, str) for text in texts):
         raise ServiceError("bad_request", 'each entry of "images" must be {"b64": "..."}')
+    for members in (body, *entries):
+        require_no_option(members, "in JSON")
     return [from_base64(str(text)) for text in texts]

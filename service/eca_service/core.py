@@ -162,7 +162,24 @@ class Core:
     async def _classify(
         self, model: Model, images: Sequence[bytes | ServiceError], top_k: int, deadline: float, entry: Entry
     ) -> Answer:
-        contract = model.contract
+        totals = self.engines.of(model.contract).totals
+        try:
+            answer = await self._ask(model.contract, images, top_k, deadline, entry)
+        except BaseException:  # who leaves has had no answer either
+            totals.failed += 1
+            raise
+        answered = [result for result in answer.results if not result.error]
+        if answered:
+            totals.answered += 1
+            totals.queue_s += max(result.queue_s for result in answered)
+            totals.infer_s += max(result.infer_s for result in answered)
+        else:
+            totals.failed += 1
+        return answer
+
+    async def _ask(
+        self, contract: Contract, images: Sequence[bytes | ServiceError], top_k: int, deadline: float, entry: Entry
+    ) -> Answer:
         # a large request leaves the decoders to others too
         turns = asyncio.Semaphore(self.decoders.threads) if len(images) > 1 else contextlib.nullcontext()
 

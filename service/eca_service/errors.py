@@ -138,11 +138,12 @@ class ServiceError(Exception):
     """A handled failure: a code of CODES and one sentence for the caller.
 
     `retry_after_s`, whole seconds, is what the table says, unless the failure knows better. What callers wrote and the
-    sentence repeats may be no text that can be encoded.
+    sentence repeats may be no text that can be encoded, and may be long: gRPC has room for 8 KiB, in which other
+    characters than ASCII's take up to twelve bytes.
     """
 
     def __init__(self, code: str, detail: str, retry_after_s: int | None = None) -> None:
-        detail = detail.encode(errors="replace").decode()
+        detail = _clipped(detail.encode(errors="replace").decode())
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
@@ -156,6 +157,11 @@ class ServiceError(Exception):
     def anew(self) -> ServiceError:
         """The same, for whoever holds it and raises it: itself it would keep its holder, and the request's images."""
         return ServiceError(self.code, self.detail, self.retry_after_s)
+
+
+def _clipped(text: str) -> str:
+    most = 2000 if text.isascii() else 500
+    return text if len(text) <= most else text[:most] + "..."
 
 
 def problem(error: ServiceError, request_id: str) -> dict[str, object]:

@@ -49,9 +49,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """The method's handler with all this around it."""
         method = details.method.lstrip("/")
         handler = await continuation(details)
-        if handler is None:
-            return None
-        if method.startswith(HEALTH_SERVICE):
+        if handler and method.startswith(HEALTH_SERVICE):
             return self._unwritten(handler)
         headers = dict(details.invocation_metadata)
         access, caller = self._core.access, ""
@@ -60,8 +58,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 caller = access.caller(_bytes(headers, "authorization"), _bytes(headers, "x-api-key"))
             except ServiceError as error:
                 return _ending(partial(_refuse, error=error), self._begin(method, headers, ""))
-        if handler.unary_unary is None:
-            lacking = method.startswith(PROTOCOL)  # else it is reflection, which is gRPC's own
+        if handler is None or handler.unary_unary is None:
+            lacking = handler is None or method.startswith(PROTOCOL)  # else it is reflection, which is gRPC's own
             return _ending(_lack, self._begin(method, headers, caller)) if lacking else self._unwritten(handler)
 
         async def answered(_: object, context: Context) -> Any:

@@ -24,6 +24,7 @@ from eca_service.tls import Certificate
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
 SERVICE = "inference.GRPCInferenceService"
 FRAMING_BYTES = 64 << 10  # what a message may have around its images
+READ_ABOVE = 1.25  # of the largest message: gRPC's own refusal is seen by nobody here, ours has a code
 GRACE_S = 20.0
 MAX_STREAMS = 1024  # calls at once on one connection
 PING_MS = 5000  # callers may look for us as often
@@ -39,7 +40,7 @@ class GrpcServer:
         self._server = grpc.aio.server(
             interceptors=[Interceptor(core)],
             options=[
-                ("grpc.max_receive_message_length", settings.max_body_bytes + FRAMING_BYTES),
+                ("grpc.max_receive_message_length", int(READ_ABOVE * settings.max_body_bytes) + FRAMING_BYTES),
                 ("grpc.default_compression_level", 2),  # of what the caller accepts; an algorithm would be forced on it
                 ("grpc.max_metadata_size", settings.max_head_bytes),
                 ("grpc.absolute_max_metadata_size", settings.max_head_bytes),
@@ -114,6 +115,8 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     async def ModelInfer(self, request: Any, context: Context) -> Any:
         """Classifies the encoded images of the input `image`."""
         core, permit = self._core, permit_of_call()
+        if permit.entry.size > core.settings.max_body_bytes + FRAMING_BYTES:
+            raise core.too_large()
         left_s = context.time_remaining()
         if left_s is None:
             left_s = core.settings.deadline_ms / 1000
@@ -134,6 +137,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             images = list(tensor.contents.bytes_contents)
         if len(images) != count:
             raise ServiceError("bad_request", f"image has shape [{count}] and holds {len(images)} images")
+        oip.require_parameters(request.parameters)
         top_k = top_k_of(_parameter(request, "top_k"), contract)
         names = oip.require_outputs([output.name for output in request.outputs])
         for output in request.outputs:
@@ -143,6 +147,8 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         response = service_pb2.ModelInferResponse(
             model_name=contract.name, model_version=str(answer.contract.version), id=request.id
         )
+        if warnings := oip.warnings(answer):
+            response.parameters["warnings"].string_param = warnings
         for output in oip.tensors(answer, top_k, names):
             response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
             response.raw_output_contents.append(output.raw())

@@ -174,7 +174,8 @@ def _follow(data: bytes, opened: ImageFile.ImageFile, recipe: Preprocessing, fas
         notes.append("reduced_to_8_bit")  # by Pillow while it is loaded; to_rgb does the other modes
     orientation = _orientation(opened)  # a PNG is loaded here: its EXIF may lie behind its pixels
     turn = 1 if opened.format == "TIFF" else orientation  # Pillow turns a TIFF while it loads it
-    upright = opened.size[::-1] if turn >= 5 else opened.size
+    whole = opened.size
+    upright = whole[::-1] if turn >= 5 else whole
     if fast:
         box = as_stored(crop_box(upright, recipe), upright, turn)
         pixels = _turned(_kept(data, opened, box, recipe, notes), turn)
@@ -184,7 +185,7 @@ def _follow(data: bytes, opened: ImageFile.ImageFile, recipe: Preprocessing, fas
         pixels = resampling.fit(image.transpose(TURNS[turn]) if turn in TURNS else image, recipe)
     if orientation in TURNS:
         notes.append("exif_rotated")
-    preview = _preview(opened, turn, preview_px) if preview_px else None
+    preview = _preview(data, opened, whole, turn, preview_px) if preview_px else None
     return Decoded(pixels, tuple(notes), upright, orientation, preview)
 
 
@@ -220,9 +221,14 @@ def _kept(
     return resampling.keep(to_rgb(opened, notes), box.shrunk(shrink), recipe)
 
 
-def _preview(opened: ImageFile.ImageFile, turn: int, longest_px: int) -> NDArray[np.uint8]:
-    opened.draft(None, (longest_px, longest_px))  # of a JPEG that was not loaded yet
-    image = to_rgb(opened, [])
+def _preview(data: bytes, opened: ImageFile.ImageFile, whole: Size, turn: int, longest_px: int) -> NDArray[np.uint8]:
+    if opened.size == whole:
+        opened.draft(None, (longest_px, longest_px))  # of a JPEG that was not loaded yet
+        image = to_rgb(opened, [])
+    else:  # it was scaled for the recipe while it was loaded
+        with Image.open(bounds.Parts(data), formats=("JPEG",)) as anew:
+            anew.draft(None, (longest_px, longest_px))
+            image = to_rgb(anew, [])
     image = image.transpose(TURNS[turn]) if turn in TURNS else image.copy()
     image.thumbnail((longest_px, longest_px))
     return np.asarray(image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
@@ -67,7 +68,9 @@ async def explain_route(
         contract, explained = found.answer.contract, found.explained
         caption = f"{explained.label} ({explained.score:.1%}), {contract.name} version {contract.version}"
         drawn = (found.decoded.preview, found.map.values, crop, opacity, found.decoded.orientation, caption)
-        return found, await core.decoders.aside(overlay_png, *drawn)
+        png = await core.decoders.aside(overlay_png, *drawn)
+        total_s = request.scope["eca"].entry.answered()  # to draw may take longer than all before it
+        return replace(found, answer=replace(found.answer, total_s=total_s)), png
 
     found, png = await _one_image(request, [chosen], lambda deadline: core.require(chosen, deadline), work)
     headers = {"Server-Timing": found.answer.server_timing()}

@@ -17,10 +17,14 @@ logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/models/{model}", include_in_schema=False)
 
 
-@router.put("/pin")
-async def put_pin(request: Request, model: str) -> Response:
-    """Has the model served in the version that the body {"version": n} names, without a body in the one before."""
+@router.api_route("/pin", methods=["PUT", "DELETE"])  # one route, for Allow to name both
+async def change_pin(request: Request, model: str) -> Response:
+    """PUT has the model served in the version that the body {"version": n} names, without a body in the one before;
+    DELETE in its newest again.
+    """
     _require_token(request)
+    if request.method == "DELETE":
+        return await _change(request, model, None, back=False)
     version = None
     if text := await read_body(request, core_of(request)):
         body = parsed(text)
@@ -28,13 +32,6 @@ async def put_pin(request: Request, model: str) -> Response:
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ServiceError("bad_request", 'the body must be {"version": n}, or there must be none')
     return await _change(request, model, version, back=version is None)
-
-
-@router.delete("/pin")
-async def delete_pin(request: Request, model: str) -> Response:
-    """Has the model served in its newest version again."""
-    _require_token(request)
-    return await _change(request, model, None, back=False)
 
 
 def _require_token(request: Request) -> None:

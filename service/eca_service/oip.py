@@ -5,6 +5,7 @@ https://github.com/open-inference/open-inference-protocol/tree/main/specificatio
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from eca_service.batching import Totals
 from eca_service.contract import INPUT, Contract
 from eca_service.errors import ServiceError
 from eca_service.numerals import whole
+from eca_service.query import require_no_option
 
 PLATFORM = "eca-serve"
 OUTPUTS = {"label": "BYTES", "index": "INT32", "score": "FP32"}
@@ -78,7 +80,7 @@ def model_config(contract: Contract) -> model_config_pb2.ModelConfig:
 
 
 def statistics(counted: Iterable[tuple[Contract, Totals]]) -> service_pb2.ModelStatisticsResponse:
-    """What this process has counted since it started; times in nanoseconds, summed over images."""
+    """What this process has counted since it started; times in nanoseconds, summed over requests."""
     found = service_pb2.ModelStatisticsResponse()
     for contract, totals in counted:
         stats = found.model_stats.add(
@@ -89,12 +91,12 @@ def statistics(counted: Iterable[tuple[Contract, Totals]]) -> service_pb2.ModelS
             last_inference=int(1000 * totals.last_s),
         )
         for field, count, seconds in (
-            ("success", totals.images, totals.queue_s + totals.infer_s),
+            ("success", totals.answered, totals.queue_s + totals.infer_s),
             ("fail", totals.failed, 0.0),
-            ("queue", totals.images, totals.queue_s),
-            ("compute_input", totals.images, 0.0),  # within compute_infer; perf_analyzer wants all three of one count
-            ("compute_infer", totals.images, totals.infer_s),
-            ("compute_output", totals.images, 0.0),
+            ("queue", totals.answered, totals.queue_s),
+            ("compute_input", totals.answered, 0.0),  # within compute_infer; perf_analyzer wants all three of one count
+            ("compute_infer", totals.answered, totals.infer_s),
+            ("compute_output", totals.answered, 0.0),
         ):
             duration = getattr(stats.inference_stats, field)
             duration.count, duration.ns = count, int(1e9 * seconds)
@@ -159,13 +161,18 @@ def require_plain(tensor: str, parameters: Container[str]) -> None:
         raise ServiceError("bad_parameter", f"{tensor} asks for a classification; top_k says how many classes")
 
 
+def require_parameters(names: Iterable[str]) -> None:
+    """Raises bad_request where top_k, the one parameter that a request may have, is misspelt, or another is meant."""
+    require_no_option((name for name in names if name != "top_k"), "in the request's parameters")
+
+
 def require_version(given: str) -> int | None:
     """A version as a number, None where none is given. Raises version_not_found where it is no number."""
     if not given:
         return None
     version = whole(given)
     if version is None:
-        raise ServiceError("version_not_found", f"{given[:20]!r} is no version; versions are numbers")
+        raise ServiceError("version_not_found", f"there is no version {given[:20]!r}; versions are numbers from 1 on")
     return version
 
 
@@ -183,6 +190,12 @@ def unpack(raw: bytes | memoryview, count: int) -> list[bytes]:
             "bad_request", f"the {len(view)} bytes of {INPUT} do not hold {count} length-prefixed images"
         )
     return images
+
+
+def warnings(answer: Answer) -> str:
+    """What was done to the images, as JSON: a list for each; empty where nothing was."""
+    told = [result.warnings for result in answer.results]
+    return json.dumps(told) if any(told) else ""
 
 
 def tensors(answer: Answer, top_k: int, names: Sequence[str]) -> list[Tensor]:

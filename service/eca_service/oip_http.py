@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from eca_service import oip
@@ -19,10 +19,11 @@ from eca_service.errors import ServiceError
 from eca_service.labels import top_k_of
 from eca_service.numerals import whole
 from eca_service.openapi import takes_tensor
+from eca_service.query import require_no_options
 from eca_service.routes import answer_to, core_of
 from eca_service.schemas import HEADER_LENGTH
 
-router = APIRouter(prefix="/v2")
+router = APIRouter(prefix="/v2", dependencies=[Depends(require_no_options)])
 Handler = Callable[[Request, str, str], Coroutine[Any, Any, Response]]
 
 
@@ -48,6 +49,7 @@ def _below_model(method: str, end: str, described: dict[str, Any] | None = None)
 
 
 @router.get("")
+@router.get("/", include_in_schema=False)  # as the protocol's OpenAPI document has it
 async def server() -> Response:
     """The service's name, version and extensions."""
     return JSONResponse(oip.server_metadata())
@@ -81,7 +83,8 @@ async def metadata(request: Request, model: str, version: str) -> Response:
 async def model_ready(request: Request, model: str, version: str) -> Response:
     """The model gave its golden answers."""
     core = core_of(request)
-    return _readiness(not core.leaving and core.readiness.is_ready(_contract(core, model, version).name))
+    name = _contract(core, model, version).name
+    return _readiness(not core.leaving and core.readiness.is_ready(name), name)
 
 
 @_below_model("GET", "/config")
@@ -115,6 +118,8 @@ async def infer(request: Request, model: str, version: str) -> Response:
     head: dict[str, Any] = {"model_name": model, "model_version": str(answer.contract.version)}
     if asked.id:
         head["id"] = asked.id
+    if warnings := oip.warnings(answer):
+        head["parameters"] = {"warnings": warnings}
     described, tail = [], b""
     for tensor in outputs:
         row: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
@@ -170,6 +175,7 @@ def _parse(body: bytes, header_length: str | None, contract: Contract, most_imag
     else:
         images = oip.unpack(memoryview(body)[length:], count)
     parameters = _parameters(head)
+    oip.require_parameters(parameters)
     wanted = [_object(output, "an output") for output in _list(head, "outputs")]
     names = oip.require_outputs([str(output.get("name")) for output in wanted])
     for output in wanted:
@@ -198,19 +204,20 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 
 
 def _list(holder: dict[str, Any], key: str) -> list[Any]:
-    value = holder.get(key, [])
+    value = [] if holder.get(key) is None else holder[key]
     if not isinstance(value, list):
         raise ServiceError("bad_request", f"{key} must be a list")
     return value
 
 
 def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
-    return _object(holder.get("parameters", {}), "parameters")
+    return _object({} if holder.get("parameters") is None else holder["parameters"], "parameters")
 
 
 def _contract(core: Core, model: str, version: str) -> Contract:
     return core.registry.get(model, oip.require_version(version)).contract
 
 
-def _readiness(yes: bool) -> Response:
-    return JSONResponse({"ready": yes}, 200 if yes else 503, {} if yes else {"Retry-After": "1"})
+def _readiness(yes: bool, model: str = "") -> Response:
+    named = {"name": model} if model else {}
+    return JSONResponse({**named, "ready": yes}, 200 if yes else 503, {} if yes else {"Retry-After": "1"})

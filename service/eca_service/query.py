@@ -1,8 +1,9 @@
-"""Query parameters that would be passed over: those that are given twice, and those that are misspelt."""
+"""Options that would be passed over: given twice, misspelt, or where nobody reads them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from fastapi import Request
 
@@ -18,7 +19,23 @@ def _bare(name: str) -> str:
     return re.sub(r"[^a-z]", "", name.lower()).removesuffix("s")
 
 
+READ = (
+    "options of /v1 stand in the query, as ?top_k=3, and top_k of /v2 in the request's parameters; "
+    "model and version stand in the path"
+)
 KNOWN = frozenset(_bare(name) for name in (*TAKEN, *PATH))
+
+
+def require_no_option(names: Iterable[str], where: str) -> None:
+    """Raises bad_request where one of the names is meant as an option, and none is read `where` it stands."""
+    for name in names:
+        if _bare(name) in KNOWN:
+            raise ServiceError("bad_request", f"{where} {name[:20]!r} is not read; {READ}")
+
+
+async def require_no_options(request: Request) -> None:
+    """As `require_no_option` of the query of a route that reads none of it: the Open Inference Protocol's."""
+    require_no_option(request.query_params, "in the query of this protocol")
 
 
 async def require_clear(request: Request) -> None:

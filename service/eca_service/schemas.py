@@ -133,7 +133,7 @@ COMPONENTS: dict[str, Schema] = {
     ),
     "Models": _object({"models": _list(_component("Contract")), "default": {"type": ["string", "null"]}}),
     "Live": _object({"live": YES}),
-    "Ready": _object({"ready": YES}, reasons={"type": "object", "additionalProperties": TEXT}),
+    "Ready": _object({"ready": YES}, reasons={"type": "object", "additionalProperties": TEXT}, name=TEXT),
     "Server": _object({"name": TEXT, "version": TEXT, "extensions": _list(TEXT)}),
     "ModelMetadata": _object(
         {
@@ -147,7 +147,9 @@ COMPONENTS: dict[str, Schema] = {
     "ModelConfiguration": _object({"name": TEXT, "platform": TEXT, "input": _list({}), "output": _list({})}),
     "ModelStatistics": _object({"model_stats": _list({"type": "object"})}),
     "Inferred": _object(
-        {"model_name": TEXT, "model_version": TEXT, "outputs": _list(_tensor(data=_list({}), parameters={}))}, id=TEXT
+        {"model_name": TEXT, "model_version": TEXT, "outputs": _list(_tensor(data=_list({}), parameters={}))},
+        id=TEXT,
+        parameters=_object({}, warnings=TEXT),
     ),
 }
 COMPONENTS["Refused"] = _object(

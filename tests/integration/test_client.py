@@ -70,6 +70,15 @@ def test_one_image(service: Service, repository: Path, way: str) -> None:
 
 
 @every_way
+def test_what_was_done_to_an_image_is_told(service: Service, way: str) -> None:
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(out, "JPEG", exif=exif)
+    found = asked(service, way, partial(_classify_all, [DOG.read_bytes(), out.getvalue()]))
+    assert [one.warnings for one in found] == [(), ("exif_rotated",)]
+
+
+@every_way
 def test_a_batch_keeps_its_places(service: Service, way: str, tmp_path: Path) -> None:
     images = [DOG, b"no image", tmp_path / "missing.jpg", DOG.read_bytes()]
     first, bad, missing, last = asked(service, way, lambda client: client.classify_batch(images))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,16 @@ def test_the_overlay_is_drawn_on_the_original(service: Service, orientation: int
     small = FRESH.post(f"{service.url}/v1/models/{MODEL}/explain", params={"side": 48}, content=image)
     with Image.open(io.BytesIO(small.content)) as shrunk:
         assert max(shrunk.size) == 48
+
+
+def test_to_draw_the_overlay_counts_as_time(service: Service) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((2400, 3200, 3), np.uint8)).save(out, "JPEG")
+    began = time.monotonic()
+    answer = FRESH.post(f"{service.url}/v1/models/{MODEL}/explain", params={"side": 3200}, content=out.getvalue())
+    took_ms = 1000 * (time.monotonic() - began)
+    told_ms = float(answer.headers["server-timing"].rpartition("total;dur=")[2])
+    assert 0.7 * took_ms < told_ms <= took_ms
 
 
 def test_explanations_and_classifications_at_once(service: Service, repository: Path) -> None:

@@ -55,6 +55,18 @@ def test_images_in_json() -> None:
             _base64(b'{"images": [{"b64": "YQ=="}, %b]}' % entry)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b'{"images": [], "top_k": 3}', b'{"Model": "m", "images": []}', b'{"images": [{"b64": "YQ==", "class": 1}]}'],
+)
+def test_options_in_json_are_not_passed_over(body: bytes) -> None:
+    with pytest.raises(
+        ServiceError, match=r"bad_request: in JSON '\w+' is not read; options of /v1 stand in the query"
+    ):
+        _base64(body)
+    assert _base64(b'{"images": [{"b64": "YQ==", "id": "mine"}], "comment": 1}') == [b"a"]
+
+
 @pytest.mark.parametrize("text", ["YQ", "YQ==\n", "Y Q==", "\u00e9", "data:;base64,YQ==", "_-=="])
 def test_what_is_no_base64(text: str) -> None:
     found = from_base64(text)

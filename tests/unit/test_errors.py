@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 from docs.write_errors import PAGE, table, written
@@ -12,6 +13,16 @@ from eca_service.errors import CODES, ServiceError, problem
 from eca_service.imaging import decode
 
 from tests.unit.test_contract import CONTRACT
+
+
+@pytest.mark.parametrize("text", ["m" * 20_000, "\u00e4" * 20_000, "\U0001f600" * 20_000, "\n" * 20_000])
+def test_what_a_caller_wrote_fits_into_a_status_of_grpc(text: str) -> None:
+    """Which has 8 KiB, percent-encoded; else the caller is told another error."""
+    error = ServiceError("model_not_found", f"there is no model {text!r}")
+    assert error.detail.startswith("there is no model ")
+    assert error.detail.endswith("...")
+    assert len(quote(str(error))) < 8000
+    assert ServiceError("internal", "x" * 2000).detail == "x" * 2000
 
 
 def test_the_page_has_the_table() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from eca_service.core import Core
-from eca_service.grpc_server import SERVICE, GrpcServer, Health, Inference
+from eca_service.grpc_server import FRAMING_BYTES, SERVICE, GrpcServer, Health, Inference
 from eca_service.keys import make
 from eca_service.peers import Peers
 from eca_service.settings import Settings
@@ -114,6 +115,33 @@ async def test_what_is_no_request_for_this_model_is_refused(tmp_path: Path) -> N
         assert not server.requests
 
 
+async def test_a_message_that_is_too_large_has_its_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with answering(tmp_path, max_body_bytes=1 << 20) as (_, _, stub):
+        request = infer_request(noop.NAME, [png(3) + bytes((1 << 20) + FRAMING_BYTES)])
+        with caplog.at_level(logging.INFO):
+            assert await refused(stub.ModelInfer(request)) == ("RESOURCE_EXHAUSTED", "body_too_large")
+    assert [line["code"] for line in records(caplog)] == ["body_too_large"]
+
+
+async def test_what_was_done_to_an_image_is_told(tmp_path: Path) -> None:
+    async with answering(tmp_path) as (_, _, stub):
+        out = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 4), 100, np.uint8)).save(out, "PNG")
+        answer = await stub.ModelInfer(infer_request(noop.NAME, [png(3), out.getvalue()]))
+        told = json.loads(answer.parameters["warnings"].string_param)
+        assert [bool(one) for one in told] == [False, True]
+        assert not (await stub.ModelInfer(infer_request(noop.NAME, [png(3)]))).parameters
+
+
+async def test_requests_are_counted_and_not_their_images(tmp_path: Path) -> None:
+    async with answering(tmp_path) as (_, _, stub):
+        await stub.ModelInfer(infer_request(noop.NAME, [png(3), png(5), b"none"]))
+        await refused(stub.ModelInfer(infer_request(noop.NAME, [b"none"])))
+        (row,) = (await stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=noop.NAME))).model_stats
+        counted = [getattr(row.inference_stats, name).count for name in ("success", "fail", "queue", "compute_infer")]
+        assert (row.inference_count, counted) == (2, [1, 1, 1, 1])
+
+
 async def test_the_bytes_of_all_messages_are_bounded(tmp_path: Path) -> None:
     async with answering(tmp_path, max_inflight_bytes=200_000) as (core, server, stub):
         server.answer.clear()
@@ -203,6 +231,17 @@ async def test_what_is_not_there_is_written_down_like_all_else(
     (line,) = records(caplog)
     found = [line[name] for name in ("request_id", "route", "code", "status")]
     assert found == [given, f"{SERVICE}/ModelStreamInfer", "unimplemented", "UNIMPLEMENTED"]
+
+
+async def test_a_method_that_nobody_knows_is_written_down_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with answering(tmp_path) as (core, _, _):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{core.settings.grpc_port}") as channel:
+            call = channel.unary_unary("/nobody.Knows/This", None, None)
+            with caplog.at_level(logging.INFO), pytest.raises(grpc.aio.AioRpcError) as told:
+                await call(b"")
+        assert told.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    (line,) = records(caplog)
+    assert (line["route"], line["code"]) == ("nobody.Knows/This", "unimplemented")
 
 
 async def test_a_model_is_ready_while_it_is_golden_and_the_service_stays(core: Core) -> None:

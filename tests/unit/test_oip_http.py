@@ -64,6 +64,8 @@ def test_what_else_is_asked() -> None:
     assert (asked().id, asked().top_k) == ("", CONTRACT.classes)
     found = asked(id=7, parameters={"top_k": 1})
     assert (found.id, found.top_k) == ("7", 1)
+    for holder in ({"parameters": None, "outputs": None, "id": None}, {"inputs": [PLAIN | {"parameters": None}]}):
+        assert asked(**holder).outputs == ["label", "index", "score"], "as clients write what they leave out"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,7 @@ def test_what_else_is_asked() -> None:
         ({"inputs": [PLAIN | {"data": [["YQ==", "YQ=="]]}]}, "the data of image must be a list of 1 base64 texts"),
         ({"inputs": [PLAIN | {"parameters": []}]}, "parameters must be a JSON object"),
         ({"inputs": [TENSOR | {"parameters": {"binary_data_size": 1}}]}, "binary_data_size is 1, 0 bytes follow"),
+        ({"parameters": {"topk": 1}}, "in the request's parameters 'topk' is not read"),
         ({"outputs": [1]}, "an output must be a JSON object"),
         ({"outputs": [{"name": "label", "parameters": {"classification": 1}}]}, "bad_parameter: label asks for"),
         ({"inputs": [PLAIN | {"parameters": {"shared_memory_region": "r"}}]}, "bad_parameter: image is to be in"),

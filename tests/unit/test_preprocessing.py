@@ -115,6 +115,13 @@ def test_previews_are_alike(fast: str, orientation: int) -> None:
         assert np.abs(exact.astype(int) - quick).mean() < 3
 
 
+def test_a_preview_is_as_large_as_asked_where_the_recipe_scaled_the_image(fast: str) -> None:
+    data = encoded(Image.new("CMYK", (1600, 1000), (10, 200, 30, 0)), "JPEG")
+    preview = decode(data, Preprocessing(resize=36, crop=32), 10**8, bool(fast), 1024).preview
+    assert preview is not None
+    assert preview.shape == (640, 1024, 3)
+
+
 def test_a_header_that_two_readers_differ_over_is_left_to_pillow() -> None:
     pytest.importorskip("simplejpeg")
     data = file_of("JPEG", 24, 24)

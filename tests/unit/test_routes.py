@@ -81,6 +81,30 @@ async def test_a_parameter_that_is_misspelt_is_told(tmp_path: Path, route: str, 
     assert (answer["code"], answer["detail"]) == ("bad_request", f"there is no parameter {told}")
 
 
+async def test_an_option_in_a_form_is_told(tmp_path: Path) -> None:
+    """It was passed over, and the default model answered."""
+    publish(tmp_path, CONTRACT)
+    app = application(tmp_path)
+    app.state.core.readiness._reasons.clear()
+    async with client_of(app) as client:
+        for name in ("model", "top_k", "topK"):
+            answer = await client.post("/v1/classify", files={"image": b"x"}, data={name: "m"})
+            told = answer.json()
+            assert (told["code"], told["detail"].split(";")[0]) == ("bad_request", f"in a form '{name}' is not read")
+
+
+async def test_an_option_in_an_address_of_the_open_inference_protocol_is_told(tmp_path: Path) -> None:
+    publish(tmp_path, CONTRACT)
+    async with client_of(application(tmp_path)) as client:
+        for path in ("/v2/models/m/infer?top_k=1", "/v2/models/m?version=1"):
+            told = (await client.request("POST" if "infer" in path else "GET", path)).json()
+            assert (told["code"], "is not read" in told["detail"]) == ("bad_request", True)
+        assert (await client.get("/v2/models/m?trace=1")).status_code == 200
+        assert (await client.get("/v2/")).json() == (await client.get("/v2")).json()
+        assert (await client.get("/v2/models/m/ready")).json() == {"name": "m", "ready": False}
+        assert (await client.get("/v2/health/ready")).json() == {"ready": False}
+
+
 def test_no_parameter_is_unknown_to_that(tmp_path: Path) -> None:
     paths = application(tmp_path).openapi()["paths"].values()
     described = (one for path in paths for operation in path.values() for one in operation.get("parameters", ()))

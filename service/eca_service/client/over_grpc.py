@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,6 +124,8 @@ def _body(call: Call[Any], answer: Any, trailing: Any) -> dict[str, Any]:
     index = np.frombuffer(raw["index"], "<i4").reshape(shape).tolist()
     score = np.frombuffer(raw["score"], "<f4").reshape(shape).tolist()
     labels = _texts(raw["label"])
+    told_of = answer.parameters["warnings"].string_param if "warnings" in answer.parameters else ""
+    warnings = json.loads(told_of) if told_of else [[]] * shape[0]
     rows: list[dict[str, Any]] = []
     for number, (indices, scores) in enumerate(zip(index, score, strict=True)):
         named = labels[number * shape[1] : (number + 1) * shape[1]]
@@ -131,7 +134,8 @@ def _body(call: Call[Any], answer: Any, trailing: Any) -> dict[str, Any]:
             rows.append({"error": {"code": code, "detail": detail}})
             continue
         found = zip(indices, named, scores, strict=True)
-        rows.append({"predictions": [{"index": i, "label": label, "score": s} for i, label, s in found]})
+        predictions = [{"index": i, "label": label, "score": s} for i, label, s in found]
+        rows.append({"predictions": predictions, "warnings": warnings[number]})
     told = {key: value for key, value in trailing or () if isinstance(value, str)}
     stages = (stage.split(";dur=") for stage in told.get("server-timing", "").split(", ") if ";dur=" in stage)
     return {
@@ -166,6 +170,8 @@ def _translated(url: str, error: Any) -> ClientError:
     status = error.code().name
     if status == "DEADLINE_EXCEEDED":
         return ClientError("deadline_exceeded", f"{url} did not answer in time")
+    if status == "UNAVAILABLE" and "CERTIFICATE_VERIFY_FAILED" in detail:
+        return ClientError("untrusted", f"the certificate of {url} is not trusted ({detail}); see --ca")
     if status == "UNAVAILABLE":
         return ClientError("unreachable", f"no service answers at {url} ({detail}); `eca-serve up` starts one")
     if status == "RESOURCE_EXHAUSTED":
