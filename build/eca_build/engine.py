@@ -19,6 +19,7 @@ from eca_build.graphs import FUSED, AttentionGraph
 from eca_build.networks import Network
 from eca_build.provenance import sha256
 from eca_build.quantise import Scheme
+from eca_build.sessions import computes_bf16
 from eca_build.targets import Variant
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -103,6 +104,11 @@ class Maker:
         return Engine(plan, "", sites, passport, (self._ask(variant, plan),))
 
     def _onnx(self, variant: Variant, engine: Path, step: Callable[[str], None]) -> Engine:
+        if variant.runtime == "openvino" and variant.precision == "bf16" and not computes_bf16():
+            raise BuildError(
+                "this processor computes no bf16, so that OpenVINO gives fp32's answers and nothing would be verified; "
+                "build on one with AVX-512 BF16 or AMX, or take another --precision"
+            )
         model, sites = self._model(variant.attention_graph, "fp32")
         if variant.precision == "int8":
             model = self._int8(variant.attention_graph, quantise.CPU)

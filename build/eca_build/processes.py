@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from glob import glob
@@ -14,6 +15,8 @@ from typing import NamedTuple
 from eca_build.errors import BuildError
 
 STILL_S = 60.0  # none of our processes waits this long for anything
+LOOKS = 12  # within that
+STOOD_S = 5.0  # longer than one should take: then we stood still ourselves, as after Ctrl-Z
 LEAST = 0.05  # of a core: threads that wait for each other still look whether they may go on, which takes up to 0.01
 STARVED = 0.5  # of the time: a thread that works and gets no core waits nearly all of it, one that looks up to a third
 # What libraries say of a GPU's memory, and the sentence instead.
@@ -67,13 +70,20 @@ def run(
         text=True,
         errors="replace",
     ) as process:
-        now = _Use(0.0, {})
+        now, look_s, looks = _Use(0.0, {}), STILL_S / LOOKS, 0
         try:
             while True:
+                looked = time.monotonic()
                 try:
-                    printed, errors = process.communicate(timeout=STILL_S)
+                    printed, errors = process.communicate(timeout=look_s)
                     break
                 except subprocess.TimeoutExpired:
+                    if time.monotonic() - looked > look_s + STOOD_S:
+                        now, looks = _use(process.pid), 0
+                        continue
+                    looks += 1
+                    if looks % LOOKS:
+                        continue
                     before, now = now, _use(process.pid)
                     worked_s = now.worked_s - before.worked_s
                     waited_s = max((s - before.waited_s.get(tid, 0.0) for tid, s in now.waited_s.items()), default=0.0)

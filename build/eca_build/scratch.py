@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from eca_service.leftovers import held, hold
+
 NAME = re.compile(r"eca-build-(\d+)-.+")  # the number is its process's
 
 
@@ -17,7 +19,12 @@ NAME = re.compile(r"eca-build-(\d+)-.+")  # the number is its process's
 def scratch(step: str) -> Iterator[Path]:
     """A folder that goes with the block; those that killed builds have left go first."""
     for path in Path(tempfile.gettempdir()).glob("eca-build-*"):
-        if (found := NAME.fullmatch(path.name)) and not Path(f"/proc/{found[1]}").exists():
+        found = NAME.fullmatch(path.name)
+        if found and not Path(f"/proc/{found[1]}").exists() and not held(path):
             shutil.rmtree(path, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"eca-build-{os.getpid()}-{step}-") as folder:
-        yield Path(folder)
+        lock = hold(Path(folder))
+        try:
+            yield Path(folder)
+        finally:
+            os.close(lock)

@@ -36,6 +36,13 @@ def open_session(kind: Kind, precision: str, engine: Path, threads: int = 0) -> 
     return tensorrt_worker.open_plan(engine)
 
 
+def computes_bf16() -> bool:
+    """Whether OpenVINO computes in bf16 on this processor where it is told to, and not in float32 after all."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def _shared(engine: runtimes.Engine) -> Session:
     """All threads share the images; fewer than threads are run on all cores at once."""
     threads = len(engine.alone)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +69,54 @@ def test_every_runtime_that_may_serve_the_file_is_asked(tmp_path: Path) -> None:
     engine = maker.make(Variant("onnx", "openvino", "fp32", "plain", 4), tmp_path / "home", lambda _: None)
     assert len(engine.answers) == 2
     np.testing.assert_allclose(*engine.answers, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "auto"])
+def test_what_a_processor_does_not_compute_is_not_verified(
+    runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it has no bf16 OpenVINO computes in float32, whatever it is asked for."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed here")
+    monkeypatch.setattr("eca_build.engine.computes_bf16", lambda: False)
+    wish = Wish(precision="bf16" if runtime == "openvino" else "auto", runtime=runtime)
+    if runtime == "openvino":
+        with pytest.raises(BuildError, match=r"computes no bf16.*take another --precision"):
+            build.compile_checkpoint(asked(tmp_path, wish=wish), lambda _: None)
+        assert not list(tmp_path.iterdir())
+    else:
+        choice = build.compile_checkpoint(asked(tmp_path, wish=wish), lambda _: None).contract.choice
+        assert choice
+        refused = {one.precision for one in choice.candidates if one.refused}
+        assert refused == {"bf16"}
+
+
+@pytest.mark.parametrize(
+    ("difference", "changed", "passes"),
+    [(1.9e-3, 40, True), (9e-3, 0, True), (9e-3, 3, True), (9e-3, 4, False), (1.1e-2, 0, False)],
+)
+def test_a_network_that_tells_classes_apart_may_differ_by_more_in_half_precision(
+    difference: float, changed: int, passes: bool
+) -> None:
+    """Of 60 images so many have another best class. Correct fp16 engines of the demo networks differ by 3.3e-3."""
+    generator = np.random.default_rng(0)
+    expected = generator.dirichlet([0.3] * 10, 60).astype(np.float32)
+    got = expected.copy()
+    got[-1, 0] += difference
+    for row in range(changed):  # two that are all but equal change places
+        best, other = expected[row].argsort()[::-1][:2]
+        expected[row, [best, other]] = expected[row, [best, other]].mean()
+        got[row] = expected[row]
+        expected[row, best] += 1e-5
+        got[row, other] += 1e-5
+    inputs: Any = SimpleNamespace(random=False, source="images/", classes=None)
+    engine: Any = SimpleNamespace(verified="", answers=(got,))
+    variant = Variant("tensorrt", None, "fp16", "plain", 8)
+    if passes:
+        found = build.compared(inputs, expected, variant, engine)
+        assert found.tolerance == (2e-3 if difference < 2e-3 else 1e-2)
+    else:
+        with pytest.raises(BuildError, match="where 95% and 1e-02 are asked"):
+            build.compared(inputs, expected, variant, engine)
 
 
 @pytest.mark.quiet
@@ -201,8 +251,9 @@ def test_gates_are_by_accuracy_where_a_probability_may_move() -> None:
     assert targets.gate(replace(integers, precision="bf16", runtime="openvino")) == targets.ACCURACY
     assert targets.gate(Variant("tensorrt", None, "bf16", "plain", 8)) == targets.EXACT["bf16"]
     assert targets.gate(integers, random_weights=True).agreement == 0
-    held = {name: (gate.largest, gate.agreement) for name, gate in targets.EXACT.items()}
-    assert held == {"fp32": (1e-5, 1), "fp16": (2e-3, 0), "bf16": (2e-2, 0)}, "as build/README.md says"
+    held = {name: (gate.largest, gate.agreement, gate.apart) for name, gate in targets.EXACT.items()}
+    said = {"fp32": (1e-5, 1, 0), "fp16": (2e-3, 0, 1e-2), "bf16": (2e-2, 0, 1e-1)}
+    assert held == said, "as build/README.md says"
     assert (targets.ACCURACY.largest, targets.ACCURACY.agreement) == (1, 0.95)
 
 

@@ -270,6 +270,18 @@ def test_what_a_killed_one_left_goes_with_the_next(tmp_path: Path, monkeypatch: 
     assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
+def test_what_a_process_of_another_container_has_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its id means nothing here."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with scratch("quantise") as folder, subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+        elsewhere = folder.rename(tmp_path / f"eca-build-{ended.pid}-quantise-x")
+        with scratch("verify"):
+            assert elsewhere.exists()
+        elsewhere.rename(folder)
+    assert not list(tmp_path.iterdir())
+
+
 def cmdline(file: Path) -> bytes:
     try:
         return file.read_bytes()

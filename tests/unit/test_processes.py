@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,6 +52,27 @@ open(sys.argv[1], "w").write("done")
 def test_one_that_stands_still_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "STILL_S", 2.0)
     _is_ended(HANGS, tmp_path)
+
+
+def test_one_that_was_stopped_with_us_goes_on(tmp_path: Path) -> None:
+    """By Ctrl-Z, and `fg` later."""
+    pid, works = tmp_path / "pid", "import time; time.sleep(1.5); print('done')"
+    ours = (
+        "import os, sys; from eca_build import processes; processes.STILL_S = 3.0; processes.STOOD_S = 1.0\n"
+        f"open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+        f"print(processes.run([sys.executable, '-c', {works!r}], 'it failed'))"
+    )
+    with subprocess.Popen([sys.executable, "-c", ours], start_new_session=True, stdout=subprocess.PIPE) as process:
+        try:
+            while not pid.exists():
+                time.sleep(0.05)
+            time.sleep(0.5)
+            os.killpg(process.pid, signal.SIGSTOP)
+            time.sleep(5)
+        finally:
+            os.killpg(process.pid, signal.SIGCONT)
+        printed, _ = process.communicate(timeout=30)
+    assert printed == b"done\n\n"
 
 
 def _is_ended(hangs: str, tmp_path: Path) -> None:
