@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import tempfile
 import time
@@ -15,6 +16,7 @@ import httpx
 from tests.integration.callers import call
 from tests.integration.conftest import FRESH, MODEL, Service, alive, golden_png, start
 from tests.integration.traffic import Load
+from tests.load import noop
 
 READY = re.compile(rf'^eca_model_ready{{model="{MODEL}",version="1"}} 1.0$', re.MULTILINE)  # in all processes
 
@@ -46,6 +48,21 @@ def counted_by_all(service: Service) -> float:
     for _ in range(16):  # connections, of which each worker has some
         scrape(service)
     return answered(service)
+
+
+def told(service: Service, said: str, times: int = 1) -> None:
+    """Returns once the log says so."""
+    end = time.monotonic() + 60
+    while service.log.read_text().count(said) < times:
+        assert time.monotonic() < end, service.log.read_text()
+        time.sleep(0.05)
+
+
+def answers(service: Service, repository: Path, model: str = noop.NAME) -> None:
+    """Whichever worker is asked."""
+    image = golden_png(repository, model)
+    for protocol in ("rest", "grpc") * 8:
+        assert call(protocol, service, model, [image]).code == "ok"
 
 
 def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:
@@ -111,16 +128,6 @@ def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:
 def test_a_worker_that_hangs_is_replaced_and_one_that_all_slept_with_is_not(repository: Path, tmp_path: Path) -> None:
     running = start(repository, tmp_path, workers=2, before="from eca_service import workers; workers.HUNG_S = 5")
 
-    def answers(times: int) -> None:
-        for _ in range(times):
-            assert call("grpc", running, MODEL, [golden_png(repository, MODEL)]).code == "ok"
-
-    def until_told(said: str) -> None:
-        end = time.monotonic() + 60
-        while said not in running.log.read_text():
-            assert time.monotonic() < end, running.log.read_text()
-            time.sleep(0.1)
-
     try:
         running.await_ready()
         before = workers_of(running)
@@ -131,17 +138,17 @@ def test_a_worker_that_hangs_is_replaced_and_one_that_all_slept_with_is_not(repo
         for pid in reversed(everybody):
             os.kill(pid, signal.SIGCONT)
         time.sleep(2)
-        answers(8)
+        answers(running, repository, MODEL)
         assert workers_of(running) == before
 
         os.kill(before[0], signal.SIGSTOP)
-        until_told("hangs: its event loop has stood still for 5 s; killing it")
-        until_told("ended with status -9; starting it again")
+        told(running, "hangs: its event loop has stood still for 5 s; killing it")
+        told(running, "ended with status -9; starting it again")
         end = time.monotonic() + 60
         while len(workers_of(running)) < 2 or not READY.search(scrape(running)):
             assert time.monotonic() < end, running.log.read_text()
             time.sleep(0.1)
-        answers(8)
+        answers(running, repository, MODEL)
         after = workers_of(running)
         assert (before[0] in after, before[1] in after) == (False, True)
         assert running.log.read_text().count("hangs: ") == 1
@@ -194,3 +201,72 @@ def test_callers_are_spread(repository: Path, tmp_path: Path) -> None:
     finally:
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(40) == 0, running.log.read_text()
+
+
+def test_one_that_waits_for_triton_in_another_s_place_ends_when_it_is_asked(tmp_path: Path) -> None:
+    noop.publish(tmp_path / "repository", crop=32)
+    nobody = "127.0.0.1:1"
+    running = start(tmp_path / "repository", tmp_path, "gateway", triton_url=nobody, workers=2, grace_ms=0)
+    try:
+        running.await_ready("/livez")
+        waits = "Triton Inference Server is not reachable, and is waited for"
+        told(running, waits, times=2)
+        os.kill(workers_of(running)[0], signal.SIGKILL)
+        told(running, waits, times=3)  # by its successor, which does not listen before
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(8) == 0, running.log.read_text()
+    finally:
+        running.process.kill()
+        running.process.wait(10)
+
+
+FAILS_ONCE = """
+from eca_service import workers
+start, times = workers._start, []
+def start_or_fail(*given):
+    times.append(given)
+    if len(times) == 3:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    start(*given)
+workers._start = start_or_fail
+"""
+
+
+def test_a_worker_that_cannot_be_started_again_at_once_comes_back(tmp_path: Path) -> None:
+    """As where there are as many processes as may be, for a moment."""
+    repository = tmp_path / "repository"
+    noop.publish(repository, crop=32)
+    running = start(repository, tmp_path, workers=2, before=FAILS_ONCE)
+    try:
+        running.await_ready()
+        told(running, "noop version 1 is ready", times=2)
+        before = workers_of(running)
+        os.kill(before[0], signal.SIGKILL)
+        told(running, "could not be started, which is tried again in")
+        told(running, "noop version 1 is ready", times=3)
+        answers(running, repository)
+        after = workers_of(running)
+        assert (len(after), before[1] in after) == (2, True)
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(40) == 0, running.log.read_text()
+
+
+def test_where_the_workers_files_were_removed_what_runs_goes_on_and_nothing_is_started(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    noop.publish(repository, crop=32)
+    running = start(repository, tmp_path, workers=2)
+    try:
+        running.await_ready()
+        told(running, "noop version 1 is ready", times=2)
+        (folder,) = Path(tempfile.gettempdir()).glob(f"eca-workers-{running.process.pid}-*")
+        shutil.rmtree(folder)
+        answers(running, repository)
+        assert FRESH.get(running.url + "/readyz").status_code == 200
+        os.kill(workers_of(running)[0], signal.SIGKILL)
+        assert running.process.wait(30) == 1
+        assert f"{folder} was removed, and no worker can start without it: ending" in running.log.read_text()
+        assert "Traceback" not in running.log.read_text()
+    finally:
+        running.process.kill()
+        running.process.wait(10)

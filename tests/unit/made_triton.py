@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +21,7 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
     """Answers each image with its own first byte, over and over; where it is `held`, when `answer` is set.
 
     `requests` are those that came, `seen` is what became of its calls. `refusals` are the statuses of the next ones,
-    where OK is none, and SILENCE no answer.
+    where OK is none, and SILENCE no answer. Its model is tests.load.noop's.
     """
 
     def __init__(self, version: str, held: bool) -> None:
@@ -34,14 +35,41 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.left_s: list[float] = []
         self.refusals: list[str] = []
         self.regions: dict[str, NDArray[np.uint8]] = {}
+        self.live = True
+        self.loaded: set[str] = set()  # versions
         if not held:
             self.answer.set()
 
     async def ServerLive(self, *_: Any) -> Any:
-        return service_pb2.ServerLiveResponse(live=True)
+        return service_pb2.ServerLiveResponse(live=self.live)
 
     async def ServerMetadata(self, *_: Any) -> Any:
         return service_pb2.ServerMetadataResponse(name="triton", version=self.version)
+
+    async def ModelReady(self, request: Any, _: Any) -> Any:
+        return service_pb2.ModelReadyResponse(ready=request.version in self.loaded)
+
+    async def ModelMetadata(self, *_: Any) -> Any:
+        answer = service_pb2.ModelMetadataResponse(name=noop.NAME)
+        answer.inputs.add(name="image", datatype="UINT8", shape=[-1, noop.CROP, noop.CROP, 3])
+        answer.outputs.add(name="probabilities", datatype="FP32", shape=[-1, noop.CLASSES])
+        return answer
+
+    async def ModelConfig(self, *_: Any) -> Any:
+        return service_pb2.ModelConfigResponse()
+
+    async def RepositoryModelLoad(self, request: Any, _: Any) -> Any:
+        self.began.set()
+        await self.answer.wait()
+        policy = json.loads(request.parameters["config"].string_param)["version_policy"]
+        self.loaded = set(policy["specific"]["versions"])
+        return service_pb2.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(self, *_: Any) -> Any:
+        self.began.set()
+        await self.answer.wait()
+        self.loaded = set()
+        return service_pb2.RepositoryModelUnloadResponse()
 
     async def SystemSharedMemoryStatus(self, _: Any, context: Any) -> Any:
         await self._refuse(context)
@@ -98,21 +126,31 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
 
 
 @asynccontextmanager
-async def serving(
-    version: str = "2.58.0", *, held: bool = False, same_host: bool = False
-) -> AsyncIterator[tuple[Server, Triton]]:
-    """A server of that version, and our way to it."""
+async def listening(version: str = "2.58.0", *, held: bool = False) -> AsyncIterator[Server]:
+    """A server of that version."""
     options = [("grpc.max_receive_message_length", -1)]
     server, ours = grpc.aio.server(options=options), Server(version, held)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(ours, server)
     ours.url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    triton = Triton(ours.url, same_host)
-    await triton.fleet.look()
-    triton.fleet.serving = frozenset({ours.url})
     try:
-        yield ours, triton
+        yield ours
     finally:
         ours.answer.set()
-        await triton.close()
         await server.stop(None)
+
+
+@asynccontextmanager
+async def serving(
+    version: str = "2.58.0", *, held: bool = False, same_host: bool = False
+) -> AsyncIterator[tuple[Server, Triton]]:
+    """A server of that version, and our way to it."""
+    async with listening(version, held=held) as ours:
+        triton = Triton(ours.url, same_host)
+        await triton.fleet.look()
+        triton.fleet.serving = frozenset({ours.url})
+        try:
+            yield ours, triton
+        finally:
+            ours.answer.set()
+            await triton.close()

@@ -16,6 +16,7 @@ from eca_service.contract import PROBABILITIES, Contract
 from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.journal import Entry
+from eca_service.oip import tensors
 from eca_service.peers import Peers
 from eca_service.registry import Model
 from eca_service.settings import Settings
@@ -148,6 +149,51 @@ async def test_the_error_of_an_image_does_not_hold_the_image(
     assert [(error.code, error.__traceback__) for result in answer.results if (error := result.error)] == [
         ("unsupported_image_format", None)
     ] * 2
+
+
+class Overflows(Engine):
+    """Computes no numbers for white images, nor for any where it is the model "broken"."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.go.set()
+        self.value = value
+
+    async def infer(self, images: Sequence[Any], contract: Contract, *_: object) -> dict[str, Any]:
+        answer = await super().infer(images, contract)
+        for row, image in zip(answer[PROBABILITIES], images, strict=True):
+            if contract.name == "broken" or image.max() > 0:
+                row[-1] = self.value
+        return answer
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+async def test_an_answer_that_is_no_number_is_that_image_s_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    core, white = core_with(Overflows(value), tmp_path, monkeypatch), encoded(Image.new("RGB", (32, 32), "white"))
+    deadline = asyncio.get_running_loop().time() + 20
+    permit = core.enter(0, Entry("http"))
+    answer = await core.classify(model(tmp_path), [IMAGE, white, IMAGE], 1, deadline, permit)
+    permit.release()
+    said = "internal: m computed no numbers for this image"
+    assert [str(result.error or "") for result in answer.results] == ["", said, ""]
+    index, label = tensors(answer, 1, ["index", "label"])
+    assert (index.flat(), label.flat()) == ([0, -1, 0], ["cat", f"error: {said}", "cat"])
+
+
+async def test_a_model_that_computes_no_numbers_leaves_the_others_of_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = core_with(Overflows(np.nan), tmp_path, monkeypatch)
+    good, broken = (model(tmp_path, name) for name in ("m", "broken"))
+    deadline = asyncio.get_running_loop().time() + 20
+    permit = core.enter(0, Entry("http"))
+    first, second = (await compare(core, [good, broken], IMAGE, [1, 1], deadline, permit)).entries
+    assert (first.error, str(second.error)) == (None, "internal: broken computed no numbers for this image")
+    with pytest.raises(ServiceError, match="internal: broken computed no numbers"):
+        await compare(core, [broken], IMAGE, [1], deadline, permit)
+    permit.release()
 
 
 async def test_only_patient_callers_tell_of_lateness(

@@ -139,3 +139,13 @@ async def test_whoever_leaves_the_queue_lets_the_others_through() -> None:
         second.cancel()
         end.set()
         assert all(await asyncio.wait_for(asyncio.gather(first, third), 10))
+
+
+async def test_what_cannot_be_begun_gives_its_share_back() -> None:
+    """As where the system has no thread left."""
+    budget, closed = Budget(1), ThreadPoolExecutor(1)
+    closed.shutdown()
+    with pytest.raises(RuntimeError, match="cannot schedule"):
+        await budget.run(closed, 1, int)
+    with ThreadPoolExecutor(1) as pool:
+        assert await asyncio.wait_for(budget.run(pool, 1, int), 10) == 0

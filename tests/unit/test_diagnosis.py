@@ -81,3 +81,16 @@ def test_what_happened_before_is_told_but_not_wrong_now() -> None:
     said = findings(before, {})
     assert said[0] == Finding("Before that 5.0% of 1000 requests failed: 50 deadline_exceeded.")
     assert not any(one.wrong for one in said)
+
+
+def test_probes_and_scrapes_are_no_requests_that_went_well() -> None:
+    """Of models there are ten thousand times as few, and a tenth of these fails."""
+    before = {
+        'eca_requests_total{model="m",code="ok"}': 90,
+        'eca_requests_total{model="m",code="internal"}': 10,
+        'eca_requests_total{model="unmatched",code="ok"}': 500_000,
+        'eca_requests_total{model="unmatched",code="404"}': 500_000,
+    }
+    assert findings(before, {})[0] == Finding("Before that 10.0% of 100 requests failed: 10 internal.")
+    before['eca_requests_total{model="unmatched",code="internal"}'] = 100  # before it was known of which model
+    assert findings(before, {})[0] == Finding("Before that 55.0% of 200 requests failed: 110 internal.")

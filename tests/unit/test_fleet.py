@@ -1,9 +1,22 @@
-"""Which servers get images."""
+"""Which servers get images, and what is asked of those that come and go."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eca_service.contract import Contract
+from eca_service.errors import ServiceError
 from eca_service.fleet import Fleet
+from eca_service.resolver import Resolver
 from eca_service.sharing import Sharing
+
+from tests.load import noop
+from tests.unit.made_triton import Server, listening
 
 
 def test_a_server_gets_images_once_it_has_all_models_that_another_has() -> None:
@@ -16,3 +29,76 @@ def test_a_server_gets_images_once_it_has_all_models_that_another_has() -> None:
         fleet._loaded = loaded
         fleet._choose()
         assert fleet.serving == serving
+
+
+@pytest.fixture
+def contract(tmp_path: Path) -> Contract:
+    return noop.publish(tmp_path)
+
+
+@pytest.fixture
+def home(contract: Contract, tmp_path: Path) -> Path:
+    return tmp_path / contract.name
+
+
+@asynccontextmanager
+async def fleet_of(*servers: Server) -> AsyncIterator[Fleet]:
+    """All of these, which are asked in this order."""
+    fleet = Fleet("", Sharing(False))
+    for count in range(len(servers)):
+        await there_are(fleet, *servers[: count + 1])
+    try:
+        yield fleet
+    finally:
+        await fleet.close()
+
+
+async def there_are(fleet: Fleet, *servers: Server) -> None:
+    """These, by the names that it looks up."""
+    fleet._resolver = Resolver(",".join(server.url for server in servers))
+    await fleet.look()
+
+
+async def while_one_leaves(
+    work: Coroutine[Any, Any, Any], fleet: Fleet, goes: Server, *stay: Server
+) -> asyncio.Task[Any]:
+    """The work, done, which was asking the one that goes."""
+    task = asyncio.create_task(work)
+    await asyncio.wait_for(goes.began.wait(), 10)
+    await there_are(fleet, *stay)
+    await asyncio.wait({task}, timeout=10)
+    assert task.done()
+    assert not task.cancelled()
+    return task
+
+
+@pytest.mark.parametrize("kept", [(), (1,)])
+async def test_one_that_leaves_while_it_unloads_does_not_end_what_is_asked_of_the_others(
+    home: Path, kept: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(held=True) as goes, listening() as stays, fleet_of(goes, stays) as fleet:
+        stays.loaded = {"1", "2"}
+        await while_one_leaves(fleet.keep(home, kept), fleet, goes, stays)
+        assert stays.loaded == set(map(str, kept))
+        assert "Triton keeps what noop no longer needs: backend_unavailable: the server has left" in caplog.text
+
+
+async def test_one_that_leaves_while_it_loads_is_a_failure_like_others(contract: Contract, home: Path) -> None:
+    async with listening(held=True) as goes, listening() as comes, fleet_of(goes) as fleet:
+        load = await while_one_leaves(fleet.load(contract, home, {1}), fleet, goes, comes)
+        with pytest.raises(ServiceError, match="backend_unavailable: the server has left"):
+            load.result()
+        assert await fleet.load(contract, home, {1}) == 1
+        assert fleet.serving == {comes.url}
+
+
+async def test_whether_calls_may_be_cancelled_follows_the_version_of_each_load(contract: Contract, home: Path) -> None:
+    async with listening("2.58.0") as server, fleet_of() as fleet:
+        server.live = False
+        await there_are(fleet, server)
+        server.live = True  # in between
+        for version, cancels in (("2.58.0", True), ("2.57.0", False), ("2.66.0", True)):  # each in the other's place
+            server.version = version
+            await fleet.load(contract, home, {1})
+            assert fleet.serving == {server.url}
+            assert fleet.cancels is cancels

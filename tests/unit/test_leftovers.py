@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -25,3 +26,13 @@ def test_only_what_a_dead_process_left_goes(tmp_path: Path, monkeypatch: pytest.
     leftovers.remove("workers")
     leftovers.remove("gateway")
     assert {path.name for path in tmp_path.iterdir()} == {here, *others[2:]}
+
+
+def test_a_folder_that_is_held_is_locked_for_who_removes_what_is_old(tmp_path: Path) -> None:
+    held, other = leftovers.hold(tmp_path), os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)  # nobody else is kept from it
+    os.close(held)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -143,6 +144,20 @@ def test_a_cache_folder_that_cannot_be(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("CXX", compiler(tmp_path, "exit 1"))
     with pytest.raises(native.NotCompiled, match=r"cannot hold the compiled backend: .*; XDG_CACHE_HOME names"):
+        native.library()
+
+
+def test_there_is_no_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a container's user whom the system does not know."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setenv("CXX", compiler(tmp_path, "exit 1"))
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(native.NotCompiled, match=r"there is no home folder .*; XDG_CACHE_HOME names a folder"):
         native.library()
 
 

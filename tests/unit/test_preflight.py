@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from eca_build.cli.compiling import compile_
-from eca_service import metrics
+from eca_service import metrics, preflight
 from eca_service.cli import main
 from eca_service.contract import Calibration, Contract, GateSite, Passport, Preprocessing
 from eca_service.preflight import Gpu, Machine, look, obstacle, obstacle_of
@@ -124,6 +124,33 @@ def test_packages_of_pytorch_s_compiler(
     if reason and sentence:
         assert re.search(sentence, reason)
         assert "`eca-build compile CHECKPOINT --name m --target inductor" in reason
+
+
+@pytest.mark.parametrize(
+    ("contract", "machine", "embedded", "beside"),
+    [
+        (plan(), HERE, "here is no NVIDIA GPU", None),
+        (package(ON_GPU), HERE, "here is no NVIDIA GPU", None),
+        (package(ON_GPU), replace(HERE, torch=None), "which is not installed here", None),
+        (package(PACKAGE), replace(HERE, torch="2.14.0"), "here is 2.14.0", None),
+        (plan(), replace(MACHINE, tensorrt="11.0.0"), "here is 11.0.0", None),
+        (plan(), replace(MACHINE, driver="575.57.08"), "here is the older 575.57.08", "here is the older 575.57.08"),
+        (plan(), Machine((A100,)), "here is NVIDIA A100", "here is NVIDIA A100"),
+        (package(ON_GPU), replace(HERE, gpus=(A100,)), "here is NVIDIA A100", "here is NVIDIA A100"),
+        (package(PACKAGE), replace(HERE, instructions=frozenset()), "which this one lacks", "which this one lacks"),
+        (package(None), HERE, "does not say", "does not say"),
+        (plan(), MACHINE, None, None),
+    ],
+)
+def test_a_triton_beside_this_container_has_libraries_and_perhaps_gpus_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, contract: Contract, machine: Machine, embedded: str | None, beside: str | None
+) -> None:
+    """As in a pod: the processor is the same, and GPUs that are seen from here are its too."""
+    monkeypatch.setattr(preflight, "look", lambda: machine)
+    for url, sentence in ((None, embedded), ("127.0.0.1:8001", beside)):
+        reason = obstacle_of(url)(contract)
+        assert (reason is None) == (sentence is None), reason
+        assert (sentence or "") in (reason or "")
 
 
 def test_this_machine_s_pytorch_and_instructions() -> None:

@@ -8,11 +8,13 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from types import SimpleNamespace
 import pytest
 from eca_service import addresses, gateway
 from eca_service.settings import Settings
-from eca_service.triton import libpython, native, server
+from eca_service.triton import libpython, native, server, supervisor
 from eca_service.triton.supervisor import TritonServer
 
 ROOT = Path(__file__).parents[2]
@@ -184,3 +186,36 @@ def test_what_is_said_to_be_opened_can_be(capsys: pytest.CaptureFixture[str], ho
     assert f"http://{addresses.joined(host, 8080)} and gRPC on" in listens
     assert f" http://{here}:8080/docs;" in documentation
     assert f"'http://{here}:8080/v1/classify?top_k=3'" in example
+
+
+def test_it_comes_back_though_no_thread_can_be_begun_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program stands for it."""
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(server, "installation", lambda: tmp_path)
+    monkeypatch.setattr(server, "assemble_backends", lambda folder: None)
+    monkeypatch.setattr(server, "command", lambda *_: ["sleep", "60"])
+    monkeypatch.setattr(server, "environment", lambda *_: os.environ)
+    triton, begin = TritonServer(tmp_path, 0, tmp_path / "triton.log"), threading.Thread.start
+    refused: list[int | None] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if len(refused) < 3:
+            refused.append(triton.pid)
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    triton.start()
+    try:
+        assert triton.pid
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        os.kill(triton.pid, signal.SIGKILL)
+        end = time.monotonic() + 10
+        while len(refused) < 3 or triton.pid in {None, *refused}:
+            assert time.monotonic() < end, caplog.text
+            time.sleep(0.01)
+        assert caplog.text.count("could not be started again, which is tried in 0.1 s: can't start new thread") == 3
+        assert [pid for pid in refused if Path(f"/proc/{pid}/cmdline").exists()] == [], "each was ended"
+    finally:
+        triton.stop()

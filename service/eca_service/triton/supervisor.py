@@ -134,11 +134,8 @@ class TritonServer:
                 if self.restarts:
                     self._assemble()  # what died left its files, and who cleans /tmp may have taken ours
                 self._process = self._launch()
-                # The backend's processes hold the same pipe and may outlive a killed server: its end is not awaited.
-                pump = threading.Thread(target=self._pump, args=(self._process,), name="triton-log", daemon=True)
-                pump.start()
+                pump = self._begin_to_pump(self._process)
             except (OSError, RuntimeError, TritonUnavailable) as error:  # RuntimeError: no thread can be begun
-                self._clean()
                 if not self._started.is_set():
                     self._failed = TritonUnavailable(f"Triton could not be started: {error}")
                     self._started.set()
@@ -190,6 +187,17 @@ class TritonServer:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def _begin_to_pump(self, process: subprocess.Popen[bytes]) -> threading.Thread:
+        # The backend's processes hold the same pipe and may outlive a killed server: its end is not awaited.
+        pump = threading.Thread(target=self._pump, args=(process,), name="triton-log", daemon=True)
+        try:
+            pump.start()
+        except RuntimeError:
+            with process:  # which is awaited, and its pipe closed
+                self._clean()
+            raise
+        return pump
 
     def _pump(self, process: subprocess.Popen[bytes]) -> None:
         """Copies the server's output to the log file until it ends; the file is turned over when full."""
