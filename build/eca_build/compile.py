@@ -26,6 +26,7 @@ from eca_build.describe import Outputs, contract_of, outputs_of
 from eca_build.engine import Engine, Maker
 from eca_build.errors import BuildError
 from eca_build.export import reference
+from eca_build.images import MOST
 from eca_build.inputs import Inputs, gather
 from eca_build.networks.attention import Kind
 from eca_build.provenance import sha256
@@ -48,6 +49,7 @@ class Options:
     attention: Kind | None = None
     wish: Wish = field(default_factory=Wish)
     calibration: Path | None = None
+    most_images: int = MOST
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from PIL import Image, ImageOps
 from eca_build.errors import BuildError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MOST = 128  # that are used unless more are asked for: they show what goes wrong, and take seconds
 MOST_PIXELS = 1 << 27  # of an image when it was resized: one of few pixels may be very long
 
 
-def load(folder: Path, recipe: Preprocessing, most: int = 128, option: str = "--images") -> NDArray[np.uint8]:
+def load(folder: Path, recipe: Preprocessing, most: int = MOST, option: str = "--images") -> NDArray[np.uint8]:
     """Up to `most` images below `folder`, evenly spread over the sorted names: uint8 [N, crop, crop, 3], RGB.
 
     Linked folders are followed. Raises BuildError, naming the command line's `option`, where the folder holds no image
@@ -31,7 +32,7 @@ def load(folder: Path, recipe: Preprocessing, most: int = 128, option: str = "--
     return np.stack([_one(path, recipe) for path in paths])
 
 
-def classes(folder: Path, labels: Sequence[str], most: int = 128) -> NDArray[np.int64]:
+def classes(folder: Path, labels: Sequence[str], most: int = MOST) -> NDArray[np.int64]:
     """The class of each image that `load` gives, int64 [N], as its folder or its file is called; -1 where neither is.
 
     An image of a dog is dog/photo.jpg or dog-1.jpg, where "dog" is one of `labels`; a label of two classes, as
@@ -55,7 +56,12 @@ def _picked(folder: Path, most: int, option: str = "--images") -> list[Path]:
             continue
         paths += [here / name for name in names if Path(name).suffix.lower() in SUFFIXES]
     paths.sort()
-    return [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
+    return [paths[i] for i in spread(len(paths), most)]
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """The indices of up to `most` of `count`, evenly spread."""
+    return np.linspace(0, count - 1, min(most, count)).astype(np.int64)
 
 
 def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:

@@ -80,11 +80,11 @@ def gather(options: Options) -> Inputs:
     random = loaded.weights == "random"
     labels = read_labels(options.labels, loaded.spec.classes, random)
     if options.images:
-        sample, source = images.load(options.images, recipe), called(options.images)
-        classes = images.classes(options.images, labels)
+        sample, source = images.load(options.images, recipe, options.most_images), called(options.images)
+        classes = images.classes(options.images, labels, options.most_images)
     else:
         sample, source, classes = images.synthetic(recipe.crop, images.enough(recipe.crop)), SYNTHETIC, None
-    calibration = sample if options.images or random else None
+    calibration = sample[images.spread(len(sample), images.MOST)] if options.images or random else None
     calibrated_on = source
     if options.calibration:
         calibration = images.load(options.calibration, recipe, option="--calibration")

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
+from eca_build.compile import Options
 from eca_build.errors import BuildError
 from eca_build.images import classes, enough, load, synthetic
+from eca_build.inputs import gather
+from eca_build.targets import Wish
 from eca_service.cli.images import below
 from eca_service.contract import Preprocessing
 from PIL import Image
+
+DEMO = Path(__file__).parents[2] / "build" / "demo"
+WEIGHTS, LABELS = DEMO / "resnet14-eca.safetensors", DEMO / "labels.txt"
 
 
 def test_large_images_are_fewer() -> None:
@@ -69,6 +76,20 @@ def test_of_many_images_those_taken_have_their_own_class(tmp_path: Path) -> None
     taken = load(tmp_path, Preprocessing(resize=8, crop=8))[:, 0, 0, 0]
     assert (len(taken), taken[0], taken[-1]) == (128, 0, 129)
     assert classes(tmp_path, labels).tolist() == taken.tolist()
+
+
+def test_more_may_be_verified_on_than_ranges_are_taken_from(tmp_path: Path) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number in range(300):
+        Image.new("RGB", (40, 40), (number % 256, number // 256, 0)).save(folder / f"{number:03}.png")
+    options = Options(WEIGHTS, tmp_path / "repository", images=folder, labels=LABELS, wish=Wish(precision="int8"))
+    for most, used, ranges in ((128, 128, 128), (200, 200, 128), (1000, 300, 128), (50, 50, 50)):
+        inputs = gather(replace(options, most_images=most))
+        assert inputs.calibration is not None
+        assert (len(inputs.sample), len(inputs.calibration)) == (used, ranges)
+        assert inputs.classes is not None
+        assert len(inputs.classes) == used
 
 
 def test_a_label_of_two_classes_says_neither(tmp_path: Path) -> None:

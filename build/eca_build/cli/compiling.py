@@ -40,6 +40,12 @@ RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
     "(dog/1.jpg, dog-1.jpg) the accuracy is verified too.",
 )
 @option(
+    "--most-images",
+    type=click.IntRange(1, 100_000),
+    default=128,
+    help="So many of --images are used, evenly spread; thousands of labelled ones tell a loss of half a point.",
+)
+@option(
     "--calibration",
     type=click.Path(path_type=Path),
     help="A folder of images like those to come, which int8 takes its ranges from; default: those of --images.",
@@ -105,6 +111,7 @@ def compile_(
     name: str | None,
     labels: Path | None,
     images: Path | None,
+    most_images: int,
     calibration: Path | None,
     target: TargetName,
     precision: Precision | Auto,
@@ -143,7 +150,8 @@ def compile_(
     steps = build.steps(wish)
     for checkpoint in checkpoints:
         kind = kind_of(attention)
-        options = build.Options(checkpoint, repository, recipe, name, arch, labels, images, kind, wish, calibration)
+        asked = (checkpoint, repository, recipe, name, arch, labels, images, kind, wish, calibration, most_images)
+        options = build.Options(*asked)
         with tqdm(total=steps, desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
             click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, count()))))
 
