@@ -29,15 +29,22 @@ def recipe_beside(checkpoint: Path, arch: str) -> dict[str, object]:
     """What timm's `config.json` in the checkpoint's folder says of preprocessing, by Preprocessing's fields.
 
     As timm's own evaluation has it (`resolve_model_data_config`, `transforms_imagenet_eval`). Nothing where there is no
-    such file, or one of another program. Raises BuildError where it is of another network than `arch`, and where the
-    service cannot do what it says.
+    such file, or one of another program. Raises BuildError where it cannot be read or is of another network than
+    `arch`, and where the service cannot do what it says.
     """
     file = checkpoint.parent / BESIDE
     try:
         found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return {}
-    told = found.get("pretrained_cfg") if isinstance(found, dict) else None
+    except OSError as error:
+        raise BuildError(f"{file} cannot be read: {error.strerror}; {INSTEAD}") from None
+    except ValueError:
+        raise BuildError(f"{file} is damaged or no JSON; {INSTEAD}") from None
+    if not isinstance(found, dict):
+        return {}
+    # timm's older files have it all beside the architecture
+    told = found.get("pretrained_cfg", found if "architecture" in found else None)
     if not isinstance(told, dict) or "input_size" not in told:
         return {}
     name = str(found.get("architecture"))

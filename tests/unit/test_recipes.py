@@ -97,7 +97,9 @@ AS_TIMM_WITHOUT_A_WORD = Preprocessing(resize=256, crop=224, filter="bicubic")
         ({"architecture": "seresnet26t", "pretrained_cfg": LITTLE | {"mean": None}}, AS_TIMM_WITHOUT_A_WORD),
         ({"architectures": ["ResNetForImageClassification"], "num_channels": 3}, None),
         ({"architecture": "x", "pretrained_cfg": None}, None),
-        ({"architecture": "resnet26t"} | LITTLE, None),
+        ({"architecture": "resnet26t"} | LITTLE, AS_TIMM_WITHOUT_A_WORD),
+        ({"architecture": "ecaresnet26t"} | TIMM, AS_TIMM),
+        (LITTLE, None),
         ([TIMM], None),
     ],
 )
@@ -109,8 +111,15 @@ def test_timm_s_config_is_followed_as_timm_does(config: object, recipe: Preproce
 
 def test_without_timm_s_config_nothing_is_told(tmp_path: Path) -> None:
     assert recipe_beside(tmp_path / "m.pth", "resnet26t") == {}
+
+
+def test_a_config_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b"\xff{ // not JSON")
-    assert recipe_beside(tmp_path / "m.pth", "resnet26t") == {}
+    with pytest.raises(BuildError, match=r"config\.json is damaged or no JSON; move it away, or give all of --resize"):
+        recipe_beside(tmp_path / "m.pth", "resnet26t")
+    (tmp_path / "folder" / "config.json").mkdir(parents=True)
+    with pytest.raises(BuildError, match=r"config\.json cannot be read: Is a directory; move it away, or give all of"):
+        recipe_beside(tmp_path / "folder" / "m.pth", "resnet26t")
 
 
 @pytest.mark.parametrize(
