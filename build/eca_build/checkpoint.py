@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
 import stat
 import warnings
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeGuard
@@ -28,6 +30,11 @@ from eca_build.provenance import sha256
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")  # averages where alone
 # What others count into a network: PyTorch its batches and averages, and thop, when it was asked for operations.
 COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
+# What a module that is trained has beside its network, by the first of a key's names: losses, which may have a weight
+# for each class, averages of the network, and metrics, of which all are whole numbers.
+LOSS = re.compile(r"(\w+_)?(criterion|loss)(_\w+)?")
+AVERAGES = {"model_ema", "ema_model", "ema"}
+WHOLE = (torch.int32, torch.int64, torch.bool)
 # What training scripts keep beside the weights and is data, though pickled as a call: numbers and arrays of either
 # generation of numpy, and the options of the command line, paths among them, of whatever system they came from.
 PATHS = ("Posix", "Windows", "PurePosix", "PureWindows")
@@ -70,6 +77,7 @@ def load(path: Path, arch: str | None = None, attention: Kind | None = None) -> 
     wants to run code, is no network of ours, is not `arch` with `attention`, or has missing, unexpected, misshapen or
     non-finite weights.
     """
+    before = identity(path)
     notes: dict[str, str] = {}
     if begins(path)[8:] == b"{":  # behind the length of a header in JSON
         raw, notes = read_safetensors(path)
@@ -95,14 +103,39 @@ def load(path: Path, arch: str | None = None, attention: Kind | None = None) -> 
     network = create(spec)
     network.load_state_dict(state, strict=False)
     weights: Literal["trained", "random"] = "random" if notes.get("weights") == "random" else "trained"
-    return Checkpoint(path, sha256(path), origin, spec, network.eval(), weights)
+    try:
+        digest = sha256(path)
+    except OSError as error:
+        raise BuildError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
+    if identity(path) != before:  # the weights may be of one file, and the SHA-256 of the next
+        raise BuildError(f"{path} changed while it was read; give a copy of it that nothing writes to")
+    return Checkpoint(path, digest, origin, spec, network.eval(), weights)
+
+
+def identity(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written again; BuildError where it cannot be read."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise BuildError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def save(path: Path, network: Network, notes: dict[str, str]) -> None:
-    """Writes a network's weights, and `notes` as the file's metadata, as safetensors. Raises BuildError."""
+    """Writes a network's weights, and `notes` as the file's metadata, as safetensors: all or nothing.
+
+    Raises BuildError.
+    """
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    part = path.with_name(f".{path.name}.part")
     try:
-        path.write_bytes(save_safetensors(state, notes))
+        try:
+            part.write_bytes(save_safetensors(state, notes))
+            os.replace(part, path)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
     except OSError as error:
         raise BuildError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -191,11 +224,23 @@ def require_unpacked(path: Path) -> None:
 
 
 def strip(raw: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without counters, and without the names that every key begins with: a network's layers lie beside each other."""
+    """Without counters, what a training module has beside its network, and the names that every key begins with.
+
+    A network's layers lie beside each other. What could be a layer or another network stays, so that it is refused.
+    """
     state = {key: value for key, value in raw.items() if key.rpartition(".")[2] not in COUNTERS}
-    while all("." in key for key in state) and len({key.partition(".")[0] for key in state}) == 1:
+    names = {first(key) for key in state}
+    metrics = names - {first(key) for key, value in state.items() if value.dtype not in WHOLE}
+    for beside in (metrics, {name for name in names if LOSS.fullmatch(name)}, names & AVERAGES):
+        state = {key: value for key, value in state.items() if first(key) not in beside} or state
+    while all("." in key for key in state) and len({first(key) for key in state}) == 1:
         state = {key.partition(".")[2]: value for key, value in state.items()}
     return state
+
+
+def first(key: str) -> str:
+    """The first of the names that a key is made of."""
+    return key.partition(".")[0]
 
 
 def floats(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from eca_build import images
-from eca_build.checkpoint import save
+from eca_build.checkpoint import begins, read_safetensors, save
 from eca_build.detect import WIDTH_STEP
 from eca_build.errors import BuildError
 from eca_build.networks import ARCHS, RESNETS, Network, NetworkSpec, create, with_formula
@@ -25,7 +26,7 @@ def write(path: Path, arch: str, attention: Kind, classes: int, width: float = 1
     """Writes a network with random weights, noted as such in the file, to `path`, which ends in .safetensors.
 
     Its sizes follow the paper's formulas. Raises BuildError for an unknown `arch`, a width that it has not, another
-    suffix, and where the file cannot be written.
+    suffix, where the file cannot be written, and where it would replace another than one of these.
     """
     if arch not in ARCHS:
         raise BuildError(f"there is no architecture {arch}; `eca-build archs` lists those that are")
@@ -37,12 +38,22 @@ def write(path: Path, arch: str, attention: Kind, classes: int, width: float = 1
         )
     if path.suffix != ".safetensors":
         raise BuildError(f"{path} must end in .safetensors: the file says there that its weights are random")
+    if os.path.lexists(path) and not is_random(path):
+        raise BuildError(f"{path} is there and its weights are not random ones of eca-build; give another name to -o")
     spec = with_formula(arch, attention, classes, width)
     torch.manual_seed(seed)
     network = create(spec)
     settle(network, default_recipe(arch).crop, seed)
     save(path, network, {"weights": "random", "architecture": arch, "attention": attention})
     return spec
+
+
+def is_random(path: Path) -> bool:
+    """Whether the file says that its weights are random, as those written here do."""
+    try:
+        return begins(path)[8:] == b"{" and read_safetensors(path)[1].get("weights") == "random"
+    except BuildError:  # whatever it is, it is none of ours
+        return False
 
 
 @torch.no_grad()

@@ -24,18 +24,25 @@ CBAM = (
     (r"\.sa\.conv1\.", ".attention.spatial.conv."),
 )
 # The classifier's layers: those who train a network for classes of their own put it into a sequence, or take it out.
-CLASSIFIER = re.compile(r"(fc|classifier)(?:\.\d+)?\.(weight|bias)")
+# Ports of the CIFAR ResNets call it `linear`, and who gives it a head of its own `head.fc`.
+CLASSIFIER = re.compile(r"(fc|linear|head\.fc|classifier)(?:\.\d+)?\.(weight|bias)")
+OUR_CLASSIFIER = {"linear": "fc", "head.fc": "fc", "classifier": "classifier.1"}
 # ECA-Net's authors put the attention of a MobileNetV2's block last in its sequence, behind the projection's batch norm.
 LAST_IN_SEQUENCE = re.compile(r"(features\.\d+)\.conv\.[34]\.((?:conv|fc)\..+)")
 
 
 def canonical(state: State) -> tuple[State, str]:
-    """The same tensors under our names, and where the names come from; keys that are not known stay as they are."""
+    """The same tensors under our names, and where the names come from; keys that are not known stay as they are.
+
+    Raises BuildError where two would have one name.
+    """
     state = _classifier(state)
     if any(".attention." in key for key in state):
         return state, "eca-serve"
     if any(LAST_IN_SEQUENCE.fullmatch(key) for key in state):
-        moved = {LAST_IN_SEQUENCE.sub(r"\1.attention.\2", key): value for key, value in state.items()}
+        moved: State = {}
+        for key, value in state.items():
+            _put(moved, LAST_IN_SEQUENCE.sub(r"\1.attention.\2", key), value)
         return _attention(moved), "authors"
     if "conv_stem.weight" in state:
         return _attention(_timm_mobilenet(state)), "timm"
@@ -51,6 +58,13 @@ def canonical(state: State) -> tuple[State, str]:
     return _attention(state), "timm" if "conv1.0.weight" in state else "torchvision"
 
 
+def _put(renamed: State, name: str, value: Tensor) -> None:
+    """Under that name, which must be free: one of the two would be lost, and what is left be taken for the network."""
+    if name in renamed:
+        raise BuildError(f"the checkpoint has two tensors that would both be {name} here; it is another network")
+    renamed[name] = value
+
+
 def _classifier(state: State) -> State:
     """The one linear layer is `fc`, or a MobileNetV2's `classifier.1`, wherever in a sequence it was."""
     found = {key: match for key in state if (match := CLASSIFIER.fullmatch(key))}
@@ -60,8 +74,11 @@ def _classifier(state: State) -> State:
             f"the checkpoint has a classifier of several layers with weights, {', '.join(layers)}; the networks here "
             "end in one linear layer"
         )
-    names = {key: f"{match[1].replace('classifier', 'classifier.1')}.{match[2]}" for key, match in found.items()}
-    return {names.get(key, key): value for key, value in state.items()}
+    names = {key: f"{OUR_CLASSIFIER.get(match[1], match[1])}.{match[2]}" for key, match in found.items()}
+    renamed: State = {}
+    for key, value in state.items():
+        _put(renamed, names.get(key, key), value)
+    return renamed
 
 
 def _attention(state: State) -> State:
@@ -77,7 +94,7 @@ def _attention(state: State) -> State:
             value = value.flatten(1)
         if name.endswith(".attention.conv.weight") and value.ndim == 3 and len(value) > 1:
             name, value = name.replace(".conv.weight", ".taps"), value.flatten(1)
-        renamed[name] = value
+        _put(renamed, name, value)
     return renamed
 
 
@@ -87,7 +104,7 @@ def _cbam(state: State, swapped: bool) -> State:
     for key, value in state.items():
         for pattern, ours in CBAM:
             key = re.sub(pattern, ours, key)
-        renamed[key] = value
+        _put(renamed, key, value)
     for key in [key for key in renamed if key.endswith(".attention.spatial.conv.weight")]:
         site = key.removesuffix(".conv.weight")
         weight, bias = renamed.pop(key), torch.zeros(1)
@@ -98,8 +115,8 @@ def _cbam(state: State, swapped: bool) -> State:
                 raise BuildError(f"the checkpoint has {site}.bn of other shapes than [1], as CBAM has; it is another")
             scale = gain / (variance + 1e-5).sqrt()
             weight, bias = weight * scale.view(-1, 1, 1, 1), offset - mean * scale
-        renamed[f"{site}.weight"] = weight.flip(1) if swapped else weight
-        renamed[f"{site}.bias"] = bias
+        _put(renamed, f"{site}.weight", weight.flip(1) if swapped else weight)
+        _put(renamed, f"{site}.bias", bias)
     return _attention(renamed)
 
 
@@ -109,7 +126,7 @@ def _old_mobilenet(state: State) -> State:
     for key, value in state.items():
         found = re.fullmatch(r"features\.(\d+)\.conv\.(\d+)\.(.+)", key)
         if found is None:
-            renamed[key] = value
+            _put(renamed, key, value)
             continue
         block, index, rest = int(found[1]), int(found[2]), found[3]
         expanded = block != 1  # the first block has no expansion
@@ -120,13 +137,14 @@ def _old_mobilenet(state: State) -> State:
             name = f"conv.{index - last + 2 + (2 if expanded else 1)}.{rest}"
         else:
             name = f"conv.{index // 3}.{index % 3}.{rest}"
-        renamed[f"features.{block}.{name}"] = value
+        _put(renamed, f"features.{block}.{name}", value)
     return _attention(renamed)
 
 
 def _timm_mobilenet(state: State) -> State:
-    """timm's `blocks.stage.index` naming."""
-    first = [1 + sum(depth for *_, depth in STAGES[:stage]) for stage in range(len(STAGES))]
+    """timm's `blocks.stage.index` naming; a block that the network here has not keeps its name, and is told by it."""
+    depths = [depth for *_, depth in STAGES]
+    first = [1 + sum(depths[:stage]) for stage in range(len(depths))]
     renamed: State = {}
     for key, value in state.items():
         found = re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(\w+)\.(.+)", key)
@@ -140,7 +158,7 @@ def _timm_mobilenet(state: State) -> State:
                 if key.startswith(theirs):
                     key = ours + key.removeprefix(theirs)
                     break
-            renamed[key] = value
+            _put(renamed, key, value)
             continue
         if found[3] == "se":
             raise BuildError(
@@ -148,9 +166,12 @@ def _timm_mobilenet(state: State) -> State:
                 "networks here have it behind the projection, so its answers would be others; it cannot be served"
             )
         stage, index, part, rest = int(found[1]), int(found[2]), found[3], found[4]
+        if stage >= len(depths) or index >= depths[stage]:
+            _put(renamed, key, value)
+            continue
         names = {"conv_pw": "conv.0.0", "bn1": "conv.0.1", "conv_dw": "conv.1.0", "bn2": "conv.1.1"}
         names |= {"conv_pwl": "conv.2", "bn3": "conv.3"}
         if stage == 0:
             names = {"conv_dw": "conv.0.0", "bn1": "conv.0.1", "conv_pw": "conv.1", "bn2": "conv.2"}
-        renamed[f"features.{first[stage] + index}.{names.get(part, part)}.{rest}"] = value
+        _put(renamed, f"features.{first[stage] + index}.{names.get(part, part)}.{rest}", value)
     return renamed

@@ -16,6 +16,7 @@ import torch
 from eca_build.checkpoint import load, strip
 from eca_build.detect import describe, detect
 from eca_build.errors import BuildError
+from eca_build.layouts import canonical
 from eca_build.networks import NetworkSpec, create, with_formula
 from eca_build.networks.attention import Kind
 from safetensors.torch import save_file
@@ -199,6 +200,8 @@ CASES: list[tuple[str, NetworkSpec, str, object]] = [
     ),
     ("bottlenecks", with_formula("resnet50", "eca", 4), "m.pth", lambda s: s),
     ("cifar", with_formula("resnet32_cifar", "eca", 10), "m.pth", lambda s: s),
+    ("CIFAR port", with_formula("resnet20_cifar", "none", 10), "m.pth", lambda s: renamed(s, (r"^fc\.", "linear."))),
+    ("classifier in a head", ECA18, "m.pth", lambda s: renamed(s, (r"^fc\.", "head.fc."))),
     *((kind, with_formula("resnet20_cifar", kind, 10), "m.safetensors", lambda s: s) for kind in VARIANTS),
     *CBAM_CASES,
 ]
@@ -268,6 +271,26 @@ def test_timm_mobilenet_with_attention_elsewhere_is_refused(tmp_path: Path) -> N
     save_file({k: v.contiguous() for k, v in timm_mobilenet(state_of(ECA_MOBILE)).items()}, tmp_path / "m.safetensors")
     with pytest.raises(BuildError, match="behind the depthwise convolution"):
         load(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("added", ["blocks.3.4", "blocks.7.0"])
+def test_a_timm_mobilenet_of_more_blocks_is_another_network(tmp_path: Path, added: str) -> None:
+    """Its block was taken for the next stage's first, whose weights were lost or took its place, as the order was."""
+    state = timm_mobilenet(state_of(with_formula("mobilenetv2", "none", 5)))
+    one_more = {k.replace("blocks.3.3", added): v for k, v in state.items() if k.startswith("blocks.3.3.")}
+    for order in (state | one_more, one_more | state):
+        torch.save(order, tmp_path / "m.pth")
+        with pytest.raises(
+            BuildError, match=rf"looks like mobilenetv2 but has also {added}\..*; it is another network"
+        ):
+            load(tmp_path / "m.pth")
+
+
+def test_two_tensors_of_one_name_are_another_network(tmp_path: Path) -> None:
+    state = renamed(state_of(ECA18), attention_as("eca"))
+    torch.save(state | {"layer1.0.se.conv.weight": torch.zeros(1, 1, 3)}, tmp_path / "m.pth")
+    with pytest.raises(BuildError, match=r"two tensors that would both be layer1\.0\.attention\.conv\.weight here"):
+        load(tmp_path / "m.pth")
 
 
 @pytest.mark.parametrize(
@@ -401,6 +424,39 @@ def test_newer_protocols_of_pickle_are_not_called_damaged(tmp_path: Path) -> Non
 def test_lightning_s_prefix(tmp_path: Path) -> None:
     torch.save({"state_dict": {f"model.{key}": value for key, value in state_of(ECA18).items()}}, tmp_path / "m.ckpt")
     assert load(tmp_path / "m.ckpt").spec == ECA18
+
+
+@pytest.mark.parametrize("name", ["model", "network"])
+def test_what_lightning_modules_have_beside_their_network(tmp_path: Path, name: str) -> None:
+    state = {f"{name}.{key}": value for key, value in state_of(ECA18).items()}
+    beside: State = {"criterion.weight": torch.ones(7), "val_loss.weight": torch.ones(7)}
+    beside |= {"val_metrics.accuracy.tp": torch.zeros(7, dtype=torch.long)}
+    beside |= {f"model_ema.module.{key}": value + 1 for key, value in state_of(ECA18).items()}
+    torch.save({"state_dict": state | beside}, tmp_path / "m.ckpt")
+    found = load(tmp_path / "m.ckpt")
+    assert found.spec == ECA18
+    assert torch.equal(found.network.head.weight, state[f"{name}.fc.weight"])
+
+
+@pytest.mark.parametrize("beside", ["teacher.fc.weight", "normalize.mean", "head.weight"])
+def test_what_may_be_of_the_network_is_not_passed_over(tmp_path: Path, beside: str) -> None:
+    state = {f"model.{key}": value for key, value in state_of(ECA18).items()}
+    torch.save({"state_dict": state | {beside: torch.ones(7)}}, tmp_path / "m.ckpt")
+    with pytest.raises(BuildError, match=f"no network known here, its weights are in .*{beside.partition('.')[0]}"):
+        load(tmp_path / "m.ckpt")
+
+
+def test_a_file_that_is_written_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights would be of one epoch and its SHA-256 of the next, which then would not be built."""
+    path = save(tmp_path / "m.pth")
+
+    def trained_on(state: State) -> tuple[State, str]:
+        save(path, **{"fc.bias": torch.ones(7)})
+        return canonical(state)
+
+    monkeypatch.setattr("eca_build.checkpoint.canonical", trained_on)
+    with pytest.raises(BuildError, match=r"m\.pth changed while it was read; give a copy"):
+        load(path)
 
 
 def test_content_counts_not_the_name(tmp_path: Path) -> None:

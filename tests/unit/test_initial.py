@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,33 @@ def test_what_cannot_be_written(tmp_path: Path, arguments: tuple[str, str, int],
         write(tmp_path / "m.safetensors", *arguments)  # type: ignore[arg-type]
     with pytest.raises(BuildError, match=r"must end in \.safetensors"):
         write(tmp_path / "m.pth", "resnet18", "none", 3)
+
+
+def test_trained_weights_are_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    for trained in ((ROOT / "build" / "demo" / "resnet14-eca.safetensors").read_bytes(), b"mine", b""):
+        path.write_bytes(trained)
+        with pytest.raises(BuildError, match=r"m\.safetensors is there and its weights are not random ones .* to -o"):
+            write(path, "resnet20_cifar", "none", 3)
+        assert path.read_bytes() == trained
+    path.unlink()
+    for classes in (3, 4):
+        write(path, "resnet20_cifar", "none", classes)
+    assert load(path).spec.classes == 4
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    write(path, "resnet20_cifar", "none", 3)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(BuildError, match=r"m\.safetensors cannot be written: File too large"):
+            write(path, "resnet20_cifar", "none", 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("options", ["--width nan", "--classes 1", "--seed -1", f"--seed {2**63}"])
