@@ -30,7 +30,7 @@ from eca_build.images import MOST
 from eca_build.inputs import Inputs, gather
 from eca_build.networks.attention import Kind
 from eca_build.provenance import sha256
-from eca_build.publish import CONFIG_FILE, LABELS_FILE, check, publish, staging, versions
+from eca_build.publish import CONFIG_FILE, LABELS_FILE, check, publish, require_utf8, restore, staging, versions
 from eca_build.targets import Variant, Wish
 from eca_build.triton_config import config
 
@@ -56,13 +56,14 @@ class Options:
 class Built:
     """A published version; `changed` is false where the repository already held the result of the same inputs.
 
-    `recipe_beside` is as in `inputs.Inputs`.
+    `recipe_beside` is as in `inputs.Inputs`. `restored` are the model's files that were gone and are written again.
     """
 
     folder: Path
     contract: Contract
     changed: bool
     recipe_beside: bool
+    restored: tuple[str, ...] = ()
 
 
 def steps(wish: Wish) -> int:
@@ -76,19 +77,24 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
 
     Raises BuildError, with nothing published, for everything that can be wrong with the inputs or the result.
     """
+    require_utf8(options.repository)
     step("read the checkpoint")
     inputs = gather(options)
     network, home = inputs.checkpoint.network, options.repository / inputs.name
     step("wait for other builds")
     with staging(options.repository) as staged:
         published = versions(options.repository, inputs.name)
-        newest = home / str(published[-1]) if published else None
-        if newest and (same := unchanged(newest, inputs.key)):
-            return Built(newest, same, changed=False, recipe_beside=inputs.recipe_beside)
         version = (published or [0])[-1] + 1
+        newest = home / str(version - 1)
+        if not options.name:
+            require_same_network(newest, inputs)
+        same = unchanged(newest, inputs.key)
         outputs = outputs_of(inputs)
         files = {CONFIG_FILE: _config(inputs, outputs), LABELS_FILE: "\n".join(inputs.labels) + "\n"}
+        restored = restore(staged, home, files) if same else ()
         check(home, files)  # before anything is built
+        if same:
+            return Built(newest, same, changed=False, recipe_beside=inputs.recipe_beside, restored=restored)
         scratch, trials = staged / "scratch", staged / "trials"
         scratch.mkdir()
         trials.mkdir()  # on the repository's file system, so that publishing is a rename
@@ -109,6 +115,21 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             (staged / file_name).write_text(text, encoding="utf-8")
         folder = publish(staged, options.repository, inputs.name, version)
     return Built(folder, contract, changed=True, recipe_beside=inputs.recipe_beside)
+
+
+def require_same_network(newest: Path, inputs: Inputs) -> None:
+    """BuildError where the version in `newest` is of another network: by its file's name alone nobody meant that."""
+    try:
+        served = read(newest)
+    except ContractError:
+        return
+    spec = inputs.checkpoint.spec
+    if (served.architecture, served.attention) != (spec.arch, spec.attention):
+        raise BuildError(
+            f"{newest} is {served.architecture} with attention {served.attention}, and {inputs.checkpoint.path} would "
+            f"follow it as {spec.arch} with attention {spec.attention}; give it a --name of its own, or --name "
+            f"{inputs.name} if that is meant"
+        )
 
 
 def unchanged(folder: Path, key: str) -> Contract | None:

@@ -27,7 +27,8 @@ from eca_build.targets import Variant, Wish
 if TYPE_CHECKING:
     from eca_build.compile import Options
 
-ANONYMOUS = ("model", "pytorch_model")  # what timm and Hugging Face call every checkpoint
+# What timm, Hugging Face and the training scripts of timm, ECA-Net's authors and Lightning call every checkpoint.
+ANONYMOUS = ("model", "pytorch_model", "model_best", "checkpoint", "best", "last")
 SYNTHETIC = "synthetic images with the spectrum of photographs"
 Pixels = NDArray[np.uint8]
 
@@ -110,14 +111,15 @@ def gather(options: Options) -> Inputs:
 
 def called(folder: Path) -> str:
     """What the contract calls a folder of images: by its own name, also where it is given as `.`."""
-    return f"{os.path.basename(os.path.abspath(folder))}/"
+    name = os.fsencode(os.path.basename(os.path.abspath(folder)))
+    return f"{name.decode('utf-8', 'replace')}/"  # a name may be in any encoding, a contract is in this
 
 
 def default_name(path: Path) -> str:
     """The file's name without its suffixes, or where every checkpoint is called so, its folder's.
 
     In Hugging Face's cache, whose folders are called by commits (models--timm--NAME/snapshots/COMMIT/), it is the
-    repository's.
+    repository's, and in the root folder, which has no name, the file's after all.
     """
     name = path.name
     for suffix in (".pth.tar", ".safetensors", ".pth", ".pt", ".ckpt", ".bin"):
@@ -126,7 +128,7 @@ def default_name(path: Path) -> str:
         return name
     folder = os.path.dirname(os.path.abspath(path))  # links stay: in that cache the file is one
     cached = re.search(r"/models--([^/]+)/snapshots/[^/]+$", folder)
-    return cached[1].rpartition("--")[2] if cached else os.path.basename(folder)
+    return cached[1].rpartition("--")[2] if cached else os.path.basename(folder) or name
 
 
 def build_key(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +22,9 @@ LABELS_FILE = "labels.txt"
 def versions(repository: Path, name: str) -> list[int]:
     """The published versions of a model, ascending."""
     folder = repository / name
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch("[0-9]+", path.name))
 
 
 def _resolved(repository: Path) -> Path:
@@ -31,6 +34,17 @@ def _resolved(repository: Path) -> Path:
         if not root.is_symlink():
             return root
     raise BuildError(f"the model repository {repository} cannot be found: its links lead to themselves")
+
+
+def require_utf8(repository: Path) -> None:
+    """BuildError where the repository's path is in another encoding, in which no runtime finds a file."""
+    root = str(_resolved(repository))
+    try:
+        root.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BuildError(
+            f"the model repository {root} has a name that is not in UTF-8; rename it or give another"
+        ) from None
 
 
 @contextmanager
@@ -94,18 +108,29 @@ def publish(staged: Path, repository: Path, name: str, version: int) -> Path:
     return target / str(version)
 
 
+def restore(staged: Path, home: Path, files: Mapping[str, str]) -> tuple[str, ...]:
+    """Writes what the model in `home` has not of `files`, its texts by their files' names; gives their names."""
+    gone = tuple(name for name in files if not (home / name).exists())
+    for name in gone:
+        (staged / name).write_text(files[name], encoding="utf-8")
+        os.rename(staged / name, home / name)
+    return gone
+
+
 def check(home: Path, files: Mapping[str, str]) -> None:
     """Raises BuildError where the model in `home` is served with other texts than these, by their files' names.
 
     Tensors cannot change under callers; how the model is served stays as it is there. BuildError too for a folder of
-    that name that is no model.
+    that name that is no model, or lacks one of the files.
     """
     if not (home / CONFIG_FILE).exists():
         if home.exists() and any(home.iterdir()):
             raise BuildError(f"{home} is no model, it has no {CONFIG_FILE}; remove it or give another --name")
         return
     for file_name, text in files.items():
-        there = (home / file_name).read_text("utf-8")
+        if not (home / file_name).exists():
+            raise BuildError(f"{home} has no {file_name}, with which it is served; restore it or give another --name")
+        there = (home / file_name).read_text("utf-8", "replace")
         same = interface(there, home) == interface(text, home) if file_name == CONFIG_FILE else there == text
         if not same:
             raise BuildError(

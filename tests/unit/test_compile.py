@@ -67,6 +67,39 @@ def test_what_was_damaged_is_built_again(options: Options, damage: Callable[[Pat
     assert not compile_checkpoint(options, lambda _: None).changed
 
 
+@pytest.mark.parametrize("gone", [["config.pbtxt"], ["labels.txt"], ["config.pbtxt", "labels.txt"]])
+def test_a_model_s_file_that_is_gone_is_written_again(options: Options, gone: list[str]) -> None:
+    """Without it the model cannot be served, however sound its version is."""
+    home = options.repository / "m"
+    before = [(home / name).read_bytes() for name in gone]
+    for name in gone:
+        (home / name).unlink()
+    asked = ["compile", str(WEIGHTS), "--name", "m", "--labels", str(LABELS), "--repository", str(options.repository)]
+    done = CliRunner().invoke(main, asked)
+    assert (done.exit_code, f"m/1: {' and '.join(gone)} written again, nothing else" in done.output) == (0, True), done
+    assert [(home / name).read_bytes() for name in gone] == before
+    assert "m/1: nothing changed since it was built" in CliRunner().invoke(main, asked).output
+
+
+def test_a_model_served_with_other_tensors_than_were_built_is_told(options: Options) -> None:
+    config = options.repository / "m" / "config.pbtxt"
+    config.write_text(config.read_text().replace("max_batch_size: 32", "max_batch_size: 4"))
+    with pytest.raises(BuildError, match=r"the new version's config\.pbtxt differs from the one that m is served with"):
+        compile_checkpoint(options, lambda _: None)
+
+
+def test_another_network_s_file_of_the_same_name_is_not_the_next_version(options: Options, tmp_path: Path) -> None:
+    """`model_best.pth.tar` is what every training writes: the running service would take the other network over."""
+    (tmp_path / "m").mkdir()
+    other = tmp_path / "m" / "model_best.safetensors"
+    shutil.copy(DEMO / "resnet14-se.safetensors", other)
+    unnamed = replace(options, checkpoint=other, name=None)
+    sentence = r"m/1 is resnet14_cifar with attention eca, and .* as resnet14_cifar with attention se; give it a --name"
+    with pytest.raises(BuildError, match=sentence):
+        compile_checkpoint(unnamed, lambda _: None)
+    assert compile_checkpoint(replace(unnamed, name="m"), lambda _: None).contract.version == 2
+
+
 @pytest.mark.parametrize(
     ("change", "file"),
     [
@@ -100,8 +133,13 @@ def test_a_file_s_name_that_cannot_be_a_model_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "name"),
     [
-        ("best.pth.tar", "best"),
-        ("best.bin", "best"),
+        ("cats/mine.pth.tar", "mine"),
+        ("cats/mine.bin", "mine"),
+        ("cats/model_best.pth.tar", "cats"),
+        ("cats/checkpoint.pth.tar", "cats"),
+        ("cats/best.pt", "cats"),
+        ("cats/last.ckpt", "cats"),
+        ("/model_best.pth.tar", "model_best"),
         ("cats.v2/model.safetensors", "cats.v2"),
         ("cats/pytorch_model.bin", "cats"),
         ("cats/dogs/../model.pth", "cats"),
@@ -137,6 +175,21 @@ def test_a_folder_of_images_is_called_by_its_name(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(DEMO / "images")
     for folder in (Path(), DEMO / "images", Path("../images/")):
         assert inputs.called(folder) == "images/"
+
+
+def test_a_folder_of_images_in_another_encoding(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr"))
+    shutil.copytree(DEMO / "images", folder)
+    built = compile_checkpoint(Options(WEIGHTS, tmp_path / "models", images=folder), lambda _: None)
+    assert built.contract.verification.source == "f\ufffdr/"
+
+
+def test_a_repository_in_another_encoding_is_refused_at_once(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/rep\xfc"))
+    steps: list[str] = []
+    with pytest.raises(BuildError, match="has a name that is not in UTF-8; rename it or give another"):
+        compile_checkpoint(Options(WEIGHTS, folder / "models"), steps.append)
+    assert (steps, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_an_upgrade_that_changes_the_build_builds_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +284,7 @@ def test_the_locale_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_one_name_are_not_versions_of_one_model(tmp_path: Path) -> None:
-    files = [tmp_path / "first" / "best.pth", tmp_path / "second" / "best.safetensors"]
+    files = [tmp_path / "first" / "mine.pth", tmp_path / "second" / "mine.safetensors"]
     done = CliRunner().invoke(main, ["compile", *map(str, files), "--repository", str(tmp_path / "models")])
     assert (done.exit_code, "would be versions of one model" in done.output) == (2, True), done.output
 

@@ -34,6 +34,24 @@ def test_versions_follow_each_other(tmp_path: Path) -> None:
     assert [p.name for p in repository.parent.iterdir()] == ["repository"]
 
 
+def test_other_folders_of_a_model_are_no_versions(tmp_path: Path) -> None:
+    for name in ("2", "10", "\u00b2", "\u0663", "v3", "4.old"):
+        (tmp_path / "m" / name).mkdir(parents=True)
+    assert versions(tmp_path, "m") == [2, 10]
+
+
+@pytest.mark.parametrize("gone", ["config.pbtxt", "labels.txt"])
+def test_nothing_follows_in_a_model_that_lacks_a_file(tmp_path: Path, gone: str) -> None:
+    with staging(tmp_path / "r") as staged:
+        fill(staged, 1)
+        publish(staged, tmp_path / "r", "m", 1)
+    (tmp_path / "r" / "m" / gone).unlink()
+    with staging(tmp_path / "r") as staged:
+        fill(staged, 2)
+        with pytest.raises(BuildError, match=rf"r/m .*has no {gone}.* or give another --name"):
+            publish(staged, tmp_path / "r", "m", 2)
+
+
 @pytest.mark.parametrize(
     "changes", [{"config": 'name: "m" max_batch_size: 4'}, {"labels": "b\na\n"}, {"labels": "a\nb\ninstance_group\n"}]
 )

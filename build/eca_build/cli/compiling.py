@@ -31,7 +31,11 @@ RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
 @click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option("--arch", help="Expect this architecture; default: found.")
 @option("--attention", help=ATTENTION_HELP)
-@option("--name", help="Model name; default: the file's, or its folder's where that is called model or pytorch_model.")
+@option(
+    "--name",
+    help="Model name; default: the file's, or its folder's where that is called model, pytorch_model, model_best, "
+    "checkpoint, best or last.",
+)
 @option("--labels", type=click.Path(path_type=Path), help="One a line.")
 @option(
     "--images",
@@ -162,6 +166,8 @@ def _show(bar: tqdm[NoReturn], begun: Iterator[int], what: str) -> None:
 
 
 def _sentence(built: Built) -> str:
+    if built.restored:
+        return f"{built.folder}: {' and '.join(built.restored)} written again, nothing else changed since it was built"
     if not built.changed:
         return f"{built.folder}: nothing changed since it was built"
     verdict = built.contract.verification
