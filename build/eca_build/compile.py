@@ -50,6 +50,7 @@ class Options:
     wish: Wish = field(default_factory=Wish)
     calibration: Path | None = None
     most_images: int = MOST
+    alongside: bool = False  # with others that would be called the same, see `inputs.default_name`
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Inputs:
 
 def gather(options: Options) -> Inputs:
     """Reads what `options` name. Raises BuildError for all that can be wrong with it."""
-    name = options.name or default_name(options.checkpoint)
+    name = options.name or default_name(options.checkpoint, options.alongside)
     if not re.fullmatch(NAME, name):
         raise BuildError(
             f"a model cannot be called {name!r}; give it a --name of up to 100 letters, digits, '.', '_' and '-' that "
@@ -115,8 +115,9 @@ def called(folder: Path) -> str:
     return f"{name.decode('utf-8', 'replace')}/"  # a name may be in any encoding, a contract is in this
 
 
-def default_name(path: Path) -> str:
-    """The file's name without its suffixes, or where every checkpoint is called so, its folder's.
+def default_name(path: Path, alongside: bool = False) -> str:
+    """The file's name without its suffixes, or where every checkpoint is called so, its folder's; that and its own
+    where it is built `alongside` another of its folder that is called so, as a training's best and last are.
 
     In Hugging Face's cache, whose folders are called by commits (models--timm--NAME/snapshots/COMMIT/), it is the
     repository's, and in the root folder, which has no name, the file's after all.
@@ -128,7 +129,8 @@ def default_name(path: Path) -> str:
         return name
     folder = os.path.dirname(os.path.abspath(path))  # links stay: in that cache the file is one
     cached = re.search(r"/models--([^/]+)/snapshots/[^/]+$", folder)
-    return cached[1].rpartition("--")[2] if cached else os.path.basename(folder) or name
+    called_after = cached[1].rpartition("--")[2] if cached else os.path.basename(folder)
+    return "-".join(filter(None, (called_after, name))) if alongside else called_after or name
 
 
 def build_key(

@@ -289,6 +289,19 @@ def test_checkpoints_of_one_name_are_not_versions_of_one_model(tmp_path: Path) -
     assert (done.exit_code, "would be versions of one model" in done.output) == (2, True), done.output
 
 
+def test_the_best_and_the_last_of_one_training_are_two_models(tmp_path: Path) -> None:
+    """Both lie in its folder, whose every file Compose builds."""
+    run = tmp_path / "run"
+    run.mkdir()
+    files = [run / name for name in ("model_best.safetensors", "checkpoint.safetensors", "mine.safetensors")]
+    for file in files:
+        shutil.copy(WEIGHTS, file)
+    done = CliRunner().invoke(main, ["compile", *map(str, files), "--repository", str(tmp_path / "models")])
+    assert done.exit_code == 0, done.output
+    built = {folder.name for folder in (tmp_path / "models").iterdir()}
+    assert built == {"run-model_best", "run-checkpoint", "mine"}
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_one_that_is_ended_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
     """While the engine is verified in a process of its own; SIGTERM is what `docker stop` sends."""

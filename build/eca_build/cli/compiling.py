@@ -142,7 +142,9 @@ def compile_(
 
     if name and len(checkpoints) > 1:
         raise click.UsageError("--name is for one checkpoint; several are named after their files or folders")
-    names = [default_name(checkpoint) for checkpoint in checkpoints]
+    called = [(checkpoint.absolute().parent, default_name(checkpoint)) for checkpoint in checkpoints]
+    alongside = [called.count(one) > 1 for one in called]
+    names = [default_name(*one) for one in zip(checkpoints, alongside, strict=True)]
     if same := [path for path, own in zip(checkpoints, names, strict=True) if names.count(own) > 1]:
         raise click.UsageError(
             f"{' and '.join(map(str, same))} would be versions of one model, for they are named after their files or "
@@ -152,10 +154,10 @@ def compile_(
     graph = attention_graph or usual_graph(target)
     wish = Wish(target, precision, graph, max_batch, expose_gates, runtime, frontend)
     steps = build.steps(wish)
-    for checkpoint in checkpoints:
+    for checkpoint, has_others in zip(checkpoints, alongside, strict=True):
         kind = kind_of(attention)
         asked = (checkpoint, repository, recipe, name, arch, labels, images, kind, wish, calibration, most_images)
-        options = build.Options(*asked)
+        options = build.Options(*asked, alongside=has_others)
         with tqdm(total=steps, desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
             click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, count()))))
 
