@@ -70,7 +70,8 @@ def require() -> Gpu:
         raise BuildError(f"--target tensorrt needs TensorRT 10.15 or newer and a GPU; {CONTAINER}")
     tool = shutil.which("nvidia-smi")
     if tool:
-        query = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader", "-i", "0"]
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+        query = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader", "-i", first]
         done = subprocess.run(query, capture_output=True, text=True, check=False)
         row = [part.strip() for part in done.stdout.split(",")]
         if done.returncode == 0 and len(row) == 3:

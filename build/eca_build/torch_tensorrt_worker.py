@@ -44,7 +44,7 @@ def _converter(plugin: str) -> Any:
             tensors.append(residual)
         given = [get_trt_tensor(ctx, tensor, f"{name}_{index}") for index, tensor in enumerate(tensors)]
         kind = getattr(getattr(trtp.op, NAMESPACE), plugin + (WITH_RESIDUAL if len(given) > inputs else ""))
-        layer = ctx.net.add_plugin(kind(*given, relu=int(relu)), aot=True)
+        layer = ctx.net.add_plugin(kind(*given, relu=bool(relu)), aot=True)
         layer.name = f"[{target}]-[{name}]"
         made += 1
         return layer.get_output(0)

@@ -26,6 +26,8 @@ COPY --from=install /opt/eca /opt/eca
 COPY --chmod=0755 deploy/docker/compile.sh /usr/local/bin/compile-checkpoints
 # A volume made for /models takes over its owner. What is staged must lie beside the repository, so both are in it.
 RUN mkdir -p /models/repository && chown -R 10001:10001 /models
+# Torch-TensorRT, and PyTorch's compiler before 2.13, cannot be imported by a user whom the system does not know.
+RUN echo 'eca:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd && echo 'eca:x:10001:' >> /etc/group
 ENV PATH=/opt/eca/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp ECA_REPOSITORY=/models/repository
 USER 10001:10001
 ENTRYPOINT []

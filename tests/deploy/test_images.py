@@ -70,6 +70,14 @@ def test_says_what_it_is(stack: Stack, service: str) -> None:
     assert docker("image", "inspect", "-f", "{{.Config.User}}", image) == "10001:10001"
 
 
+def test_the_build_s_user_has_a_name(stack: Stack) -> None:
+    """Torch-TensorRT asks for it when it is imported."""
+    command = ["docker", "run", "--rm", "--network=none", image_of(stack, "build"), "python", "-c"]
+    done = subprocess.run([*command, "import getpass, os, pwd; print(pwd.getpwuid(os.getuid())[0], getpass.getuser())"],
+                          capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    assert done.stdout.split() == ["eca", "eca"], done.stderr
+
+
 def test_checkpoints_that_cannot_be_read_are_told_apart_from_none(stack: Stack, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()

@@ -57,7 +57,10 @@ def difference(call: Call, expected: Tensor, plan: Plan, compiled: Compiled | No
 
 def bandwidths(
     site: Site, batch: int, kernels: Kernels, chip: int | None, cache_bytes: int, seconds: float
-) -> tuple[int, dict[str, Spread]]:
-    """Bytes that one launch must move, and its seconds by plan, the fastest first."""
+) -> tuple[int, bool, dict[str, Spread]]:
+    """Bytes that one launch must move, whether they come from memory each time and not from the L2 cache, and its
+    seconds by plan, the fastest first.
+    """
     sets = calls(site, batch, cache_bytes, "cuda")
-    return sets[0].bytes, time_plans(sets, site.plans(chip), kernels, seconds)
+    cold = len(sets) * sets[0].bytes > cache_bytes
+    return sets[0].bytes, cold, time_plans(sets, site.plans(chip), kernels, seconds)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import tensorrt_bindings as trt
 
 sys.modules["tensorrt"] = trt
@@ -24,7 +25,7 @@ import tensorrt_bindings.plugin as trtp
 
 sys.modules["tensorrt.plugin"] = trtp
 from eca_plugin import quick_plugins
-from tensorrt_bindings.plugin import _lib, _plugin_class, _tensor
+from tensorrt_bindings.plugin import _lib, _tensor
 
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "FusedECA": [(-1, 256, 56, 56), (5,)],
@@ -87,6 +88,14 @@ def described(shape: tuple[int, ...], dtype: Any, layout: Any) -> tuple[Any, Any
     return tensor, dynamic
 
 
+def created(name: str) -> Any:
+    """The plugin as the layer's creator makes it of what TensorRT's ONNX parser read: an int32 attribute."""
+    given = trt.PluginFieldCollection([trt.PluginField("relu", np.array([1], np.int32), trt.PluginFieldType.INT32)])
+    creator = _lib._TemplatePluginCreator(name.split("::")[1], "eca", {"relu": (True, bool)})
+    how = trt.QuickPluginCreationRequest.STRICT_AOT
+    return creator.create_plugin(name.split("::")[1], "eca", given, trt.TensorRTPhase.BUILD, how)
+
+
 def answers(name: str, shapes: list[tuple[int, ...]], dtype: Any, layout: Any, tactic: int = -1) -> dict[str, Any]:
     """What the plugin tells TensorRT for one type and layout."""
     definition = _lib.QDP_REGISTRY[name]
@@ -94,15 +103,8 @@ def answers(name: str, shapes: list[tuple[int, ...]], dtype: Any, layout: Any, t
     channels = shapes[1][0] if len(shapes) == 4 else shapes[0][1]
     result = (shapes[0][0], channels, *shapes[0][2:])
     shapes = [*shapes, result] if residual else shapes
-    plugin = _plugin_class._TemplateAOTPlugin(name.split("::")[1], "eca", 1)
-    plugin.init(
-        definition.register_func,
-        {"relu": 1},
-        definition.aot_impl_attr_names,
-        definition.aot_impl_func,
-        definition.autotune_attr_names,
-        definition.autotune_func,
-    )
+    plugin = created(name)
+    assert plugin.attrs == {"relu": True}
     types = plugin.get_output_data_types([dtype] * len(shapes), [len(shape) for shape in shapes])
     _tensor.SymIntExpr._exprBuilder = Evaluator()
     both = [

@@ -18,8 +18,11 @@ import pytest
 
 pytest.importorskip("triton", reason="needs the extra `plugin`")
 
+import torch
 from eca_plugin import tuner, tuning
 from eca_plugin.plan import Plan
+from torch import Tensor
+from torch.nn import functional
 
 from tests.gpu import kernels, measure, sections, service, sites
 from tests.gpu.measure import isolated
@@ -225,6 +228,48 @@ def test_what_is_wrong_is_noted_and_no_longer_measured(tmp_path: Path, monkeypat
     assert len(found) == len(SITE.plans())
     assert set(run.report.failed) == bad
     assert sorted(note[:5] for note in run.report.notes) == ["FAILE", "WRONG"]
+
+
+def test_kernels_that_all_fail_alike_take_no_others_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may end its process, and a section is tried five times."""
+    run = run_of(tmp_path, 120)
+    run.chip = 90
+    shapes = {"h": (1, 64, 56, 56), "weight": (256, 64), "bias": (256,), "gate": (1, 256)}
+    product = tuning.site("GatedConv1x1", shapes, "fp16", nhwc=True, residual=True, relu=True)
+    every = {(site, plan.label): None for site in (SITE, product) for plan in site.plans(90)}
+    monkeypatch.setattr(tuner, "compile_all", lambda *_: (dict(every), Counter()))
+    own = {label for _, label in every if label.startswith("cluster") or "wgmma" in label}
+    assert len(own) > 4
+    assert {label for _, label in run.compile([SITE, product])} >= own
+    clusters = [plan for plan in SITE.plans(90) if plan.is_cuda]
+    products = [plan for plan in product.plans(90) if "wgmma" in plan.label]
+    for site, plan in ((SITE, clusters[0]), (SITE, clusters[1]), (product, products[0]), (product, products[1])):
+        run.report.fail(kernels.name(site, plan))
+    left = {label for _, label in run.compile([SITE, product])}
+    assert left == {label for _, label in every} - own
+    assert sorted(run.report.notes) == [
+        f"no more kernels with {what} are tried: 2 failed" for what in ("clusters", "wgmma")
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize(("shape", "taps"), [((256, 56, 56), 5), ((2048, 7, 7), 7), ((16, 112, 112), 3)])
+def test_a_wrong_gate_is_seen(shape: tuple[int, int, int], taps: int, dtype: Any) -> None:
+    """The mean of a large map of random values is 0, and each gate a half, whatever it was computed from."""
+    shapes = {"x": (1, *shape), "w": (taps,)}
+    site = tuning.site("FusedECA", shapes, dtype, nhwc=True, residual=True, relu=True)
+    call = tuner.Call(site, 2, "cpu", seed=1)
+    x, w = (tensor.double() for tensor in call.inputs)
+    assert call.residual is not None
+    expected = kernels.exact(call)
+
+    def gated(taps: Tensor) -> Tensor:
+        gate = functional.conv1d(x.mean((2, 3)).unsqueeze(1), taps.view(1, 1, -1), padding=len(taps) // 2).sigmoid()
+        return (x * gate.view(*x.shape[:2], 1, 1) + call.residual.double()).relu()  # type: ignore[union-attr]
+
+    assert torch.equal(gated(w), expected)
+    for wrong in (torch.zeros_like(w), w.flip(0)):
+        assert float((gated(wrong) - expected).abs().max()) > 5 * kernels.TOLERANCES[dtype]
 
 
 def test_the_service_waits_for_one_engine_of_each_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,21 @@ def test_what_users_can_mend_is_a_sentence(stderr: str, expected: str) -> None:
     assert re.search(expected, tensorrt_plan.sentence(stderr, 9, GPU, 64))
 
 
+def test_the_gpu_is_the_first_of_those_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi shows all, CUDA builds on the first that it is shown."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\nshift 2\necho "$*, 9.0, 580.65.06"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for visible, asked in ((None, "0"), ("3,1", "3"), ("GPU-5fd4, GPU-1", "GPU-5fd4")):
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        else:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        assert tensorrt_plan.require().name == f"-i {asked}"
+
+
 def machine(folder: Path, monkeypatch: pytest.MonkeyPatch, tensorrt: str) -> None:
     """A driver and a TensorRT of our own, the latter the text of a module."""
     tool = folder / "bin" / "nvidia-smi"

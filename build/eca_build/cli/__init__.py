@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import signal
 import sys
 
@@ -31,6 +32,7 @@ def main() -> None:
     """Turns trained checkpoints into verified, published model versions."""
     # `docker stop`: as Ctrl-C, so that what it started ends and nothing it wrote stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # of unlike GPUs CUDA's first is another than nvidia-smi's
     atexit.register(gc.freeze)  # else all of torch is looked through for garbage at the end, for a second
 
 

@@ -68,9 +68,14 @@ def compile_plan(plan: Plan, dtype: Type, residual: bool) -> Compiled:
 
 
 def compiles(plan: Plan, dtype: Type, residual: bool) -> bool:
-    """Whether `compile_plan` gives a kernel: a larger tile may want more shared memory than there is for a plugin."""
+    """Whether `compile_plan` gives a kernel: a larger tile may want more shared memory than there is for a plugin.
+
+    What nvcc made is assembled too: a newer one may write what the PTX's version does not have.
+    """
     try:
-        compile_plan(plan, dtype, residual)
+        compiled = compile_plan(plan, dtype, residual)
+        if plan.is_cuda:
+            assemble(compiled, plan.capability)
     except KernelError:
         return False
     return True

@@ -22,6 +22,7 @@ from eca_plugin.tuning import Site
 
 MOST_IMAGES = 65535  # the second axis of a grid
 MOST_VALUES = 2**31 - 1  # of an image, whose offsets are int32; of a GatedConv1x1's pixels, gates and weights too
+BEYOND = 127  # pixels that the last block of 128 may have behind the last one: their numbers are int32 too
 NAMES: dict[torch.dtype, Type] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -51,7 +52,8 @@ def gated_conv1x1(
             f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)} and gate {tuple(gate.shape)} do not fit "
             f"a map of shape {tuple(h.shape)}"
         )
-    counts = (shape[0] * math.prod(shape[2:]), math.prod(gate.shape), math.prod(weight.shape))
+    pixels = shape[0] * math.prod(shape[2:]) + BEYOND
+    counts = (pixels, math.prod(gate.shape), math.prod(weight.shape))
     if any(count > MOST_VALUES for count in counts):
         raise ValueError(
             f"a call has up to {MOST_VALUES} pixels, gates and weights each, not those of a map of {tuple(shape)} and "

@@ -17,6 +17,9 @@ from eca_plugin.ahead_of_time import Type, compile_plan, compiles
 from eca_plugin.descriptor import OPERATORS, VALUE_BYTES, WITH_RESIDUAL, Operator
 from eca_plugin.plan import Plan
 
+# TensorRT before 11.3 calls the type with an array of one number, which NumPy 2.4 lets bool take, and int no more.
+RELU = ("relu", bool)
+
 
 def register(
     tensorrt: ModuleType, plugin: ModuleType, chip: int | None = None, at_once: bool = True
@@ -46,14 +49,14 @@ def _register(
     arguments = operator.arguments(residual)
     types: dict[Any, Type] = {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16"}
 
-    def plans_of(tensors: list[Any], dtype: Type, nhwc: bool, relu: int) -> tuple[Plan, ...]:
+    def plans_of(tensors: list[Any], dtype: Type, nhwc: bool, relu: bool) -> tuple[Plan, ...]:
         shapes = {argument: tuple(tensor.shape) for argument, tensor in zip(arguments, tensors, strict=True)}
         first = shapes[operator.inputs[0]]
         if min(first[1:]) < 1:
             raise ValueError(f"{name}: all but the batch must be fixed, not {first}; export with a fixed crop")
-        return operator.plans(shapes, nhwc, bool(relu), VALUE_BYTES[dtype], chip)
+        return operator.plans(shapes, nhwc, relu, VALUE_BYTES[dtype], chip)
 
-    def describe(*tensors: Any, relu: int) -> Any:
+    def describe(*tensors: Any, relu: bool) -> Any:
         given = dict(zip(arguments, tensors, strict=True))
         first = tensors[0]
         source, axis = operator.channels
@@ -101,12 +104,12 @@ def _register(
     tensor = plugin.TensorDesc
     inputs = [(argument, tensor) for argument in arguments]
     outputs = ("outputs", tuple[tensor])  # type: ignore[valid-type]
-    plugin.register(name, lazy_register=not at_once)(_signed(describe, [*inputs, ("relu", int)], tensor))
-    plugin.autotune(name)(_signed(combinations, [*inputs, ("relu", int), outputs], list[plugin.AutoTuneCombination]))
+    plugin.register(name, lazy_register=not at_once)(_signed(describe, [*inputs, RELU], tensor))
+    plugin.autotune(name)(_signed(combinations, [*inputs, RELU, outputs], list[plugin.AutoTuneCombination]))
     plugin.aot_impl(name)(
         _signed(
             kernel,
-            [*inputs, ("relu", int), outputs, ("tactic", int)],
+            [*inputs, RELU, outputs, ("tactic", int)],
             tuple[str, str, plugin.KernelLaunchParams, plugin.SymIntExprs],
         )
     )

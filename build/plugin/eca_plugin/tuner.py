@@ -19,7 +19,7 @@ from eca_plugin.timing import Spread, Timed, spread
 from eca_plugin.tuning import BATCHED, Site, Table
 
 DTYPES = {name: dtype for dtype, name in operators.NAMES.items()}
-MOST_SETS = 64
+MOST_SETS = 512  # of the smallest maps as many do not fill the cache
 Kernels = dict[tuple[Site, str], Compiled]
 
 
@@ -34,6 +34,8 @@ class Call:
         def random(name: str, shape: tuple[int, ...]) -> Tensor:
             full = (batch, *shape) if name in BATCHED else shape
             made = torch.rand(full, generator=generator, device=device) * 2 - 1
+            if name == "x" and site.operator == "FusedECA":  # else the mean of a large map is 0, and each gate a half
+                made += torch.rand((*full[:2], 1, 1), generator=generator, device=device) * 4 - 2
             if name == "weight":
                 made /= shape[1] ** 0.5
             if name == "gate":
@@ -45,7 +47,7 @@ class Call:
         self.inputs = tuple(random(name, shape) for name, shape in site.shapes)
         channels = self.inputs[1].shape[0] if site.operator == "GatedConv1x1" else self.inputs[0].shape[1]
         shape = (channels, *self.inputs[0].shape[2:])
-        self.residual = random("x", shape) if site.residual else None
+        self.residual = random("h", shape) if site.residual else None
         self.out = torch.full((batch, *shape), torch.nan, dtype=dtype, device=device).contiguous(memory_format=memory)
 
     @property
