@@ -58,6 +58,7 @@ class Loop(uvloop.Loop):
         """As of any loop."""
         if given.get("ssl"):
             given["ssl_handshake_timeout"] = self.handshake_s
+            given["ssl_shutdown_timeout"] = FRESH_S  # for a caller's close_notify: an idle one's never comes
         return await super().create_server(*args, **given)
 
 

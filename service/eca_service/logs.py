@@ -9,6 +9,8 @@ import sys
 import time
 from datetime import datetime, timezone
 
+from eca_service.unblocked import Unblocked, may_block
+
 _encode = json.JSONEncoder(default=str).encode  # json.dumps would make one for every line
 # Of these libraries only warnings and worse: at debug level Pillow tells what is in images, others what is in headers,
 # and gRPC of its event loop with every call.
@@ -18,7 +20,7 @@ SELDOM_S = 60.0
 
 def start(form: str | None, level: str) -> None:
     """Has everything that is logged written as `form`, json or text; None: text on a terminal, else json."""
-    handler = logging.StreamHandler()
+    handler = _handler()
     handler.addFilter(Seldom("opentelemetry"))
     handler.setFormatter(JsonLines() if (form or ("text" if sys.stderr.isatty() else "json")) == "json" else Text())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -30,6 +32,14 @@ def start(form: str | None, level: str) -> None:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_tells)
+
+
+def _handler() -> logging.Handler:
+    try:
+        descriptor = sys.stderr.fileno()
+        return Unblocked(descriptor) if may_block(descriptor) else logging.StreamHandler()
+    except (AttributeError, OSError, ValueError):  # closed, or none; or what reads it is another user's
+        return logging.StreamHandler()
 
 
 class Seldom(logging.Filter):

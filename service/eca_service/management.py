@@ -42,12 +42,13 @@ def _require_token(request: Request) -> None:
 
 async def _change(request: Request, model: str, version: int | None, back: bool) -> Response:
     core = core_of(request)
-    name = core.registry.get(model).contract.name  # of those served: a path never names anything else
+    served = core.registry.get(model).contract  # of those served: a path never names anything else
+    name = served.name
     request.scope["eca"].entry.model = name
     repository = core.settings.repository
     try:
         if back:
-            version = await disk.call(roll_back, repository, name)
+            version = await disk.call(roll_back, repository, name, served.version)
         else:
             await disk.call(pin, repository, name, version)
     except OSError as error:

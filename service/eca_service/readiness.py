@@ -15,7 +15,7 @@ from eca_service.fleet import Fleet
 from eca_service.integrity import for_callers
 from eca_service.peers import Peers
 from eca_service.registry import Model, Registry
-from eca_service.rollout import READ_S, Rollout
+from eca_service.rollout import READ_S, Rollout, gist_of
 from eca_service.triton.failures import passes
 
 T = TypeVar("T")
@@ -81,12 +81,16 @@ class Readiness:
                 turn += 1
                 models = self._registry.models.values()
                 await asyncio.gather(*(self._check(model, None if all_images else turn) for model in models))
-                next_check = loop.time() + (RETRY_EVERY_S if self.reasons else CHECK_EVERY_S)
+                next_check = loop.time() + (RETRY_EVERY_S if self._hopes() else CHECK_EVERY_S)
             self._peers.tell(self.ready)
             try:
-                await asyncio.wait_for(self._wake.wait(), RETRY_EVERY_S if self.reasons else FOLLOW_EVERY_S)
+                await asyncio.wait_for(self._wake.wait(), RETRY_EVERY_S if self._hopes() else FOLLOW_EVERY_S)
             except (TimeoutError, asyncio.TimeoutError):
                 continue
+
+    def _hopes(self) -> bool:
+        """Whether a model that is not ready may be at any moment."""
+        return any(not self._rollout.was_refused(self._registry.models[name].folder) for name in self.reasons)
 
     async def _follow(self) -> None:
         before = self._served()
@@ -101,6 +105,8 @@ class Readiness:
     async def _check(self, model: Model, turn: int | None) -> None:
         contract, name = model.contract, model.contract.name
         told = ""
+        if model.folder in self._reasons and self._rollout.was_refused(model.folder):
+            return  # to load it would take as long, and fail, again
         try:
             async with self._rollout.turn(name):
                 await self._rollout.load(model)
@@ -108,7 +114,7 @@ class Readiness:
         except Exception as error:  # whatever it is, the model is not ready, and the watch goes on
             reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
             told = for_callers(reason, model.folder)
-            if self._reasons.get(model.folder) != told:
+            if gist_of(self._reasons.get(model.folder, "")) != gist_of(told):
                 self._log(name, reason, error)
             self._reasons[model.folder] = told
             await _attempt(self._doubt(model, error), f"{name} is not ready, and why could not be found out")

@@ -132,7 +132,7 @@ class Registry:
                 published, first = versions(self.repository, home.name), pinned(self.repository, home.name)
             except OSError as error:
                 if re.match(NAME, home.name):  # not a file system's lost+found
-                    self._leave_out(home, f"it cannot be listed: {error.strerror}")
+                    self._leave_out(home, f"it cannot be read: {error.strerror}")
                     found[home.name] = []
                 continue
             self.unreadable.pop(home, None)
@@ -196,10 +196,12 @@ def pinned(repository: Path, name: str) -> int | None:
 
 
 def read_pin(repository: Path, name: str) -> str | None:
-    """What the model's pin says; None where there is none."""
+    """What the model's pin says; None where there is none. Raises OSError where it cannot be read: a version that was
+    withdrawn must not come back.
+    """
     try:
         return (repository / name / PIN_FILE).read_text(errors="replace").strip()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -228,10 +230,12 @@ def pin(repository: Path, name: str, version: int | None) -> None:
         raise
 
 
-def roll_back(repository: Path, name: str) -> int:
-    """Pins the model to the version before the one that it should be served in now, and returns that version."""
+def roll_back(repository: Path, name: str, now: int | None = None) -> int:
+    """Pins the model to the version before `now`, and returns that version; by default before the one that it should be
+    served in.
+    """
     published = versions(repository, name)
-    now = pinned(repository, name) or max(published, default=0)
+    now = now or pinned(repository, name) or max(published, default=0)
     earlier = [version for version in published if version < now]
     if published and not earlier:
         raise ServiceError("version_not_found", f"{name} has no version before {now}")

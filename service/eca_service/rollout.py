@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from eca_service.triton.failures import NotLoaded, passes
 
 logger = logging.getLogger(__name__)
 TRY_AGAIN_S = 300.0
+FIRST_PAUSE_S = 1.0  # where nothing is served instead, doubled each time
 READ_S = 60.0  # for a repository of very many models, or a contract of very many classes, on a slow file system
 Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
 
@@ -39,6 +41,7 @@ class Rollout:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retiring: dict[Path, asyncio.Task[None]] = {}  # by folder, what waits to unload it
         self._refused: dict[Path, tuple[Stamp, float]] = {}  # what its files were like, and when to try again
+        self._tries = Counter[Path]()
         self._told: dict[Path, str] = {}  # why, as the log says
         self._empty = False  # the repository shows nothing, and the log says so
         self._silent = False  # it does not answer, and the log says so
@@ -67,14 +70,17 @@ class Rollout:
             return False
         contract = model.contract
         reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
-        if self._told.get(model.folder) != reason:
-            self._told[model.folder] = reason
+        if self._told.get(model.folder) != (gist := gist_of(reason)):
+            self._told[model.folder] = gist
             logger.error(
                 "%s version %d is refused: %s",
                 *(contract.name, contract.version, reason),
                 exc_info=not isinstance(error, ServiceError),
             )
-        self._refused[model.folder] = (stamp, time.monotonic() + TRY_AGAIN_S)
+        alone = self._registry.models.get(contract.name) == model  # then nothing is served in its place
+        pause_s = min(FIRST_PAUSE_S * 2 ** self._tries[model.folder], TRY_AGAIN_S) if alone else TRY_AGAIN_S
+        self._tries[model.folder] += 1
+        self._refused[model.folder] = (stamp, time.monotonic() + pause_s)
         metrics.model_refused.labels(contract.name, str(contract.version)).set(1)
         return True
 
@@ -83,7 +89,13 @@ class Rollout:
         self._told.pop(folder, None)
         self._no_longer_refused(folder)
 
+    def was_refused(self, folder: Path) -> bool:
+        """Whether it is not tried yet again."""
+        _, until = self._refused.get(folder, ((), 0.0))
+        return time.monotonic() < until
+
     def _no_longer_refused(self, folder: Path) -> None:
+        self._tries.pop(folder, None)
         if self._refused.pop(folder, None):
             metrics.forget(metrics.model_refused, folder.parent.name, int(folder.name))
 
@@ -119,7 +131,7 @@ class Rollout:
         for name, folders in targets.items():
             current = self._registry.models.get(name)
             for folder in folders:
-                if self._was_refused(folder):
+                if self.was_refused(folder):
                     continue
                 if current is not None and current.folder == folder:
                     break
@@ -168,7 +180,7 @@ class Rollout:
 
     def _retire(self, model: Model) -> None:
         metrics.forget(metrics.model_ready, model.contract.name, model.contract.version)
-        if not self._was_refused(model.folder):  # then it never served
+        if not self.was_refused(model.folder):  # then it never served
             self._retiring[model.folder] = asyncio.create_task(self._unload(model))
 
     async def _unload(self, model: Model) -> None:
@@ -193,13 +205,14 @@ class Rollout:
         """The versions of the model in `home` that Triton must hold: the one served, and those that are being left."""
         folders = {one for one in self._retiring if one.parent == home}
         served = self._registry.models.get(home.name)
-        if served and not self._was_refused(served.folder):
+        if served and not self.was_refused(served.folder):
             folders.add(served.folder)
         return {int(folder.name) for folder in folders}
 
-    def _was_refused(self, folder: Path) -> bool:
-        _, until = self._refused.get(folder, ((), 0.0))
-        return time.monotonic() < until
+
+def gist_of(reason: str) -> str:
+    """The reason without what is another each time, such as the id of a process or of an object."""
+    return re.sub(r"[\w-]*\d[\w-]*", "#", reason)
 
 
 def _stamp(folder: Path) -> Stamp:

@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eca_service.errors import ServiceError
@@ -49,7 +50,7 @@ def test_a_folder_that_cannot_be_listed_keeps_no_other_from_being_served(
     assert list(registry.models) == ["m"]
     assert registry.wanted() == {"m": [tmp_path / "m" / "1"], "n": []}, "what is served of it serves on"
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'n'} is not served: it cannot be listed: Permission denied"
+        f"{tmp_path / 'n'} is not served: it cannot be read: Permission denied"
     ]
     monkeypatch.setattr(Path, "iterdir", lambda self: iterdir(self / "n"))
     assert Registry(tmp_path, None).unreadable == {tmp_path: "it cannot be listed: Permission denied"}
@@ -88,6 +89,26 @@ def test_only_the_version_that_is_served_is_found(tmp_path: Path) -> None:
         registry.get("n")
 
 
+def test_a_pin_that_cannot_be_read_brings_no_withdrawn_version_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in (1, 2):
+        published(tmp_path, "m", version)
+    pin(tmp_path, "m", 1)
+    registry = Registry(tmp_path, None)
+    assert [folder.name for folder in registry.wanted()["m"]] == ["1", "2"]
+    read_text = Path.read_text
+
+    def refused(self: Path, *given: Any, **named: Any) -> str:
+        if self.name == PIN_FILE:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return read_text(self, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    assert registry.wanted() == {"m": []}, "what is served serves on"
+    assert registry.unreadable == {tmp_path / "m": "it cannot be read: Permission denied"}
+
+
 def test_any_account_may_read_which_version_is_pinned(tmp_path: Path) -> None:
     for version in (1, 2):
         (tmp_path / "m" / str(version)).mkdir(parents=True)
@@ -115,6 +136,8 @@ def test_rolled_back_is_to_the_version_before_the_one_that_is_wanted(tmp_path: P
     for version in (1, 3, 10):
         published(tmp_path, "m", version)
     assert [roll_back(tmp_path, "m"), roll_back(tmp_path, "m")] == [3, 1]
+    pin(tmp_path, "m", None)
+    assert roll_back(tmp_path, "m", now=3) == 1, "where 4 is refused, 3 is what is served"
     assert pinned(tmp_path, "m") == 1
     with pytest.raises(ServiceError, match="version_not_found: m has no version before 1"):
         roll_back(tmp_path, "m")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -68,6 +69,32 @@ async def becomes(made: Readiness, ready: bool) -> None:
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CHECK_EVERY_S", "FOLLOW_EVERY_S", "RETRY_EVERY_S"):
         monkeypatch.setattr(readiness, name, 0.01)
+
+
+async def test_one_that_is_refused_is_loaded_ever_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each load may take as long as one that succeeds; and is told once, though its reason has another id each time."""
+    nothing, loads = Nothing(), list[float]()
+    monkeypatch.setattr(rollout, "FIRST_PAUSE_S", 0.1)
+
+    async def load(*_: object) -> int:
+        loads.append(asyncio.get_running_loop().time())
+        raise ServiceError("internal", f"the model fails in process {len(loads)}: {uuid.uuid4()}")
+
+    monkeypatch.setattr(nothing, "load", load)
+    async with watching(tmp_path, nothing) as (made, _):
+        await asyncio.sleep(2.0)
+        assert not made.ready
+        assert 4 <= len(loads) <= 6, "after 0.1, 0.2, 0.4, 0.8 s"
+        assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+        (tmp_path / "m" / "1" / "more").touch()
+        before = len(loads)
+        for _ in range(200):
+            if len(loads) > before:
+                break
+            await asyncio.sleep(0.01)
+        assert len(loads) == before + 1, "its files are others"
 
 
 async def test_no_thread_can_be_begun_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

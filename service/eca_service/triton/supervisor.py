@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 LOG_BYTES = 4 << 20
 LONGEST_PAUSE_S = 30.0
 HEALTHY_AFTER_S = 60.0
+LEFT_S = 3.0  # what still runs when its callers have gone is a model that loads
 ANSWERED = b"All models are stopped"  # Triton's words
 
 
@@ -100,7 +101,7 @@ class TritonServer:
         self._stopping.set()
         self._signal(signal.SIGTERM)
         if at_once and not self.trace_url:
-            self._answered.wait(grace_s)
+            self._answered.wait(min(grace_s, LEFT_S))
         elif self._watcher.is_alive():
             self._watcher.join(grace_s)
         self._signal(signal.SIGKILL)
