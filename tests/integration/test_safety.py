@@ -230,6 +230,7 @@ def test_rollback_over_http(safe: Service, folder: Path, repository: Path) -> No
     assert run("eca_service", *asked, "--to", 1).returncode == 0
     until(lambda: int(safe.ask("GET", f"/v1/models/{MODEL}").json()["version"]) == 1, safe)
     assert safe.ask("DELETE", route, token).json() == {"model": MODEL, "pinned": None}
+    until(lambda: int(safe.ask("GET", f"/v1/models/{MODEL}").json()["version"]) == 2, safe)
     pin_file = folder / "repository" / MODEL / PIN_FILE
     pin_file.mkdir()  # as little to be written as what is mounted read-only
     try:
