@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 5.0
 FOLLOW_EVERY_S = 1.0
 RETRY_EVERY_S = 0.5
+CHECK_S = 2.0  # for all models; who takes longer is looked at again later
 
 
 class Readiness:
@@ -37,6 +38,8 @@ class Readiness:
         self._wake = asyncio.Event()
         self._reasons: dict[Path, str] = {}  # as callers are told
         self._golden: set[Path] = set()  # what once gave its golden answers
+        self._known = self._served()  # when last followed
+        self._checking: dict[Path, asyncio.Task[None]] = {}
         self._unreachable = False  # no Triton was, when last asked, and the log says so
         for model in registry.models.values():
             self._reasons[model.folder] = "not asked yet"
@@ -70,6 +73,14 @@ class Readiness:
 
     async def watch(self) -> None:
         """Runs until cancelled."""
+        try:
+            await self._watch()
+        finally:
+            for task in self._checking.values():
+                task.cancel()
+            await asyncio.gather(*self._checking.values(), return_exceptions=True)
+
+    async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         next_check, turn = 0.0, 0
         while True:
@@ -79,8 +90,7 @@ class Readiness:
                 all_images = added or self._wake.is_set()
                 self._wake.clear()
                 turn += 1
-                models = self._registry.models.values()
-                await asyncio.gather(*(self._check(model, None if all_images else turn) for model in models))
+                await self._check_all(None if all_images else turn)
                 next_check = loop.time() + (RETRY_EVERY_S if self._hopes() else CHECK_EVERY_S)
             self._peers.tell(self.ready)
             try:
@@ -88,15 +98,26 @@ class Readiness:
             except (TimeoutError, asyncio.TimeoutError):
                 continue
 
+    async def _check_all(self, turn: int | None) -> None:
+        """Begins to check every model but those that are still being checked: one that loads for long, or whose engine
+        hangs, holds up no other.
+        """
+        for model in self._registry.models.values():
+            if model.folder not in self._checking:
+                self._checking[model.folder] = task = asyncio.create_task(self._check(model, turn))
+                task.add_done_callback(lambda _, folder=model.folder: self._checking.pop(folder))  # type: ignore[misc]
+        if self._checking:
+            await asyncio.wait(self._checking.values(), timeout=CHECK_S)
+
     def _hopes(self) -> bool:
         """Whether a model that is not ready may be at any moment."""
         return any(not self._rollout.was_refused(self._registry.models[name].folder) for name in self.reasons)
 
     async def _follow(self) -> None:
-        before = self._served()
         await _attempt(self._rollout.follow(), "the repository could not be followed")
         now = self._served()
-        self._golden |= now - before  # it was asked for all of its golden answers
+        self._golden |= now - self._known  # it was asked for all of its golden answers
+        self._known = now
         self._reasons = {folder: reason for folder, reason in self._reasons.items() if folder in now}
 
     def _served(self) -> set[Path]:
@@ -108,10 +129,13 @@ class Readiness:
         if model.folder in self._reasons and self._rollout.was_refused(model.folder):
             return  # to load it would take as long, and fail, again
         try:
-            async with self._rollout.turn(name):
-                await self._rollout.load(model)
+            if not (own := self._rollout.turn(name)).locked():  # else Triton is being told which versions to have
+                async with own:
+                    await self._rollout.load(model)
             await self._engines.golden(model, None if model.folder in self._reasons else turn)
         except Exception as error:  # whatever it is, the model is not ready, and the watch goes on
+            if self._left(model):
+                return
             reason = error.detail if isinstance(error, ServiceError) else f"the check failed: {error!r}"
             told = for_callers(reason, model.folder)
             if gist_of(self._reasons.get(model.folder, "")) != gist_of(told):
@@ -119,12 +143,19 @@ class Readiness:
             self._reasons[model.folder] = told
             await _attempt(self._doubt(model, error), f"{name} is not ready, and why could not be found out")
         else:
+            if self._left(model):
+                return
             self._unreachable = False
             self._golden.add(model.folder)
             self._rollout.accept(model.folder)
             if self._reasons.pop(model.folder, None) is not None:
                 logger.info("%s version %d is ready", name, contract.version)
-        metrics.model_ready.labels(name, str(contract.version)).set(not told)
+        if not self._left(model):
+            metrics.model_ready.labels(name, str(contract.version)).set(not told)
+
+    def _left(self, model: Model) -> bool:
+        """Whether another version took its place meanwhile, or none."""
+        return self._registry.models.get(model.contract.name) != model
 
     async def _doubt(self, model: Model, error: Exception) -> None:
         """Takes another version's engine under that number, or leaves out one that never was golden."""

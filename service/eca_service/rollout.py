@@ -19,6 +19,7 @@ from eca_service.registry import Model, Registry
 from eca_service.triton.failures import NotLoaded, passes
 
 logger = logging.getLogger(__name__)
+TAKE_S = 2.0  # for other versions, until the others are looked at again
 TRY_AGAIN_S = 300.0
 FIRST_PAUSE_S = 1.0  # where nothing is served instead, doubled each time
 READ_S = 60.0  # for a repository of very many models, or a contract of very many classes, on a slow file system
@@ -26,7 +27,7 @@ Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
 
 
 class Rollout:
-    """Follows what the repository wants: new versions and models, pins, models taken away.
+    """Follows what the repository wants: new versions and models, pins, models taken away; each model by itself.
 
     A version that does not load or does not give its golden answers is refused, with the reason in the log;
     what was served before serves on. An old version stays loaded for `keep_s` seconds, and for as long as a request
@@ -41,6 +42,7 @@ class Rollout:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retiring: dict[Path, asyncio.Task[None]] = {}  # by folder, what waits to unload it
         self._refused: dict[Path, tuple[Stamp, float]] = {}  # what its files were like, and when to try again
+        self._taking: dict[str, asyncio.Task[None]] = {}  # by model, what loads another version of it
         self._tries = Counter[Path]()
         self._told: dict[Path, str] = {}  # why, as the log says
         self._empty = False  # the repository shows nothing, and the log says so
@@ -129,27 +131,45 @@ class Rollout:
             if folder in self._refused and self._refused[folder][0] != stamp:
                 self._no_longer_refused(folder)  # it is another one now, or gone
         for name, folders in targets.items():
-            current = self._registry.models.get(name)
-            for folder in folders:
-                if self.was_refused(folder):
-                    continue
-                if current is not None and current.folder == folder:
-                    break
-                model = await disk.call(self._registry.read, folder, patience_s=READ_S)
-                if model is not None and await self._take(model, current):
-                    break
+            if name not in self._taking and self._is_better(name, folders):
+                self._taking[name] = asyncio.create_task(self._take_first(name, folders))
+        if self._taking:  # one that loads for long holds up no other
+            await asyncio.wait(self._taking.values(), timeout=TAKE_S)
+        done = [(name, task) for name, task in self._taking.items() if task.done()]
+        for name, _ in done:
+            del self._taking[name]
         if not targets:  # it is more likely unmounted than emptied
             if not self._empty:
                 logger.warning("%s shows no model; what is loaded serves on", self._registry.repository)
         else:
-            for name in self._registry.models.keys() - targets.keys():
+            for name in self._registry.models.keys() - targets.keys() - self._taking.keys():
                 logger.info("%s was taken out of the repository", name)
                 self._retire(self._registry.models.pop(name))
         self._empty = not targets
+        for _, task in done:
+            task.result()
+
+    def _is_better(self, name: str, folders: list[Path]) -> bool:
+        """Whether another version than the current one is to be served first, of those that are not refused."""
+        first = next((folder for folder in folders if not self.was_refused(folder)), None)
+        current = self._registry.models.get(name)
+        return first is not None and (current is None or current.folder != first)
+
+    async def _take_first(self, name: str, folders: list[Path]) -> None:
+        """Of versions that are not refused, the first that loads and is golden; none behind the current one."""
+        current = self._registry.models.get(name)
+        for folder in folders:
+            if self.was_refused(folder):
+                continue
+            if current is not None and current.folder == folder:
+                return
+            model = await disk.call(self._registry.read, folder, patience_s=READ_S)
+            if model is not None and await self._take(model, current):
+                return
 
     async def close(self) -> None:
         """Ends the waiting for old versions; they stay loaded."""
-        tasks = [*self._retiring.values(), *([self._looking] if self._looking else [])]
+        tasks = [*self._retiring.values(), *self._taking.values(), *([self._looking] if self._looking else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

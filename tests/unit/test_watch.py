@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from eca_service import disk, readiness, rollout
+from eca_service.contract import Contract
 from eca_service.errors import ServiceError
 from eca_service.peers import Peers
 from eca_service.readiness import Readiness
@@ -69,6 +70,51 @@ async def becomes(made: Readiness, ready: bool) -> None:
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CHECK_EVERY_S", "FOLLOW_EVERY_S", "RETRY_EVERY_S"):
         monkeypatch.setattr(readiness, name, 0.01)
+
+
+async def test_one_that_loads_for_long_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollback waited for it, and readiness was as before it began."""
+    nothing, loaded, ill = Nothing(), asyncio.Event(), set[str]()
+    for module in (readiness, rollout):
+        monkeypatch.setattr(module, "CHECK_S" if module is readiness else "TAKE_S", 0.05)
+
+    async def load(contract: Contract, *_: object) -> int:
+        if (contract.name, contract.version) == ("m", 2):
+            await loaded.wait()
+        return 1
+
+    async def golden(model: Any, _turn: object = None) -> None:
+        if model.contract.name in ill:
+            raise ServiceError("backend_unavailable", "it is ill")
+
+    monkeypatch.setattr(nothing, "load", load)
+    monkeypatch.setattr(nothing, "golden", golden)
+    published(tmp_path, "n")
+    async with watching(tmp_path, nothing) as (made, task):
+        await becomes(made, True)
+        published(tmp_path, "m", 2)
+        await asyncio.sleep(0.2)
+        for one in ("m", "n"):
+            ill.add(one)
+            await becomes(made, False)
+            assert one in made.reasons
+            ill.clear()
+            await becomes(made, True)
+        published(tmp_path, "n", 2)
+        for _ in range(500):
+            if made._registry.models["n"].contract.version == 2:
+                break
+            await asyncio.sleep(0.01)
+        assert {name: one.contract.version for name, one in made._registry.models.items()} == {"m": 1, "n": 2}
+        loaded.set()
+        for _ in range(500):
+            if made._registry.models["m"].contract.version == 2:
+                break
+            await asyncio.sleep(0.01)
+        assert made._registry.models["m"].contract.version == 2
+        await becomes(made, True)
+        assert {folder.name for folder in made._golden} >= {"2"}
+        assert not task.done()
 
 
 async def test_one_that_is_refused_is_loaded_ever_more_seldom(
