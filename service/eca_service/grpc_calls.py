@@ -22,6 +22,7 @@ from eca_service.journal import Entry
 
 logger = logging.getLogger(__name__)
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
+FRAMING_BYTES = 64 << 10  # what a message may have around its images
 PROTOCOL = "inference.GRPCInferenceService/"
 INFER = PROTOCOL + "ModelInfer"
 _permit: ContextVar[Permit] = ContextVar("permit")
@@ -118,6 +119,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 _permit.set(permit)
             message = await arrivals.only(context.read, self._deadline(context))
             entry.arrived(len(message))
+            if entry.size > core.settings.max_body_bytes + FRAMING_BYTES:
+                raise core.too_large()
             if permit:
                 permit.cover(entry.size)
             request = _read(handler, message)

@@ -17,13 +17,12 @@ from eca_service.cancellation import in_time
 from eca_service.contract import Contract
 from eca_service.core import Core
 from eca_service.errors import ServiceError
-from eca_service.grpc_calls import Interceptor, permit_of_call
+from eca_service.grpc_calls import FRAMING_BYTES, Interceptor, permit_of_call
 from eca_service.labels import top_k_of
 from eca_service.tls import Certificate
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
 SERVICE = "inference.GRPCInferenceService"
-FRAMING_BYTES = 64 << 10  # what a message may have around its images
 READ_ABOVE = 1.25  # of the largest message: gRPC's own refusal is seen by nobody here, ours has a code
 GRACE_S = 20.0
 MAX_STREAMS = 1024  # calls at once on one connection
@@ -115,8 +114,6 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     async def ModelInfer(self, request: Any, context: Context) -> Any:
         """Classifies the encoded images of the input `image`."""
         core, permit = self._core, permit_of_call()
-        if permit.entry.size > core.settings.max_body_bytes + FRAMING_BYTES:
-            raise core.too_large()
         left_s = context.time_remaining()
         if left_s is None:
             left_s = core.settings.deadline_ms / 1000

@@ -43,7 +43,7 @@ def test_a_start_says_that_it_waits(
         until(lambda: f"{own} does not answer yet; waiting for its file system" in service.log.read_text(), service)
         if ended_by:
             service.process.send_signal(ended_by)
-            assert service.process.wait(MOST_S), service.log.read_text()
+            assert service.process.wait(30), service.log.read_text()
         else:
             switch.unlink()
             service.await_ready()
