@@ -7,7 +7,7 @@ import contextlib
 import logging
 import re
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import TypeAlias
 
@@ -43,7 +43,7 @@ class Rollout:
         self._retiring: dict[Path, asyncio.Task[None]] = {}  # by folder, what waits to unload it
         self._refused: dict[Path, tuple[Stamp, float]] = {}  # what its files were like, and when to try again
         self._taking: dict[str, asyncio.Task[None]] = {}  # by model, what loads another version of it
-        self._tries = Counter[Path]()
+        self._pauses: dict[Path, float] = {}  # until the next try
         self._told: dict[Path, str] = {}  # why, as the log says
         self._empty = False  # the repository shows nothing, and the log says so
         self._silent = False  # it does not answer, and the log says so
@@ -80,8 +80,8 @@ class Rollout:
                 exc_info=not isinstance(error, ServiceError),
             )
         alone = self._registry.models.get(contract.name) == model  # then nothing is served in its place
-        pause_s = min(FIRST_PAUSE_S * 2 ** self._tries[model.folder], TRY_AGAIN_S) if alone else TRY_AGAIN_S
-        self._tries[model.folder] += 1
+        pause_s = self._pauses.get(model.folder, FIRST_PAUSE_S) if alone else TRY_AGAIN_S
+        self._pauses[model.folder] = min(2 * pause_s, TRY_AGAIN_S)
         self._refused[model.folder] = (stamp, time.monotonic() + pause_s)
         metrics.model_refused.labels(contract.name, str(contract.version)).set(1)
         return True
@@ -97,7 +97,7 @@ class Rollout:
         return time.monotonic() < until
 
     def _no_longer_refused(self, folder: Path) -> None:
-        self._tries.pop(folder, None)
+        self._pauses.pop(folder, None)
         if self._refused.pop(folder, None):
             metrics.forget(metrics.model_refused, folder.parent.name, int(folder.name))
 

@@ -52,6 +52,14 @@ async def test_a_refused_version_is_told_until_it_is_golden_after_all(
     rollout.accept(model.folder)
 
 
+async def test_one_that_fails_for_days_is_still_refused(rollout: Rollout) -> None:
+    model = rollout._registry.get("refused")
+    for _ in range(1200):  # 2 ** 1024 is no float
+        assert await rollout.refuse(model, ServiceError("internal", "it answers otherwise"))
+    assert rollout.was_refused(model.folder)
+    rollout.accept(model.folder)
+
+
 async def test_what_is_no_fault_of_the_version_is_not_held_against_it(rollout: Rollout) -> None:
     model = rollout._registry.get("refused")
     for error in (NotLoaded("model_not_ready", "it was unloaded"), ServiceError("overloaded", "Triton is busy")):
