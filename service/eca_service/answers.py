@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ class Result:
     infer_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """What one request gets; the stages' times are those of its slowest image, the total is since the request came."""
 
@@ -40,6 +41,7 @@ class Answer:
     results: list[Result]
     total_s: float
 
+    @cached_property  # in the body and in a header
     def milliseconds(self) -> dict[str, float]:
         """decode, queue, infer, total, in milliseconds."""
         stages = {
@@ -52,7 +54,7 @@ class Answer:
 
     def server_timing(self) -> str:
         """The same as the value of a Server-Timing header (W3C)."""
-        return ", ".join(f"{stage};dur={spent}" for stage, spent in self.milliseconds().items())
+        return ", ".join(f"{stage};dur={spent}" for stage, spent in self.milliseconds.items())
 
 
 def best_classes(probabilities: NDArray[np.float32], count: int) -> list[int]:

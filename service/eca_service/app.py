@@ -57,6 +57,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None if settings.docs == "off" else docs.OPENAPI,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours is in tracing.py and metrics.py
         redirect_slashes=False,  # to where the Host header says, and by http behind whoever speaks TLS for us
     )
     app.state.core = core

@@ -166,7 +166,7 @@ def _explained(found: Explanation, request_id: str) -> dict[str, Any]:
         **_crop(found.crop, decoded.size, decoded.orientation),
         "predictions": [_prediction(one) for one in found.result.predictions],
         "warnings": list(decoded.warnings),
-        "timing_ms": found.answer.milliseconds(),
+        "timing_ms": found.answer.milliseconds,
     }
     if found.gates:
         body["gates"] = [
@@ -190,7 +190,7 @@ def _compared(entry: Compared, size: Size, orientation: int) -> dict[str, Any]:
     return row | {
         **_crop(entry.crop, size, orientation),
         "predictions": [_prediction(one) for one in entry.answer.results[0].predictions],
-        "timing_ms": entry.answer.milliseconds(),
+        "timing_ms": entry.answer.milliseconds,
     }
 
 

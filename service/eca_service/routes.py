@@ -166,7 +166,7 @@ async def classify(request: Request, name: str | None, version: int | None, top_
         "version": answer.contract.version,
         "request_id": request.scope["eca"].entry.request_id,
         "results": [_row(result) for result in answer.results],
-        "timing_ms": answer.milliseconds(),
+        "timing_ms": answer.milliseconds,
     }
     return JSONResponse(body, headers={"Server-Timing": answer.server_timing()})
 

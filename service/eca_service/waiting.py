@@ -59,7 +59,7 @@ class Waiting:
     ) -> None:
         self.pace_s = pace_s
         self.now = now
-        self.turns: set[Turn] = set()
+        self.turns: set[Turn] = set()  # of which images are still to come
         self._arrived = arrived
         self._entries: list[Entry] = []  # by `due`
 
@@ -87,8 +87,8 @@ class Waiting:
     def ahead_of(self, due: float, pace_s: float) -> int:
         """Images that are due before one that is due then, where each of a request is due `pace_s` after the other."""
         ahead = bisect_right(self._entries, due, key=_due)
-        for turn in self.turns:  # whose images are still being decoded
-            if turn.coming and turn.due <= due:
+        for turn in self.turns:
+            if turn.due <= due:
                 ahead += min(turn.coming, 1 + int((due - turn.due) / pace_s))
         return ahead
 
@@ -150,8 +150,10 @@ class Turn:
         self._waiting.turns.discard(self)
 
     def skip(self) -> None:
-        """One image will not come."""
+        """One image less is to come: it is here, or there is none."""
         self.coming -= 1
+        if not self.coming:
+            self._waiting.turns.discard(self)
 
     async def submit(self, pixels: Pixels, deadline: float, further: tuple[str, ...] = ()) -> Row:
         """The answer for one image; cancelling it takes the image out of the queue.
@@ -163,7 +165,7 @@ class Turn:
         waiting = self._waiting
         future = asyncio.get_running_loop().create_future()
         entry = Entry(self.due, pixels, deadline, waiting.now(), future, further, self._trace)
-        self.coming -= 1
+        self.skip()
         self.due += waiting.pace_s()
         waiting.add(entry)
         return await entry.future

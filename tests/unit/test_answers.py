@@ -12,7 +12,7 @@ from tests.unit.test_contract import CONTRACT
 def test_each_stage_is_that_of_the_slowest_image() -> None:
     first, second = Result(decode_s=0.001, queue_s=0.005, infer_s=0.002), Result(decode_s=0.004, queue_s=0.003)
     answer = Answer(CONTRACT, [first, second], 0.02)
-    assert answer.milliseconds() == {"decode": 4, "queue": 5, "infer": 2, "total": 20}
+    assert answer.milliseconds == {"decode": 4, "queue": 5, "infer": 2, "total": 20}
     assert answer.server_timing() == "decode;dur=4.0, queue;dur=5.0, infer;dur=2.0, total;dur=20.0"
 
 
