@@ -23,6 +23,7 @@ from eca_build.export import reference
 from eca_build.measure import BATCHES, Runnable
 from eca_build.recipes import default_recipe
 from eca_build.targets import Wish
+from eca_service import cgroups
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
@@ -79,7 +80,7 @@ def main() -> int:
     found = {path.stem: path for path in sorted(HERE.glob("*.safetensors"))}
     if unknown := set(options.network or ()) - set(found):
         raise SystemExit(f"there are no weights of {', '.join(sorted(unknown))}; there are {', '.join(found)}")
-    cores = measure.cores()
+    cores = cgroups.cores()
     heads = [f"{n} x {max(1, cores // n)}: {batch}" for n in LAYOUTS for batch in BATCHES]
     print(f"{measure.machine()}; sessions x threads: batch\n")
     print(f"| network | engine | accuracy | agreement | {' | '.join(heads)} |")

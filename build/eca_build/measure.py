@@ -9,7 +9,6 @@ round, so that whatever else the machine does meets all of them alike, and what 
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 import time
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from eca_service import cgroups
 from numpy.typing import NDArray
 
 from eca_build import processes
@@ -51,11 +51,6 @@ class Speed:
     relative: float
 
 
-def cores() -> int:
-    """Those that this process may use; an engine is served with as many threads."""
-    return len(os.sched_getaffinity(0))
-
-
 def machine() -> str:
     """The processor, its cores and the instructions on which the speed of integers and bfloat16 depends."""
     model, flags = "", set[str]()
@@ -68,7 +63,7 @@ def machine() -> str:
         for name in ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
         if name in flags
     ]
-    return f"{model or 'unknown processor'}, {cores()} cores, {' '.join(kinds) or 'no AVX2'}"
+    return f"{model or 'unknown processor'}, {cgroups.cores()} cores, {' '.join(kinds) or 'no AVX2'}"
 
 
 def measure(
@@ -108,7 +103,7 @@ def speeds(rates: NDArray[np.float64], batches: Sequence[int]) -> list[Speed]:
 def _run(plan_file: str, source: str, target: str) -> None:
     plan = json.loads(Path(plan_file).read_text())
     images, streams = np.load(source), plan["streams"]
-    threads = max(1, cores() // streams)
+    threads = max(1, cgroups.cores() // streams)
     with ThreadPoolExecutor(streams) as pool:
         engines = [
             [open_session(one["kind"], one["precision"], Path(one["file"]), threads) for _ in range(streams)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from queue import SimpleQueue
 from typing import Literal
 
 import numpy as np
+from eca_service import cgroups
 from eca_service.contract import PROBABILITIES
 from eca_service.triton.python_backend import runtimes
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ def open_session(kind: Kind, precision: str, engine: Path, threads: int = 0) -> 
     Of the kinds only openvino asks for the precision: it computes a float32 model in bf16 where told to. Raises what
     the runtime raises.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cgroups.cores()
     if kind == "onnxruntime":
         return _shared(runtimes.open_onnxruntime(str(engine), threads))
     if kind == "openvino":

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-
+from eca_service import cgroups
 from eca_service.decoders import ROOM_BYTES
 from eca_service.imaging import most_bytes
 from eca_service.settings import Settings
 
 OWN_BYTES = 200 << 20  # of a worker without any image
-# The limit of the container that this runs in: by cgroups' second version, or their first.
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-NO_LIMIT = 1 << 60  # how the first version writes that there is none
 
 
 def worst_bytes(settings: Settings) -> int:
@@ -21,18 +16,9 @@ def worst_bytes(settings: Settings) -> int:
     return settings.workers * (OWN_BYTES + most_bytes(settings.max_pixels)) + decoding + settings.max_inflight_bytes
 
 
-def limit_bytes() -> int | None:
-    """The container's limit, None where there is none."""
-    for file in LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
-            found = int(file.read_text())
-            return found if found < NO_LIMIT else None
-    return None
-
-
 def shortage(settings: Settings) -> str | None:
     """That images could have the gateway killed for its memory, and what to do, in a sentence; None where not."""
-    worst, limit = worst_bytes(settings), limit_bytes()
+    worst, limit = worst_bytes(settings), cgroups.memory_bytes()
     if limit is None or worst <= limit:
         return None
     return (

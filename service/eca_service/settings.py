@@ -13,6 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from eca_service import cgroups
+
 PREFIX = "ECA_"
 ORIGIN = re.compile(r"https?://[^/*,\s]+")
 ADDRESS = re.compile(r"([\w-]{1,63}(\.[\w-]{1,63})*\.?|\[[0-9a-fA-F:.]+(%\w+)?]):(?P<port>\d{1,5})")  # a name or an IP
@@ -64,7 +66,7 @@ class Settings(BaseSettings):
         "fast", description="fast, or reference: whole image by Pillow; service/ACCURACY.md says what differs"
     )
     decode_threads: int = Field(
-        len(os.sched_getaffinity(0)),
+        cgroups.cores(),
         ge=1,
         le=256,
         description="threads that decode",

@@ -20,6 +20,7 @@ from eca_build.errors import BuildError
 from eca_build.export import export
 from eca_build.measure import Runnable, speeds
 from eca_build.targets import Variant, Wish
+from eca_service import cgroups
 from eca_service.contract import read
 
 from tests.unit.test_export import SMALL, network
@@ -155,7 +156,7 @@ def test_the_contract_says_what_was_compared(tmp_path: Path) -> None:
     assert (built.contract.precision, built.contract.attention_graph) == (winner.precision, winner.attention_graph)
     assert built.contract.sites_rewritten == (6 if winner.attention_graph == "fused" else 0)
     assert "4 verified engines" in choice.why
-    assert (choice.machine, choice.threads) == (measure.machine(), measure.cores())
+    assert (choice.machine, choice.threads) == (measure.machine(), cgroups.cores())
     assert built.contract == read(built.folder, head=True)
     assert sorted(path.name for path in built.folder.iterdir()) == ["contract.json", "golden.npy", "model.onnx"]
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["resnet14-eca"]

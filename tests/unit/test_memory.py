@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eca_service import memory
+from eca_service import cgroups, memory
 from eca_service.doctor import machine
 from eca_service.settings import Settings
 
@@ -19,23 +19,25 @@ from tests.unit.test_preflight import publish
 # what the compose file and the chart give, which is for one worker and four threads, see deploy/capacity.md
 GIVEN: dict[str, Any] = {"workers": 1, "decode_threads": 4, "triton_url": "127.0.0.1:1"}
 
-# the gateway in a container whose limit is in the file named first
+# the gateway in a container whose control groups are in the folder named first
 SCRIPT = """if True:
     import pathlib, sys
-    from eca_service import memory
+    from eca_service import cgroups
     from eca_service.cli import main
-    memory.LIMITS = (pathlib.Path(sys.argv[1]),)
+    cgroups.ROOT = pathlib.Path(sys.argv[1])
+    cgroups.MINE = cgroups.ROOT / "mine"
     main(["gateway", "--triton-url", "127.0.0.1:1", "--http-port", "0", "--grpc-port", "0", *sys.argv[2:]])
 """
 
 
-@pytest.fixture(params=["memory.max", "memory/memory.limit_in_bytes"])
+@pytest.fixture(params=[("0::/", "memory.max"), ("4:memory:/docker/0a1b", "memory/memory.limit_in_bytes")])
 def limit(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of either version of cgroups, in which the other's is not."""
-    places = tuple(tmp_path / place.relative_to("/sys/fs/cgroup") for place in memory.LIMITS)
-    monkeypatch.setattr(memory, "LIMITS", places)
-    file: Path = tmp_path / request.param
-    assert file in places
+    """The file of either version of control groups, in which the other's is not."""
+    mine, place = request.param
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "MINE", tmp_path / "mine")
+    cgroups.MINE.write_text(f"{mine}\n")
+    file: Path = tmp_path / place
     file.parent.mkdir(exist_ok=True)
     return file
 
@@ -62,10 +64,10 @@ def test_without_a_limit_nothing_is_short(limit: Path, written: str | None) -> N
 @pytest.mark.parametrize("threads", [4, 48])
 def test_the_log_says_so_at_the_start(tmp_path: Path, threads: int) -> None:
     publish(tmp_path / "models", CONTRACT)
-    file = tmp_path / "memory.max"
-    file.write_text(f"{2 << 30}\n")
+    (tmp_path / "mine").write_text("0::/\n")
+    (tmp_path / "memory.max").write_text(f"{2 << 30}\n")
     options = ["--repository", tmp_path / "models", "--decode-threads", threads, "--log-format", "text"]
-    command = [sys.executable, "-c", SCRIPT, file, *options]
+    command = [sys.executable, "-c", SCRIPT, tmp_path, *options]
     with subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True) as gateway:
         assert gateway.stderr
         log = ""

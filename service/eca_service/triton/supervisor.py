@@ -14,7 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from eca_service import leftovers
+from eca_service import cgroups, leftovers
 from eca_service.addresses import from_here, joined
 from eca_service.triton import server
 from eca_service.triton.server import TritonUnavailable
@@ -49,7 +49,7 @@ class TritonServer:
         self.host = host
         self.port = grpc_port or server.free_port()
         self.log_file = log_file
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or cgroups.cores()
         self.trace_url = trace_url
         self.restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
