@@ -21,8 +21,10 @@ int others_running() {
   return running - 1;
 }
 
-// Asked twice, for those that brought the images go at once.
-bool cores_are_free(double most) {
+// For half of the engine's threads, which may be fewer than the cores. Asked twice, for those that brought the images go
+// at once.
+bool cores_are_free(int threads) {
+  const double most = std::max<int>(std::thread::hardware_concurrency(), threads) - threads / 2.0;
   if (others_running() < most) return true;
   std::this_thread::sleep_for(std::chrono::microseconds(50));
   return others_running() < most;
@@ -72,7 +74,7 @@ void Queue::serve(size_t place) {
     bool together = few();
     if (together) {
       guard.unlock();
-      together = cores_are_free(threads / 2.0);
+      together = cores_are_free(threads);
       guard.lock();
       if (!waiting_) break;
       together = together && few();

@@ -148,7 +148,7 @@ class _Threads:
         Fewer images than threads are run at once and on all cores, if these are free.
         """
         images, threads = len(batch.images), len(self._threads)
-        if images < threads and not self._busy and _cores_are_free(threads / 2):
+        if images < threads and not self._busy and _cores_are_free(threads):
             for alone in batch.compute(self._engine.together, 0, images):
                 self._put(alone)
         else:
@@ -204,8 +204,11 @@ def _open(folder: str, backend: str, threads: int) -> Engine:
     return runtimes.open_onnxruntime(engine, threads)
 
 
-def _cores_are_free(most: float) -> bool:
-    """Whether less than `most` other threads want to run; asked twice, for those that brought the images go at once."""
+def _cores_are_free(threads: int) -> bool:
+    """Whether half of the engine's threads, which may be fewer than the cores, have one; asked twice, for those that
+    brought the images go at once.
+    """
+    most = max(len(os.sched_getaffinity(0)), threads) - threads / 2
     if _others_running() < most:
         return True
     time.sleep(50e-6)
