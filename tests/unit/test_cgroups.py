@@ -80,11 +80,22 @@ def group() -> Iterator[Path]:
         folder.rmdir()
 
 
+TOLD = {
+    "the service": "from eca_service.settings import Settings\nprint(Settings().decode_threads)",
+    "the build": """if True:
+        import click
+        from eca_build import cli
+        @cli.main.command()
+        def told():
+            import torch
+            print(torch.get_num_threads())
+        cli.main(["told"])""",
+}
+
+
 @pytest.mark.skipif(HERE < 2, reason="one core is no less than one core")
-def test_in_a_real_group(group: Path) -> None:
-    script = (
-        f"open({str(group / 'cgroup.procs')!r}, 'w').write('0')\n"
-        "from eca_service.settings import Settings\nprint(Settings().decode_threads)"
-    )
+@pytest.mark.parametrize("which", TOLD)
+def test_in_a_real_group(group: Path, which: str) -> None:
+    script = f"open({str(group / 'cgroup.procs')!r}, 'w').write('0')\n{TOLD[which]}"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["1"]
