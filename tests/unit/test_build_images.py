@@ -15,7 +15,7 @@ from eca_build.errors import BuildError
 from eca_build.images import classes, enough, load, synthetic
 from eca_build.inputs import gather
 from eca_build.targets import Wish
-from eca_service.cli.images import below
+from eca_service.cli.images import below, expand
 from eca_service.contract import Preprocessing
 from PIL import Image
 
@@ -157,3 +157,12 @@ def test_a_folder_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
         load(tmp_path, Preprocessing(), option="--calibration")
     with pytest.raises(click.UsageError, match=f"{missing} cannot be read: No such file"):
         below(missing)
+
+
+def test_a_file_that_cannot_be_looked_at_is_told_when_it_is_read(tmp_path: Path) -> None:
+    """Here for its name; most often for its folder's permissions."""
+    long = tmp_path / f"{'x' * 300}.jpg"
+    linked = tmp_path / "linked.jpg"
+    linked.symlink_to(long)
+    assert expand([long, tmp_path]) == [long, linked]
+    assert expand([tmp_path / "*.jpg"]) == [linked]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from eca_service.cli.evaluating import _truths
 from eca_service.evaluation import Evaluation
 
 OF_MANY = """if True:
@@ -49,3 +51,10 @@ def test_of_many_classes_only_what_occurs_is_kept_and_told() -> None:
     figures = json.loads(done.stdout)["models"]["m"]
     assert (figures["occurring"], figures["confusion"]) == ([7, 20_000], [[1, 1], [0, 1]])
     assert figures["classes"]["class 20000"] == {"images": 1, "recall": 1.0, "precision": pytest.approx(0.5)}
+
+
+def test_a_folder_with_what_cannot_be_looked_at_is_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").touch()
+    (tmp_path / "linked").symlink_to("x" * 300)
+    assert _truths(tmp_path, {"m": Evaluation("m", ["a"])}) == {tmp_path / "a" / "1.jpg": {"m": 0}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -86,10 +87,11 @@ def _labels(client: Client, name: str) -> tuple[str, ...]:
 def _truths(folder: Path, evaluations: dict[str, Evaluation]) -> dict[Path, dict[str, int]]:
     """Each image below `folder`, with its class for every model. Raises SettingsError for what is none's class."""
     truths: dict[Path, dict[str, int]] = {}
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        images = below(place)
+    _, classes, _ = next(os.walk(folder), ("", [], []))
+    for called in sorted(classes):
+        images = below(folder / called)
         if images:
-            index = {name: _truth(place.name, found) for name, found in evaluations.items()}
+            index = {name: _truth(called, found) for name, found in evaluations.items()}
             truths |= dict.fromkeys(images, index)
     if not truths:
         raise SettingsError(f"{folder} has no sub-folder with images; make one for each class, named by its label")

@@ -26,10 +26,10 @@ def expand(given: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in given:
-        if path.is_dir():
+        if os.path.isdir(path):
             matches = below(path)
-        elif not path.exists() and glob.has_magic(str(path)):
-            matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        elif not os.path.exists(path) and glob.has_magic(str(path)):
+            matches = sorted(filter(_is_file, map(Path, glob.glob(str(path), recursive=True))))
         else:
             matches = [path]
         if not matches:
@@ -58,7 +58,15 @@ def below(folder: Path) -> list[Path]:
             folders.clear()  # it leads back to where it is
             continue
         found += [here / name for name in names if Path(name).suffix.lower() in SUFFIXES]
-    return sorted(path for path in found if path.is_file())
+    return sorted(filter(_is_file, found))
+
+
+def _is_file(path: Path) -> bool:
+    """So is what may not be looked at: it is told when it is read."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def _refuse(error: OSError) -> None:
