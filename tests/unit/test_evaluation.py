@@ -53,6 +53,20 @@ def test_of_many_classes_only_what_occurs_is_kept_and_told() -> None:
     assert figures["classes"]["class 20000"] == {"images": 1, "recall": 1.0, "precision": pytest.approx(0.5)}
 
 
+def test_a_folder_that_is_called_as_a_label_is_that_class_though_it_is_a_number_too(tmp_path: Path) -> None:
+    """torchvision's ImageFolder sorts names as texts: of Flowers-102's folders "10" is the second."""
+    named, numbered = Evaluation("named", ["1", "10", "2"]), Evaluation("numbered", ["rose", "tulip", "aster"])
+    for name in ("1", "2", "10"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").touch()
+    truths = _truths(tmp_path, {"named": named})
+    assert {path.parent.name: named.labels[truth["named"]] for path, truth in truths.items()} == {
+        name: name for name in named.labels
+    }
+    (tmp_path / "10" / "a.jpg").unlink()
+    assert [truth["numbered"] for truth in _truths(tmp_path, {"numbered": numbered}).values()] == [1, 2]
+
+
 def test_a_folder_with_what_cannot_be_looked_at_is_evaluated(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").touch()

@@ -99,6 +99,8 @@ def _truths(folder: Path, evaluations: dict[str, Evaluation]) -> dict[Path, dict
 
 
 def _truth(name: str, evaluation: Evaluation) -> int:
+    if name.isdecimal() and name in evaluation.labels:  # "10" comes before "2" where folders gave the labels
+        return evaluation.labels.index(name)
     try:
         return class_index(evaluation.labels, name, evaluation.model)
     except ServiceError as error:
