@@ -200,7 +200,9 @@ def test_evaluate_counts_what_is_right(service: Service, labelled: Path, tmp_pat
     with Image.open(picture) as drawn:
         assert drawn.width > 2 * 560
         assert len(drawn.getcolors(1 << 20) or []) > 20
-    done = run("eca_service", "evaluate", labelled, *models, "--url", service.url)
+    nowhere = tmp_path / "none" / "confusion.png"
+    done = run("eca_service", "evaluate", labelled, *models, "--confusion", nowhere, "--url", service.url)
+    assert (done.returncode, f"{nowhere} cannot be written" in done.stderr) == (2, True)
     assert f"{found['models'][MODEL]['top1']:.2%}" in done.stdout
     assert done.stdout.splitlines()[0].split() == list(FAMILY)
 

@@ -69,11 +69,11 @@ def evaluate(
                 continue
             found = evaluations[result.answer.model]
             found.add(truths[result.path][found.model], [one.index for one in result.answer.predictions])
-    if confusion:
-        _draw(list(evaluations.values()), confusion)
     click.echo(_json(evaluations, len(failed)) if as_json else _table(evaluations, truths.values()))
     if failed:
         click.echo(f"{len(failed)} of {len(truths)} images failed and are not counted", err=True)
+    if confusion:  # last: where it cannot be written, the figures are not lost
+        _draw(list(evaluations.values()), confusion)
     sys.exit(1 if failed else 0)
 
 
