@@ -33,7 +33,7 @@ async function look(file, given = 1) {
     const found = await ask("v1/compare?top_k=5", { body: held, signal });
     const known = ({ model, version }) => state.contracts.get(model)?.version === version;
     if (!found.results.every(known)) learn(await ask("v1/models", { signal }));
-    const drawn = (turnedByAll(held, found) && (await picture)) || (await drawnByService(held, found, signal));
+    const drawn = ((await turnedByAll(held, found)) && (await picture)) || (await drawnByService(held, found, signal));
     signal.throwIfAborted();
     state.picture = drawn;
     hideNotice();

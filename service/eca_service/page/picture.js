@@ -23,8 +23,11 @@ export async function read(file) {
   }
 }
 
-// Every browser turns a JPEG as its EXIF note says; others not all, Chromium no WebP.
-export const turnedByAll = (file, { image }) => image.orientation === 1 || file.type === "image/jpeg";
+// Every browser turns a JPEG as its EXIF note says; others not all, Chromium no WebP, whatever the file is called.
+export async function turnedByAll(file, { image }) {
+  const [first, second] = new Uint8Array(await file.slice(0, 2).arrayBuffer());
+  return image.orientation === 1 || (first === 0xff && second === 0xd8);
+}
 
 // What this browser cannot show, such as TIFF, or might not turn upright: the service draws it.
 export async function drawnByService(file, found, signal) {
