@@ -160,6 +160,18 @@ def test_the_picture_lies_as_its_map_does(chromium: Browser, service: Service, o
     assert ImageStat.Stat(shown).mean < [9, 9, 9], "as it is where it is not turned but for its edges' blur"
 
 
+def test_what_is_see_through_is_shown_on_white_as_it_was_seen(chromium: Browser, service: Service) -> None:
+    """Ink on nothing would be lost on a dark page."""
+    out = io.BytesIO()
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(out, "PNG")
+    opened(chromium, service)
+    chromium.run("document.getElementById('strength').value = 0")
+    chromium.give(out.getvalue(), "ink.png", "choose")
+    answered(chromium)
+    assert "laid on white" in chromium.text("#notes")
+    assert [colour for _, colour in pixels(chromium).getcolors() or []] == [(255, 255, 255)]
+
+
 def test_a_picture_is_shown_with_its_own_answer(chromium: Browser, service: Service) -> None:
     """One that is drawn late does not take the place of the next; one that is a line is seen."""
     opened(chromium, service)

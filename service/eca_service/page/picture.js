@@ -43,6 +43,8 @@ export function paint(canvas, picture) {
   canvas.height = Math.max(1, Math.round(picture.height * scale));
   const pen = canvas.getContext("2d");
   pen.imageSmoothingEnabled = scale < 4; // a tiny picture is shown as it is, not blurred
+  pen.fillStyle = "#fff"; // what is see-through was laid on white, as the network saw it; black on a dark page is nothing
+  pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
   return pen;
 }
