@@ -64,6 +64,7 @@ def test_a_text_file_is_an_error_in_words(chromium: Browser, service: Service) -
     assert chromium.text("#notice") == "", "the next picture takes the error away"
     chromium.give(b"", "empty.jpg")
     chromium.until(lambda: chromium.text("#notice-title") == "The file is empty")
+    assert chromium.text("#notice-text").startswith("The file empty.jpg has no bytes"), "called as it is called"
     chromium.give(b"", "", "drop")
     chromium.until(lambda: chromium.text("#notice-title") == "That is no file")
 

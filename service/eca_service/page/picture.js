@@ -7,7 +7,7 @@ const CANVAS_PX = 900;
 // The file's content, held here: its file may be moved or deleted before the last question about it is asked.
 export async function read(file) {
   if (file.size === 0) {
-    const detail = `${file.name} has no bytes; it may not have been saved or copied to its end.`;
+    const detail = `The file ${file.name} has no bytes; it may not have been saved or copied to its end.`;
     throw new Problem({ code: "empty", title: "The file is empty", detail, advice: "Choose another." });
   }
   try {
