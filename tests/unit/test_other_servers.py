@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import trustme
 from eca_service.client import AsyncClient, Client, ClientError, FileResult, Retry
@@ -140,10 +142,34 @@ def test_a_key_is_stripped(kind: type) -> None:
 
 
 @both
-def test_authorities_that_cannot_be_read(kind: type) -> None:
+def test_authorities_that_cannot_be_read(kind: type, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no certificate")
     for scheme in ("https", "grpcs"):
-        error = error_of(kind, f"{scheme}://localhost:1", classified, ca=Path("/nope"))
-        assert (error.code, "/nope holds no certificate" in error.detail) == ("untrusted", True)
+        for ca in (Path("/nope"), tmp_path / "text"):
+            error = error_of(kind, f"{scheme}://localhost:1", classified, ca=ca)
+            assert (error.code, f"{ca} holds no certificate" in error.detail) == ("untrusted", True)
+
+
+@both
+def test_the_systems_authorities_are_trusted(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By gRPC too, which brings a list of its own; a server that has no such method was reached."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    monkeypatch.delenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", raising=False)
+    own = authority.issue_cert("localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.configure_cert(context)
+    running = grpc.server(ThreadPoolExecutor(1))
+    pair = own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes()
+    port = running.add_secure_port("localhost:0", grpc.ssl_server_credentials([pair]))
+    running.start()
+    try:
+        with server(200, b"{}", tls=context) as (place, _):
+            for url in (f"https://{place}", f"grpcs://localhost:{port}"):
+                assert error_of(kind, url, classified, retry=Retry(1)).code == "not_the_service"
+    finally:
+        running.stop(None)
 
 
 @both

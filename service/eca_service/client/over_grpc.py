@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import ssl
 import struct
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,9 +92,20 @@ def _address(url: str, ca: Path | None) -> tuple[str, Any]:
     if scheme != "grpcs":
         return target, None
     try:
-        return target, grpc.ssl_channel_credentials(ca.read_bytes() if ca else None)
+        return target, grpc.ssl_channel_credentials(_authorities(ca))
     except OSError as error:
         raise ClientError("untrusted", f"{ca} holds no certificate in PEM ({error})") from None
+
+
+def _authorities(ca: Path | None) -> bytes | None:
+    """In PEM: those of the file, else the system's, as over HTTP; None where they are in no file: gRPC's own.
+
+    Raises OSError where `ca` holds none, of which gRPC would say that nobody answers.
+    """
+    if ca:
+        ssl.create_default_context(cafile=ca)
+    trusted = ca or os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH") or ssl.get_default_verify_paths().cafile
+    return Path(trusted).read_bytes() if trusted else None
 
 
 def _metadata(key: str | None) -> tuple[tuple[str, str], ...]:
