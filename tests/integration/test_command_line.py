@@ -237,11 +237,13 @@ def test_models_of_other_classes_are_evaluated_side_by_side(repository: Path, tm
 
 
 def test_a_bar_is_shown_to_a_person_alone(service: Service) -> None:
-    """On a terminal, while the answers go into a file."""
+    """On a terminal, while the answers go into a file; an error has a line of its own."""
     reader, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     command = [sys.executable, "-c", "from eca_service.cli import main; main()", "classify", str(IMAGES)]
-    with subprocess.Popen([*command, "--url", service.url], stdout=subprocess.PIPE, stderr=terminal) as process:
+    with subprocess.Popen(
+        [*command, "none.jpg", "--url", service.url], stdout=subprocess.PIPE, stderr=terminal
+    ) as process:
         os.close(terminal)
         assert process.stdout is not None
         lines = process.stdout.read().decode().splitlines()
@@ -249,9 +251,10 @@ def test_a_bar_is_shown_to_a_person_alone(service: Service) -> None:
         while chunk := _read(reader):
             shown += chunk
         os.close(reader)
-        assert process.wait(60) == 0
+        assert process.wait(60) == 1
     assert len(lines) == 60
-    assert b"/60" in shown
+    assert b"/61" in shown
+    assert b"\rnone.jpg " in shown
 
 
 def _read(terminal: int) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from eca_service.cli.images import PIPED, expand, piped, watched
+from eca_service.cli.images import PIPED, expand, piped, tell, watched
 from eca_service.cli.options import connect, option, with_service
 from eca_service.client import Client, ClientError, FileResult
 from eca_service.client.files import CONCURRENCY, as_names, joined
@@ -70,7 +70,7 @@ def classify(
                 raise result.error
             failed += result.error is not None
             if form == "table":
-                click.echo(_line(result, width, len(models) > 1), err=result.error is not None)
+                (tell if result.error else click.echo)(_line(result, width, len(models) > 1))
             else:
                 click.echo(_json(result) if form == "json" else _csv(result))
     if failed:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from eca_service.cli.images import below, watched
+from eca_service.cli.images import below, tell, watched
 from eca_service.cli.options import connect, option, with_service
 from eca_service.client import Client
 from eca_service.client.files import CONCURRENCY
@@ -64,7 +64,7 @@ def evaluate(
                 if result.error.fatal:
                     raise result.error
                 if result.path not in failed:
-                    click.echo(f"{result.path}: {result.error}", err=True)
+                    tell(f"{result.path}: {result.error}")
                 failed.add(result.path)
                 continue
             found = evaluations[result.answer.model]

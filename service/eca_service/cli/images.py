@@ -77,3 +77,8 @@ def watched(work: Iterable[T], total: int, unit: str) -> Iterator[T]:
     """`work`, with a progress bar where a person looks and sees nothing else: errors on a terminal, output not."""
     hidden = sys.stdout.isatty() or not sys.stderr.isatty()
     yield from tqdm(work, total=total, unit=unit, disable=hidden, leave=False)
+
+
+def tell(line: str) -> None:
+    """Writes a line to standard error, above the bar where one is shown."""
+    tqdm.write(line, sys.stderr)
