@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,10 @@ def test_models_are_named_once() -> None:
     assert as_names(None) == []
     assert as_names("a") == ["a"]
     assert as_names(["a", "b", "a"]) == ["a", "b"]
+
+
+def test_an_error_reaches_another_process_whole() -> None:
+    """As what a pool's workers raise does; one that cannot be made anew there breaks the pool."""
+    error = ClientError("overloaded", "too many", retry_after_s=7, request_id="a1")
+    passed = pickle.loads(pickle.dumps(error))
+    assert (str(passed), vars(passed)) == ("overloaded: too many", vars(error))

@@ -31,11 +31,14 @@ class ClientError(Exception):
     def __init__(
         self, code: str, detail: str, *, retry_after_s: float | None = None, request_id: str | None = None
     ) -> None:
-        super().__init__(f"{code}: {detail}")
+        super().__init__(code, detail)  # of which another process makes it anew
         self.code = code
         self.detail = detail
         self.retry_after_s = retry_after_s
         self.request_id = request_id
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
 
     @property
     def fatal(self) -> bool:
