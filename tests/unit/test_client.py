@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,8 @@ def test_an_error_reaches_another_process_whole() -> None:
     error = ClientError("overloaded", "too many", retry_after_s=7, request_id="a1")
     passed = pickle.loads(pickle.dumps(error))
     assert (str(passed), vars(passed)) == ("overloaded: too many", vars(error))
+
+
+def test_callers_have_its_types() -> None:
+    """By PEP 561 a checker looks for the marker: without it every answer is Any."""
+    assert files("eca_service").joinpath("py.typed").is_file()
