@@ -14,6 +14,7 @@ import numpy as np
 
 MOST_READS = 100_000  # about 0.3 s of Pillow's header parsers, which go from part to part
 MOST_SCANS = 100  # a progressive JPEG has about ten; each costs a pass over all coefficients
+MOST_EXIF = 100  # segments of a JPEG, which has one; Pillow joins them, and copies all before for each
 MOST_NUMBERS = 65_536  # in one tag of a TIFF: one strip a row for the highest image
 SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -33,16 +34,22 @@ class TooManyParts(Exception):
 
 
 class Parts(io.BytesIO):
-    """The bytes of an image as a file that may be read MOST_READS times, then raises TooManyParts."""
+    """The bytes of an image as a file that may be read MOST_READS times, and MOST_EXIF times from where EXIF begins;
+    then it raises TooManyParts.
+    """
 
-    reads = 0
+    reads = exif = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As of any file."""
         self.reads += 1
         if self.reads > MOST_READS:
             raise TooManyParts(f"it has more than {MOST_READS} parts")
-        return super().read(size)
+        found = super().read(size)
+        self.exif += found.startswith(b"Exif\0\0")
+        if self.exif > MOST_EXIF:
+            raise TooManyParts(f"it has more than {MOST_EXIF} segments of EXIF")
+        return found
 
 
 def format_of(data: bytes) -> str | None:

@@ -409,6 +409,7 @@ def test_many_parts(fast: bool) -> None:
     started = time.process_time()
     for data in (
         jpeg[:2] + b"\xff\xe1\0\2" * many + jpeg[2:],
+        jpeg[:2] + (b"\xff\xe1\4\0Exif\0\0" + bytes(1016)) * 8000 + jpeg[2:],
         jpeg[:2] + b"\xff\xfe\0\2" + b"\1" * many + jpeg[2:],
         png(np.zeros((1, 1, 3), np.uint8), 2, files.chunk(b"prVt", b"") * (many // 4)),
         gif[:frame] + b"!\xfe" + b"\1a" * many + b"\0" + gif[frame:],
