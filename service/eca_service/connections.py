@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import time
 from typing import Any
@@ -26,8 +27,13 @@ class Connection(HttpToolsProtocol):
     head_timeout_s = 10.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A caller that says nothing is given up like one that says it slowly."""
+        """A caller that says nothing is given up like one that says it slowly; the kernel gives up one who takes
+        nothing of his answers.
+        """
         super().connection_made(transport)
+        if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:  # Linux has it
+            idle_ms = 1000 * self.timeout_keep_alive
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, idle_ms)
         self._closing: asyncio.TimerHandle | None = None
         self._refused = False
         self._fault = "this is not an HTTP request"

@@ -127,6 +127,12 @@ class Guard:
                 exchange.permit.cover(entry.size)
             return message
 
+        async def answered(message: Message) -> None:
+            if exchange.permit:  # before it waits for a caller that takes no answers, which may be for ever
+                exchange.permit.release()
+                exchange.permit = None
+            await send(message)
+
         try:
             if not access.is_open(scope["path"]):
                 entry.caller = access.caller(headers.get(b"authorization"), headers.get(b"x-api-key"))
@@ -134,10 +140,10 @@ class Guard:
             if scope["method"] == "POST":
                 length = headers.get(b"content-length", b"0")
                 exchange.permit = self.core.enter(int(length) if length.isdigit() else 0, entry)
-            await self.app(scope, limited, send)
+            await self.app(scope, limited, answered)
         except ServiceError as error:  # refused here, or by `Direct`: what FastAPI looks at it answers
             entry.failed(error)
-            await answer(error, scope)(scope, receive, send)
+            await answer(error, scope)(scope, receive, answered)
         finally:
             if exchange.permit:
                 exchange.permit.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import signal
 import socket
@@ -206,6 +207,15 @@ def test_kept_alive_and_then_not(strict: Service) -> None:
         started = time.monotonic()
         assert everything(connection) == b""
         assert time.monotonic() - started < 5
+
+
+def test_who_takes_no_answers_is_given_up(strict: Service, repository: Path) -> None:
+    """They would stay in memory for as long as he likes."""
+    ask = b"POST /v1/models/%b/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" % (b"x" * 2000)
+    with connect(strict) as connection, contextlib.suppress(ConnectionResetError):  # no time out
+        while True:  # until what we send is no longer read, for an answer waits to be taken
+            connection.sendall(ask)
+    still_answers(strict, repository)
 
 
 def test_too_large_is_told_while_the_caller_still_sends(strict: Service) -> None:

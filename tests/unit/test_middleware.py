@@ -145,6 +145,25 @@ async def test_what_has_no_route_is_called_alike_everywhere(tmp_path: Path, capl
         assert (await client.head("/v1/classify")).headers["allow"] == "POST"
 
 
+async def test_who_takes_no_answer_holds_no_permit(tmp_path: Path) -> None:
+    """Until he takes the answers before, his connection lets no other be sent: there may be as many as there are
+    permits.
+    """
+    app = application(tmp_path)
+    house, held = app.state.core.admission, []
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    async def send(_: object) -> None:
+        held.append((house.images, house.size, house.requests))
+
+    scope = {"type": "http", "method": "POST", "query_string": b"", "headers": [], "root_path": ""}
+    for path in ("/v1/classify", "/v1/models/none/explain", "/nothing"):
+        await app(scope | {"path": path}, receive, send)
+    assert set(held) == {(0, 0, 0)}
+
+
 async def test_a_slow_upload_is_no_slow_service(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The header tells the caller all of its time; what is alerted on counts from the last byte of the body."""
     caplog.set_level(logging.INFO)
