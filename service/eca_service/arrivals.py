@@ -1,13 +1,14 @@
-"""gRPC's messages while they come: its library shows only whole ones, so nobody knows how much of one is here.
+"""Messages and bodies while they come. Those that take longer than a second are bounded in their number.
 
-The memory that they take is bounded by what the line brings within a second, and by those that take longer.
+gRPC's library shows only whole messages, so nobody knows how much of one is here: their memory is bounded by what the
+line brings within that second, and by those that take longer. Of HTTP's bodies that is known, but each has a permit.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -15,12 +16,13 @@ from eca_service import metrics
 from eca_service.cancellation import endable
 from eca_service.errors import ServiceError
 
+T = TypeVar("T")
 QUICK_S = 1.0
 CANCELLED_S = 0.05  # until a call that its caller left, or whose message gRPC finds too large, is told so
 
 
 class Arrivals:
-    """Of the messages that come for longer than a second there are at most `most`: for one more the oldest is given up.
+    """Of those that come for longer than a second there are at most `most`: for one more the oldest is given up.
 
     So whoever sends slowly takes nothing from those who do not, and few who never end do not stay.
     """
@@ -53,6 +55,19 @@ class Arrivals:
             await asyncio.sleep(CANCELLED_S)
             raise ServiceError("bad_request", "the call ended before its message was whole")
         return found
+
+    async def piece(self, read: Callable[[], Awaitable[T]], began: float) -> T:
+        """The next piece that `read` gives of a body that `began` then, by the event loop's clock.
+
+        Raises overloaded where its caller is given up.
+        """
+        with endable() as end:
+            timer = asyncio.get_running_loop().call_at(began + QUICK_S, self._linger, end)
+            try:
+                return await read()
+            finally:
+                self._slow.pop(end, None)
+                timer.cancel()
 
     def _linger(self, end: Callable[[str], None]) -> None:
         self._slow[end] = None

@@ -14,7 +14,7 @@ T = TypeVar("T")
 ENDED = {
     "deadline_exceeded": "the request's deadline passed before its answer was ready",
     "client_closed": "the caller went away",
-    "overloaded": "the message comes slowly, as too many others do; send it again, or smaller, or over HTTP",
+    "overloaded": "the message comes slowly, as too many others do; send it again, or smaller; HTTP bears more of them",
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from eca_service.admission import Permit
+from eca_service.arrivals import Arrivals
 from eca_service.connections import SPOILED
 from eca_service.core import Core
 from eca_service.errors import ServiceError
@@ -106,6 +107,7 @@ class Guard:
     def __init__(self, app: Any, core: Core) -> None:
         self.app = app
         self.core = core
+        self._bodies = Arrivals(max(1, core.settings.max_inflight_images // 2))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection."""
@@ -114,9 +116,11 @@ class Guard:
             return
         exchange, access = scope["eca"], self.core.access
         entry, headers = exchange.entry, exchange.headers
+        began = asyncio.get_running_loop().time()
 
         async def limited() -> Message:
-            message = await receive()
+            # who sends slowly shares half of the permits: the others are for those who do not
+            message = await (self._bodies.piece(receive, began) if exchange.permit else receive())
             if SPOILED in scope:
                 raise ServiceError("bad_request", "the body's chunks are not what HTTP calls chunks (RFC 9112, 7.1)")
             if body := message.get("body"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from eca_service import metrics, page
+from eca_service import arrivals, metrics, page
 from eca_service.app import create_app
 from eca_service.errors import ServiceError
 from eca_service.keys import make
@@ -162,6 +162,34 @@ async def test_who_takes_no_answer_holds_no_permit(tmp_path: Path) -> None:
     for path in ("/v1/classify", "/v1/models/none/explain", "/nothing"):
         await app(scope | {"path": path}, receive, send)
     assert set(held) == {(0, 0, 0)}
+
+
+async def test_slow_uploads_leave_permits_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four they hold two: who does not send all that he announced costs nothing and could shut out all others."""
+    monkeypatch.setattr(arrivals, "QUICK_S", 0.05)
+    app, never = application(tmp_path, max_inflight_images=4), asyncio.Event()
+
+    @app.post("/upload")
+    async def upload(request: Request) -> Response:
+        return PlainTextResponse(str(len(await request.body())))
+
+    async def slow(kept: asyncio.Event) -> AsyncIterator[bytes]:
+        yield b"x"
+        await kept.wait()
+        yield b"y"
+
+    async with client_of(app) as client:
+        first = asyncio.create_task(client.post("/upload", content=slow(never)))
+        await asyncio.sleep(0)
+        ends = asyncio.Event()
+        others = [asyncio.create_task(client.post("/upload", content=slow(ends))) for _ in range(2)]
+        answer = await asyncio.wait_for(first, 10)
+        assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
+        assert "comes slowly" in answer.json()["detail"]
+        assert (await client.post("/upload", content=b"x" * 9)).text == "9"
+        ends.set()
+        assert [(await other).text for other in others] == ["2", "2"], "two may be slow"
+    assert app.state.core.admission.images == 0
 
 
 async def test_a_slow_upload_is_no_slow_service(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
