@@ -53,4 +53,5 @@ def remove(kind: Literal["gateway", "triton", "workers"]) -> None:
     for folder in (Path(tempfile.gettempdir()), SHM):
         for path in folder.glob(f"eca[-_]{kind}[-_]*"):
             if abandoned(path.name) and not held(path):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another user's, who may have left it, or put it there
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

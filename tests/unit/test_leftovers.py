@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,27 @@ def test_only_what_a_dead_process_left_goes(tmp_path: Path, monkeypatch: pytest.
     leftovers.remove("workers")
     leftovers.remove("gateway")
     assert {path.name for path in tmp_path.iterdir()} == {here, *others[2:]}
+
+
+def test_what_another_user_left_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # which other users find
+        folder = Path(name)
+        monkeypatch.setattr("tempfile.tempdir", name)
+        monkeypatch.setattr(leftovers, "SHM", folder)
+        (folder / f"eca_triton_{ended.pid}_0").touch()
+        folder.chmod(0o555)
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            assert os.listdir(folder)
+            leftovers.remove("triton")
+            assert os.listdir(folder), "it may not be removed"
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)
 
 
 def test_a_folder_that_is_held_is_locked_for_who_removes_what_is_old(tmp_path: Path) -> None:
