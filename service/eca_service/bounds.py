@@ -14,6 +14,7 @@ import numpy as np
 
 MOST_READS = 100_000  # about 0.3 s of Pillow's header parsers, which go from part to part
 MOST_SCANS = 100  # a progressive JPEG has about ten; each costs a pass over all coefficients
+MOST_SCANNED_PX, USUAL_SCANS = 1 << 30, 20  # so a large one may have fewer: three seconds are enough
 MOST_EXIF = 100  # segments of a JPEG, which has one; Pillow joins them, and copies all before for each
 MOST_NUMBERS = 65_536  # in one tag of a TIFF: one strip a row for the highest image
 SIGNATURES = {
@@ -86,11 +87,16 @@ def claimed_pixels(data: bytes, kind: str) -> int:
 
 
 def require_few_parts(data: bytes, kind: str) -> None:
-    """Raises TooManyParts for a JPEG of many scans or a TIFF with a tag of many numbers."""
-    if kind == "JPEG" and _many_scans(data):
-        raise TooManyParts(f"it has more than {MOST_SCANS} scans")
+    """Raises TooManyParts for a TIFF with a tag of many numbers."""
     if kind == "TIFF" and _many_numbers(data):
         raise TooManyParts(f"it has more than {MOST_NUMBERS} strips, tiles, or numbers in another tag")
+
+
+def require_few_scans(data: bytes, pixels: int) -> None:
+    """Raises TooManyParts for a JPEG of more scans than one of so many pixels may have."""
+    most = min(MOST_SCANS, max(USUAL_SCANS, MOST_SCANNED_PX // pixels))
+    if _many_scans(data, most):
+        raise TooManyParts(f"it has more than {most} scans")
 
 
 def several_scans(data: bytes) -> bool:
@@ -98,11 +104,11 @@ def several_scans(data: bytes) -> bool:
     return data.count(b"\xff\xda") > 1 and _more_scans(data, 1)
 
 
-def _many_scans(data: bytes) -> bool:
+def _many_scans(data: bytes, most: int) -> bool:
     octets = np.frombuffer(data, np.uint8)
-    if np.count_nonzero((octets[:-1] == 0xFF) & (octets[1:] == _SOS)) <= MOST_SCANS:
+    if np.count_nonzero((octets[:-1] == 0xFF) & (octets[1:] == _SOS)) <= most:
         return False  # the usual case, found in microseconds; more may be chance in what follows the image
-    return _more_scans(data, MOST_SCANS)
+    return _more_scans(data, most)
 
 
 def _more_scans(data: bytes, most: int) -> bool:

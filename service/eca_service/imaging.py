@@ -103,6 +103,8 @@ def decode(
         with Image.open(bounds.Parts(data), formats=(kind,)) as opened:
             _require_few(opened.width * opened.height, max_pixels, f"the image, {opened.width} x {opened.height},")
             _require_few(_tile_px(opened), max_pixels, "a tile of the image")
+            if kind == "JPEG":
+                bounds.require_few_scans(data, opened.width * opened.height)
             _require_room(_needed(data, opened, recipe if fast else None, room), room)
             return _follow(data, opened, recipe, fast, preview_px)
     except bounds.TooManyParts as error:
