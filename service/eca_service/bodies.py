@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -20,6 +21,7 @@ Images = Sequence[bytes | ServiceError]
 WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 MOST_MEMBERS = 10_000  # of a gzip body; bgzip has one for each 64 KB, and an empty one takes 20 bytes
 PIECE_BYTES = 16 << 10  # given to zlib at a time: of each member it copies what follows it
+MOST_TYPE_BYTES = 1000  # to parse many parameters takes the square of their time
 MOST_COMMAS = 10_000  # in JSON: one between any two values; a text of megabytes could be millions of them
 
 
@@ -103,7 +105,6 @@ class _Form(MultiPartParser):
         told = self._current_part.content_disposition or b""
         if b"filename*=" in told and b"filename=" not in told:
             self._current_part.content_disposition = told + b'; filename="image"'
-        self._charset = "latin-1"  # of texts, which nobody reads: what callers name may fail, or hold up the loop
         super().on_headers_finished()
 
     def on_end(self) -> None:
@@ -119,12 +120,7 @@ async def _form(request: Request, core: Core) -> Images:
         async for piece in request.stream():
             yield piece
 
-    told = Headers(raw=[(b"content-type", request.scope["eca"].headers[b"content-type"])])
-    if "boundary=" not in told["content-type"].lower():  # as of a script that sets the header and sends a FormData
-        raise ServiceError(
-            "bad_request",
-            "the form's Content-Type names no boundary; leave that header to the library that makes the form",
-        )
+    told = Headers(raw=[(b"content-type", _with_boundary_alone(request.scope["eca"].headers[b"content-type"]))])
     reader = _Form(told, stream(), max_files=core.settings.max_images)
     try:
         form = await reader.parse()
@@ -140,6 +136,21 @@ async def _form(request: Request, core: Core) -> Images:
         return files
     finally:
         await form.close()
+
+
+def _with_boundary_alone(content_type: bytes) -> bytes:
+    """A form's Content-Type without what else it says: of each charset that is none Python keeps the name for ever, and
+    one that there is may hold up the event loop. Raises bad_request where it names no boundary.
+    """
+    if len(content_type) > MOST_TYPE_BYTES:
+        raise ServiceError("bad_request", f"the form's Content-Type has more than {MOST_TYPE_BYTES} bytes")
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:  # as of a script that sets the header and sends a FormData
+        raise ServiceError(
+            "bad_request",
+            "the form's Content-Type names no boundary; leave that header to the library that makes the form",
+        )
+    return b'multipart/form-data; boundary="%b"' % boundary.replace(b"\\", rb"\\").replace(b'"', rb"\"")
 
 
 def from_base64(text: str) -> bytes | ServiceError:

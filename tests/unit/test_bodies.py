@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import encodings
 import gzip
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from eca_service.bodies import MOST_COMMAS, MOST_MEMBERS, PIECE_BYTES, _base64, _expanded, from_base64, parsed
+from eca_service.bodies import (
+    MOST_COMMAS,
+    MOST_MEMBERS,
+    PIECE_BYTES,
+    _base64,
+    _expanded,
+    from_base64,
+    parsed,
+    read_images,
+)
+from eca_service.core import Core
 from eca_service.errors import ServiceError
+from eca_service.journal import Entry
+from eca_service.middleware import Exchange
+from eca_service.peers import Peers
+from eca_service.settings import Settings
+from fastapi import Request
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
@@ -40,6 +57,35 @@ def test_json_may_have_as_many_values_as_any_request_needs() -> None:
     for none in (b"", b"{", b'"\xff"', b"[" * 100_000):
         with pytest.raises(ServiceError, match="bad_request: the body is not valid JSON"):
             parsed(none)
+
+
+def form(told: str, body: bytes) -> Request:
+    """A form of this Content-Type."""
+    headers = {b"content-type": told.encode()}
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    exchange = Exchange(Entry("http"), headers, receive)
+    return Request({"type": "http", "headers": list(headers.items()), "eca": exchange}, receive)
+
+
+async def test_of_a_form_s_type_the_boundary_alone_counts(tmp_path: Path) -> None:
+    """Python keeps the names of all charsets that it was asked for, and a caller may think of any number."""
+    core, disposition = Core(Settings(repository=tmp_path), Peers()), b'form-data; name="a"; filename="a"'
+    try:
+        for said, boundary in (("b", b"b"), ('"b c"', b"b c"), (r'"b\\c\"d"', rb'b\c"d')):
+            body = b"--%b\r\nContent-Disposition: %b\r\n\r\nimage\r\n--%b--\r\n" % (boundary, disposition, boundary)
+            request = form(f"multipart/form-data; charset=thought-of; boundary={said}", body)
+            assert await read_images(request, core) == [b"image"]
+        assert "thought-of" not in encodings._cache
+        for told in ("", "; boundary=", "; charset=boundary="):
+            with pytest.raises(ServiceError, match="names no boundary"):
+                await read_images(form("multipart/form-data" + told, b""), core)
+        with pytest.raises(ServiceError, match="has more than 1000 bytes"):
+            await read_images(form("multipart/form-data; boundary=b" + ";" * 1000, b""), core)
+    finally:
+        await core.close()
 
 
 def test_images_in_json() -> None:
