@@ -67,13 +67,20 @@ def ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Esti
 
 
 def unpaired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Estimate:
-    """The ratio of geometric means of two runs that did not stand side by side."""
+    """The ratio of geometric means of two runs that did not stand side by side.
+
+    The degrees of freedom are Welch's (1947): those of the run that moves more, where it has few rounds.
+    """
     a, b = (np.log([value for value in values if value > 0]) for values in (ours, theirs))
     if not len(a) or not len(b):
         return NOTHING
     generator = np.random.default_rng(seed)
-    error = math.hypot(*(_error(_means(one, generator), len(one)) for one in (a, b)))
-    return _in_logs(float(a.mean() - b.mean()), error, len(a) + len(b) - 2)
+    errors = [_error(_means(one, generator), len(one)) for one in (a, b)]
+    degrees = min(len(a), len(b)) - 1
+    if degrees and any(errors):
+        parts = sum(error**4 / (len(one) - 1) for error, one in zip(errors, (a, b), strict=True))
+        degrees = max(degrees, int(math.hypot(*errors) ** 4 / parts))
+    return _in_logs(float(a.mean() - b.mean()), math.hypot(*errors), degrees)
 
 
 def percentile(q: float) -> Statistic:

@@ -33,6 +33,13 @@ def test_intervals_cover_what_is_known() -> None:
             covered["paired"] += (found := ratio(ours, theirs)).low <= 1 <= found.high
             covered["unpaired"] += (found := unpaired_ratio(ours, theirs)).low <= 1 <= found.high
         assert min(covered.values()) >= 86, f"95 are promised, of {count} rounds: {covered}"
+    for count, others in ((2, 20), (10, 2)):  # rounds of two runs, of which the one of few moves more
+        covered = {"few": 0}
+        for _ in range(100):
+            ours = np.exp(chance.normal(0, 0.2 if count < others else 0.02, count)).tolist()
+            theirs = np.exp(chance.normal(0, 0.02 if count < others else 0.2, others)).tolist()
+            covered["few"] += (found := unpaired_ratio(ours, theirs)).low <= 1 <= found.high
+        assert covered["few"] >= 86, f"95 are promised, of {count} and {others} rounds: {covered}"
     found = ratio([11, 22, 33], [10, 20, 30])
     assert (found.value, found.low, found.high) == pytest.approx((1.1, 1.1, 1.1))
     assert np.isnan(over_rounds([[], []], percentile(50)).value)
