@@ -83,6 +83,17 @@ def unpaired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0
     return _in_logs(float(a.mean() - b.mean()), math.hypot(*errors), degrees)
 
 
+def quantile(rounds: Sequence[Sequence[float]], q: float) -> Estimate:
+    """The q-th percentile of all values together, with its interval over the rounds.
+
+    Of fewer than 100 / (100 - q) values, as a p99 of less than a hundred, it is hardly more than the largest: how much
+    more the true one is they do not tell, and there is no interval.
+    """
+    found = over_rounds(rounds, percentile(q))
+    known = sum(map(len, rounds)) * (100 - q) >= 100
+    return found if known else Estimate(found.value, math.nan, math.nan)
+
+
 def percentile(q: float) -> Statistic:
     """The statistic: the q-th percentile, q in 0 to 100."""
     return lambda values: float(np.percentile(values, q))

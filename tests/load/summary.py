@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from eca_build.networks.attention import KINDS
 
-from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio
+from tests.load.intervals import Estimate, mean, over_rounds, quantile, ratio
 from tests.load.matrix import ALONE, BUSY, DEMO, DEMO_WEIGHTS, ENGINE
 from tests.load.measure import Cell
 from tests.load.paper import published_cost
@@ -73,7 +73,7 @@ def row(cell: Cell) -> Row:
     if stages:
         known = {name: stages[name] for name in ("decode", "queue", "infer")}
         stages = known | {"rest": max(0.0, total - sum(known.values()))}
-    p50, p95, p99 = (over_rounds(values, percentile(q)) for q in (50, 95, 99))
+    p50, p95, p99 = (quantile(values, q) for q in (50, 95, 99))
     return Row(
         backbone=cell.backbone,
         variant=cell.variant,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.load import bench, compare, measure, noop, overhead, report, tables, transport
 from tests.load.environment import busy
-from tests.load.intervals import Estimate, mean, over_rounds, percentile, ratio, unpaired_ratio
+from tests.load.intervals import Estimate, mean, over_rounds, percentile, quantile, ratio, unpaired_ratio
 from tests.load.matrix import PRESETS, Variant
 from tests.load.measure import Cell, NotServedError, blocks
 from tests.load.summary import Row, at_objective, row, taxes
@@ -47,6 +47,16 @@ def test_intervals_cover_what_is_known() -> None:
         assert one.value == pytest.approx(2)
         assert not one.known, "nothing is known of chance from one round"
         assert one.text() == "2.0"
+
+
+def test_a_p99_of_few_answers_has_no_interval() -> None:
+    rounds = [[float(10 * turn + i) for i in range(1, 11)] for turn in range(9)]
+    assert quantile(rounds, 50).known
+    assert quantile(rounds, 95).known
+    assert not quantile(rounds, 99).known, "of 90 answers none is slower"
+    assert quantile([*rounds, rounds[0]], 99).known
+    assert not quantile(rounds[:1], 95).known
+    assert np.isnan(quantile([[]], 99).value)
 
 
 def cell(variant: str, attention: Kind, level: str, per_s: list[float], offered: float | None = None) -> Cell:
