@@ -97,13 +97,18 @@ class Generator:
         return counted / (time.monotonic() - started)
 
     async def offer(self, rate: float, seconds: float, seed: int = 0) -> Outcome:
-        """`rate` requests a second for so long, whether answered or not.
+        """`rate` requests a second for so long, whether answered or not; for less where they are MOST_REQUESTS sooner.
 
         Answers count from when the first deadline passes, for until then the queue only fills, to the last arrival.
         """
         draw, codes, spent = random.Random(seed), Counter[str](), []
         tasks: list[asyncio.Task[None]] = []
         in_time = 0
+        if (most_s := MOST_REQUESTS / rate) < min(seconds, 2 * self._deadline_s):
+            raise click.ClickException(
+                f"{rate:.0f} requests/s are {MOST_REQUESTS} within {most_s:.1f} s: --deadline-ms is to be half of it"
+            )
+        seconds = min(seconds, most_s)
         loop = asyncio.get_running_loop()
 
         async def planned(at: float, index: int) -> None:

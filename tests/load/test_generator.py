@@ -6,13 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
 
+import click
 import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tests.load import once
+from tests.integration.conftest import Service
+from tests.load import goodput, once
 from tests.load.arrivals import Process, planned
 from tests.load.generator import closed_loop, open_loop
 from tests.load.generator_cost import cost, trivial_server
@@ -159,6 +163,18 @@ def test_once_takes_either_form_of_an_address_whatever_the_proxy(
         given = ["--url", f"{scheme}127.0.0.1:{port}", "--way", way, "--callers", "1", "--most", "1", "--model", "m"]
         done = CliRunner().invoke(once.main, given, catch_exceptions=False)
     assert done.exit_code == 0, done.output
+
+
+async def test_goodput_is_of_the_time_in_which_requests_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.load.goodput.MOST_REQUESTS", 100)
+    with trivial_grpc_server() as port:
+        service = Service(*(cast(Any, None), "", Path()), triton_port=0, grpc_port=port)
+        async with goodput.Generator(service, "m", 0.4) as generator:
+            found = await generator.offer(50, 20)
+            with pytest.raises(click.ClickException, match="1000 requests/s are 100 within"):
+                await generator.offer(1000, 20)
+    assert set(found.codes) == {"ok"}
+    assert found.goodput_per_s == pytest.approx(found.offered_per_s, rel=0.4), "all were answered in time"
 
 
 async def test_stages_are_read_and_the_generator_costs_little() -> None:
