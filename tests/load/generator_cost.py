@@ -26,6 +26,7 @@ from eca_service.triton.server import free_port
 
 from tests.load.arrivals import planned
 from tests.load.generator import closed_loop, open_loop
+from tests.load.measure import end_on_sigterm
 from tests.load.photographs import photographs
 from tests.load.protocols import Http
 
@@ -117,6 +118,7 @@ def wrk_per_s(port: int, body: bytes, seconds: float) -> float | None:
 @click.option("--seconds", type=click.FloatRange(0.5, 60), default=3.0)
 def main(seconds: float) -> None:
     """Measures the generator's own cost and says it."""
+    end_on_sigterm()
     images, source = photographs()
     with trivial_server() as port:
         found = uvloop.run(cost(port, images, seconds))

@@ -32,6 +32,7 @@ from tritonclient.grpc import service_pb2_grpc
 from tests.integration.callers import infer_request
 from tests.integration.conftest import MODEL, ROOT, Service, start
 from tests.load import noop
+from tests.load.measure import end_on_sigterm
 
 IMAGES = 8
 CALLERS = 16
@@ -165,6 +166,7 @@ async def sweep(
 @click.option("--paced", is_flag=True, help="An engine that takes 5 ms an image and no processor, not a network.")
 def main(rounds: int, seconds: float, deadline_ms: float, repository: Path, model: str, paced: bool) -> None:
     """Sweeps the offered load; exit code 1 where five times the capacity costs goodput or deadlines."""
+    end_on_sigterm()
     if 2 * deadline_ms > 1000 * seconds:
         raise click.UsageError(
             "--seconds is to be twice the deadline at least: answers count from when the first passes"

@@ -33,6 +33,7 @@ from eca_service.triton.supervisor import TritonServer
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.load import noop
+from tests.load.measure import end_on_sigterm
 from tests.load.processor import processor_s
 
 BODY_BYTES = 16 << 10  # what an image of 224 x 224 has as a JPEG
@@ -227,6 +228,7 @@ def _measure(
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures there.")
 def main(rounds: int, seconds: float, file: Path | None) -> None:
     """Measures what the gateway adds, and says it in sentences."""
+    end_on_sigterm()
     found = measure(rounds, seconds)
     if file:
         file.write_text(json.dumps(asdict(found), indent=1))

@@ -26,6 +26,7 @@ from pathlib import Path
 import click
 
 from tests.integration.conftest import FRESH, ROOT, Service, start
+from tests.load.measure import end_on_sigterm
 from tests.load.traffic import Traffic
 
 # Has every Python process of the service tell, when it is asked by SIGUSR1, how many asyncio tasks it has.
@@ -201,7 +202,7 @@ def verdict(found: Findings, noise_kib: int = NOISE_KIB) -> list[str]:
 )
 def main(minutes: float, repository: Path) -> None:
     """Runs the service under mixed traffic and says whether anything leaked."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ended from outside it ends its service too
+    end_on_sigterm()
     wrong = soak(repository, minutes, lambda line: click.echo(line, err=True))
     for sentence in wrong:
         click.echo(f"Wrong: {sentence}")

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tests.integration.conftest import ROOT, alive
 from tests.load import accuracy, goodput, handover, overhead, peer, preprocessing, soak, transport
-from tests.load.processor import processor_s, waited_s, waits
+from tests.load.processor import processor_s, tree, waited_s, waits
 from tests.load.setups import setup_of, tuned
 
 
@@ -63,6 +65,31 @@ def test_what_cannot_be_measured_is_refused(program: click.Command, given: list[
     done = CliRunner().invoke(program, given)
     assert done.exit_code == 2
     assert said in done.output
+
+
+def commands(pids: list[int]) -> str:
+    """What they run."""
+    return " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("command", "server"),
+    [(["generator_cost", "--seconds", "60"], "serve_forever"), (["goodput", "--paced"], "eca_service.cli")],
+)
+def test_a_measurement_that_is_ended_leaves_no_server(command: list[str], server: str) -> None:
+    process = subprocess.Popen([sys.executable, "-m", f"tests.load.{command[0]}", *command[1:]], cwd=ROOT)
+    try:
+        end = time.monotonic() + 60
+        while server not in commands(started := list(tree(process.pid))[1:]) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert server in commands(started)
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(60) == 143
+        assert not alive(started)
+    finally:
+        process.kill()
+        process.wait(5)
 
 
 def test_a_core_that_two_want_is_waited_for() -> None:

@@ -27,6 +27,7 @@ from eca_service.triton.supervisor import TritonServer
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.load import noop
+from tests.load.measure import end_on_sigterm
 from tests.load.processor import processor_s
 
 SIZES = (1, 8, 32)
@@ -94,6 +95,7 @@ async def compare(both: dict[str, Ask], size: int, rounds: int, calls: int, pid:
 @click.option("--calls", type=click.IntRange(1), default=60, show_default=True, help="In each round, of each way.")
 def main(rounds: int, calls: int) -> None:
     """Measures both transports."""
+    end_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
         contract = noop.publish(Path(folder) / "repository")
         server = TritonServer(Path(folder) / "repository", 0, Path(folder) / "triton.log", threads=1)
