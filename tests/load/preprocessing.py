@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import math
 import platform
@@ -216,12 +215,16 @@ def parities(name: str, images: list[bytes]) -> list[Parity]:
 
 
 def cifar(archive: Path, most: int) -> tuple[list[bytes], list[int]]:
-    """The test images, as the JPEG files they are, and their labels. Raises click.UsageError where there is none."""
+    """Up to `most` test images, evenly spread over the archive, which has one class after the other, and their labels.
+
+    They are the JPEG files as they are. Raises click.UsageError where there is none.
+    """
     tests, labels = [], []
     try:
         with tarfile.open(archive) as opened:
-            members = (m for m in opened if "/test/" in f"/{m.name}" and m.name.endswith(".jpg"))
-            for member in itertools.islice(members, most):
+            for member in opened:
+                if "/test/" not in f"/{member.name}" or not member.name.endswith(".jpg"):
+                    continue
                 file = opened.extractfile(member)
                 assert file is not None
                 tests.append(file.read())
@@ -230,7 +233,8 @@ def cifar(archive: Path, most: int) -> tuple[list[bytes], list[int]]:
         raise click.UsageError(f"{archive} is no archive") from None
     if not tests:
         raise click.UsageError(f"{archive} holds no test/CLASS/NAME.jpg")
-    return tests, labels
+    chosen = np.linspace(0, len(tests) - 1, min(most, len(tests))).astype(int)
+    return [tests[index] for index in chosen], [labels[index] for index in chosen]
 
 
 def answers(networks: dict[str, Any], recipe: Preprocessing, pixels: list[Any]) -> dict[str, Any]:

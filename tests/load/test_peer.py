@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -70,6 +72,21 @@ def test_what_cannot_be_measured_is_refused(program: click.Command, given: list[
 def commands(pids: list[int]) -> str:
     """What they run."""
     return " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in pids)
+
+
+def test_a_few_test_images_are_of_all_classes(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "cifar.tar", "w") as archive:
+        for folder in ("train", "test"):
+            for label in preprocessing.CLASSES:
+                for number in range(100):
+                    data = f"{folder} {label} {number}".encode()
+                    member = tarfile.TarInfo(f"{folder}/{label}/{number:04}.jpg")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    images, labels = preprocessing.cifar(tmp_path / "cifar.tar", 50)
+    assert labels == sorted(5 * list(range(10)))
+    named = [f"test {preprocessing.CLASSES[label]} " for label in labels]
+    assert all(image.decode().startswith(name) for image, name in zip(images, named, strict=True))
 
 
 @pytest.mark.parametrize(
