@@ -27,6 +27,9 @@ from eca_build.lowering import custom_nodes_as_functions, restore_custom_nodes
 from eca_build.scratch import scratch
 
 CLASSIFIER = "Gemm"
+# Of a channel's weights: the integers of a bias count in steps that get smaller with them. Where all are near zero, as
+# batch norms leave channels that are off, the sums would leave their 32 bits; where all are zero, the steps would be 1.
+LEAST_RANGE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def quantise(source: Path, target: Path, images: NDArray[np.uint8], scheme: Sche
                 "ActivationSymmetric": scheme.activations == "int8",
                 "WeightSymmetric": True,
                 "QuantizeBias": not scheme.float_bias,
+                "MinimumRealRange": None if scheme.float_bias else LEAST_RANGE,
                 # in 256 steps what the classifier answers would be no probabilities worth to be told
                 "OpTypesToExcludeOutputQuantization": [CLASSIFIER] if scheme.outputs else list(scheme.operators),
             },

@@ -192,6 +192,34 @@ def test_a_relu6_goes_into_the_range_of_what_was_before_it(tmp_path: Path) -> No
     assert "Clip" not in {node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node}
 
 
+def test_a_channel_that_is_off_keeps_its_bias(tmp_path: Path) -> None:
+    """A batch norm with a gamma near zero, or of zero, leaves weights so small beside the bias that is the answer."""
+    make, random = onnx.helper, np.random.default_rng(0)
+    nodes = [
+        make.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        make.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+        make.make_node("Conv", ["planes", "w", "b"], ["sums"], "conv", pads=[3, 3, 3, 3]),
+        make.make_node("Relu", ["sums"], ["probabilities"], "relu"),
+    ]
+    sizes = np.concatenate([[0], np.logspace(-12, -4, 41)])
+    weights = {
+        "w": (random.uniform(size=(42, 3, 7, 7)) * sizes[:, None, None, None]).astype(np.float32),
+        "b": np.full(42, 0.4, np.float32),
+    }
+    graph = make.make_graph(
+        nodes,
+        "g",
+        [make.make_tensor_value_info("image", TensorProto.UINT8, ["N", 8, 8, 3])],
+        [make.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 42, 8, 8])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    sample = images.synthetic(8, 4)
+    quantise.quantise(tmp_path / "m.onnx", tmp_path / "q.onnx", sample)
+    expected, got = (verify.answers(tmp_path / name, sample) for name in ("m.onnx", "q.onnx"))
+    np.testing.assert_allclose(got, expected, atol=0.02)
+
+
 def test_nothing_to_quantise_is_a_sentence(tmp_path: Path) -> None:
     info = onnx.helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 4, 4, 3])
     out = onnx.helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 4, 4, 3])
