@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from eca_service.colours import to_rgb
 from eca_service.contract import Preprocessing
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -71,7 +72,7 @@ def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is an error
             with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
+                image = to_rgb(ImageOps.exif_transpose(opened), [])  # as the gateway does
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BuildError(f"{path} cannot be read as an image ({error}); remove it or mend it") from None
     scale = recipe.resize / min(image.size)

@@ -40,7 +40,8 @@ def test_service_never_imports(package: str) -> None:
 def test_build_uses_only_what_describes_and_runs_an_engine() -> None:
     used = {n for path in BUILD for n in imported(path) if n.startswith("eca_service")}
     assert used
-    shared = ("eca_service.contract", "eca_service.leftovers", "eca_service.triton.python_backend")  # as Triton runs it
+    as_served = ("eca_service.colours", "eca_service.triton.python_backend")  # as the gateway and Triton do it
+    shared = ("eca_service.contract", "eca_service.leftovers", *as_served)
     assert {n for n in used if not n.startswith(shared)} == set()
 
 

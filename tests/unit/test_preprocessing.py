@@ -31,6 +31,24 @@ def test_build_and_gateway_agree(tmp_path: Path, size: tuple[int, int]) -> None:
     assert np.array_equal(load(tmp_path, recipe)[0], gateway)
 
 
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16"])
+def test_build_and_gateway_agree_on_colours(tmp_path: Path, mode: str) -> None:
+    """Else ranges are calibrated, and the accuracy verified, on other pixels than those that are served."""
+    values = np.random.default_rng(0).integers(0, 256, (40, 48, 4), dtype=np.uint8)
+    image = Image.fromarray(values)
+    if mode == "I;16":
+        image = Image.fromarray(values[:, :, 0] * np.uint16(257))
+    elif mode == "P":
+        image = image.quantize(16)
+    else:
+        image = image.convert(mode)
+    image.info["transparency"] = 3  # one gray, or one of a palette; of no meaning beside an alpha channel
+    image.save(tmp_path / "a.png")
+    recipe = Preprocessing(resize=40, crop=32)
+    gateway = decode((tmp_path / "a.png").read_bytes(), recipe, 10**6).pixels
+    assert np.array_equal(load(tmp_path, recipe)[0], gateway)
+
+
 @pytest.fixture(params=["all", "without simd", "pillow alone"])
 def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the libraries that this platform has, and with those that others lack taken away."""
