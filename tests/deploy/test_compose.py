@@ -238,6 +238,21 @@ def test_every_triton_takes_the_gateway_s_pings() -> None:
         assert f"- {PING} #" in (ROOT / "deploy" / file).read_text(), file
 
 
+def test_triton_s_probe_costs_little() -> None:
+    """Every five seconds beside the engines: with all of Triton's client it took half a second of a core each time."""
+    (probe,) = {tuple(services(version, CPU)["triton"]["healthcheck"]["test"]) for version in ("v2", "1.29")}
+    image = (ROOT / "deploy" / "docker" / "service.Dockerfile").read_text()
+    (own,) = re.findall(r'CMD \["python", "-I", "-c", "(.*?)"\]', image, re.DOTALL)
+    assert own.replace("\\\n", "") == probe[-1], "the image's own is the same"
+    code = probe[-1].replace(":8001", f":{server.free_port()}")
+    command = [sys.executable, "-X", "importtime", *probe[2:-1], code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "StatusCode.UNAVAILABLE" in done.stderr, "nothing listens here"
+    assert done.returncode == 1
+    assert "grpc" in done.stderr
+    assert "numpy" not in done.stderr
+
+
 def test_the_balancer_s_configuration_is_sound(tmp_path: Path) -> None:
     haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
     if haproxy is None:
