@@ -1,9 +1,11 @@
 #!/bin/sh
 # Replaces the two gateways behind the balancer (profile `balanced`) in turn, so that callers notice nothing:
 #   edit .env, then: docker compose --profile balanced build && deploy/upgrade.sh
-# COMPOSE is the command, `docker compose` unless it is set; COMPOSE_FILE names the files, where there are overlays.
+# COMPOSE is the command, unless it is set `docker compose` where docker has it, else docker-compose; COMPOSE_FILE names
+# the files, where there are overlays.
 set -eu
-compose=${COMPOSE:-docker compose}
+if docker compose version >/dev/null 2>&1; then compose="docker compose"; else compose=docker-compose; fi
+compose=${COMPOSE:-$compose}
 
 healthy() {
     container=$($compose ps -q "$1")

@@ -144,11 +144,10 @@ class Stack:
         }
 
     def upgrade(self, **environment: str) -> None:
-        """Runs upgrade.sh on the project."""
-        command = {"COMPOSE": " ".join(compose_command() or ())}
+        """Runs upgrade.sh on the project; it finds the compose command by itself."""
         done = subprocess.run(
             [str(ROOT / "deploy" / "upgrade.sh")],
-            env={**self.environment(), **command, **environment},
+            env={**self.environment(), **environment},
             cwd=ROOT,
             capture_output=True,
             text=True,
