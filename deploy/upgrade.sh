@@ -1,6 +1,6 @@
 #!/bin/sh
 # Replaces the two gateways behind the balancer (profile `balanced`) in turn, so that callers notice nothing:
-#   edit .env, then: docker compose --profile balanced build && deploy/upgrade.sh
+#   edit .env, then: docker compose build && deploy/upgrade.sh
 # COMPOSE is the command, unless it is set `docker compose` where docker has it, else docker-compose; COMPOSE_FILE names
 # the files, where there are overlays.
 set -eu

@@ -111,6 +111,20 @@ def test_what_the_readme_sets_reaches_every_gateway(
 
 
 @pytest.mark.parametrize("version", ["v2", "1.29"])
+def test_every_command_that_the_readme_gives_is_for_the_second_gateway_too(version: str, tmp_path: Path) -> None:
+    """With `--profile` in one command, the next left it without keys that were set, and `down` left it running."""
+    readme = (ROOT / "deploy" / "README.md").read_text()
+    (line,) = re.findall(r"the line `(COMPOSE_PROFILES=\w+)` in `\.env`", readme)
+    assert re.findall(r"`[^`]*--profile [^`]*`", readme) == []
+    settings = tmp_path / ".env"
+    settings.write_text((ROOT / ".env").read_text() + line + "\n")
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("COMPOSE_")}
+    arguments = [*command(version), "--env-file", str(settings), "config"]
+    done = subprocess.run(arguments, env=bare, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert {"gateway", "gateway-b", "balancer"} <= yaml.safe_load(done.stdout)["services"].keys()
+
+
+@pytest.mark.parametrize("version", ["v2", "1.29"])
 def test_a_missing_env_file_is_told(version: str, tmp_path: Path) -> None:
     """Copied without files that begin with a dot: images of no version would be asked of a registry."""
     (tmp_path / "none").touch()
