@@ -18,11 +18,11 @@ from eca_service.admission import Permit
 from eca_service.arrivals import Arrivals
 from eca_service.core import Core
 from eca_service.errors import ServiceError
+from eca_service.framing import FRAMING_BYTES, require_little
 from eca_service.journal import Entry
 
 logger = logging.getLogger(__name__)
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
-FRAMING_BYTES = 64 << 10  # what a message may have around its images
 PROTOCOL = "inference.GRPCInferenceService/"
 INFER = PROTOCOL + "ModelInfer"
 _permit: ContextVar[Permit] = ContextVar("permit")
@@ -123,6 +123,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 raise core.too_large()
             if permit:
                 permit.cover(entry.size)
+                require_little(message)
             request = _read(handler, message)
             del message  # the request holds its own copy
             answer = await handler.unary_unary(request, context)

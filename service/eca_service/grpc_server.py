@@ -17,7 +17,8 @@ from eca_service.cancellation import in_time
 from eca_service.contract import Contract
 from eca_service.core import Core
 from eca_service.errors import ServiceError
-from eca_service.grpc_calls import FRAMING_BYTES, Interceptor, permit_of_call
+from eca_service.framing import FRAMING_BYTES
+from eca_service.grpc_calls import Interceptor, permit_of_call
 from eca_service.labels import top_k_of
 from eca_service.tls import Certificate
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 import weakref
 from collections import namedtuple
 from pathlib import Path
@@ -20,6 +21,9 @@ from eca_service.settings import Settings
 from tritonclient.grpc import service_pb2
 
 Details = namedtuple("Details", "method invocation_metadata")
+REQUEST, CONTENTS = service_pb2.ModelInferRequest, service_pb2.InferTensorContents
+TENSOR = REQUEST.InferInputTensor
+MANY = 1 << 20
 
 
 class Call:
@@ -106,6 +110,78 @@ async def test_what_is_no_message_is_the_caller_s_fault(tmp_path: Path) -> None:
 
     context = await called(tmp_path, behaviour, b"\xff" * 40)
     assert (context.status.name, context.trailing["eca-code"]) == ("INVALID_ARGUMENT", "bad_request")
+
+
+def empty(field: int) -> bytes:
+    """That field a million times, with nothing in it."""
+    return bytes([field << 3 | 2, 0]) * MANY
+
+
+def within(field: int, inner: bytes) -> bytes:
+    """A message of that one field."""
+    head: bytes = service_pb2.ModelInferRequest(raw_input_contents=[inner]).SerializeToString()
+    return bytes([field << 3 | 2]) + head[1:]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        empty(REQUEST.INPUTS_FIELD_NUMBER),
+        empty(REQUEST.OUTPUTS_FIELD_NUMBER),
+        empty(REQUEST.RAW_INPUT_CONTENTS_FIELD_NUMBER),
+        within(
+            REQUEST.INPUTS_FIELD_NUMBER,
+            within(TENSOR.CONTENTS_FIELD_NUMBER, empty(CONTENTS.BYTES_CONTENTS_FIELD_NUMBER)),
+        ),
+        within(
+            REQUEST.INPUTS_FIELD_NUMBER,
+            within(TENSOR.CONTENTS_FIELD_NUMBER, within(CONTENTS.INT64_CONTENTS_FIELD_NUMBER, bytes(MANY))),
+        ),
+        within(REQUEST.INPUTS_FIELD_NUMBER, within(TENSOR.SHAPE_FIELD_NUMBER, bytes(MANY))),
+    ],
+    ids=["inputs", "outputs", "raw", "bytes", "numbers", "shape"],
+)
+async def test_a_message_of_millions_of_parts_is_refused_by_its_bytes(tmp_path: Path, message: bytes) -> None:
+    """To make objects of them takes forty times their memory, and seconds in which nobody is answered."""
+
+    async def behaviour(*_: object) -> Any:
+        raise AssertionError("it is not asked")
+
+    assert REQUEST.FromString(message), "protobuf takes it"
+    started = time.process_time()
+    context = await called(tmp_path, behaviour, message)
+    assert time.process_time() - started < 1
+    assert (context.status.name, context.trailing["eca-code"]) == ("INVALID_ARGUMENT", "bad_request")
+    assert "bytes around its images" in context.details
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"\xff" * MANY, b"\x80" * MANY, b"\x2a\xff\x7f", b"\x0b" * 9, b"\x2a\x04\x2a\x7f"],
+    ids=["ones", "a number without end", "cut off", "groups", "larger than what it is in"],
+)
+async def test_what_is_damaged_is_left_to_protobuf(tmp_path: Path, message: bytes) -> None:
+    async def behaviour(*_: object) -> Any:
+        raise AssertionError("it is not asked")
+
+    context = await called(tmp_path, behaviour, message)
+    assert context.details == "bad_request: the message is not what this method takes"
+
+
+async def test_images_may_be_many_and_large(tmp_path: Path) -> None:
+    images = [bytes(size) for size in (0, 1, 127, 128, 100_000)] * 50
+
+    async def behaviour(request: Any, _: object) -> Any:
+        found = list(request.raw_input_contents) or list(request.inputs[0].contents.bytes_contents)
+        assert [len(image) for image in found] == [len(image) for image in images]
+        return b"answered"
+
+    request = REQUEST(model_name="m", id="x" * 1000, raw_input_contents=images)
+    request.parameters["top_k"].int64_param = 3
+    assert (await called(tmp_path, behaviour, request.SerializeToString())).status.name == "OK"
+    request.inputs.add(name="image", datatype="BYTES", shape=[len(images)]).contents.bytes_contents.extend(images)
+    del request.raw_input_contents[:]
+    assert (await called(tmp_path, behaviour, request.SerializeToString())).status.name == "OK"
 
 
 async def test_a_refused_call_keeps_nothing(tmp_path: Path) -> None:

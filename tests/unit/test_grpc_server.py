@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from eca_service.core import Core
-from eca_service.grpc_calls import FRAMING_BYTES
+from eca_service.framing import FRAMING_BYTES
 from eca_service.grpc_server import SERVICE, GrpcServer, Health, Inference
 from eca_service.keys import make
 from eca_service.peers import Peers

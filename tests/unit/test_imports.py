@@ -72,7 +72,7 @@ def test_one_module_per_outside_dependency(package: str, home: str) -> None:
             "tritonclient",  # the protocol's
             {
                 *("backend.py", "fleet.py", "sharing.py", "infer_request.py", "triton/failures.py", "triton/model.py"),
-                *("client/over_grpc.py", "grpc_server.py", "oip.py"),
+                *("client/over_grpc.py", "framing.py", "grpc_server.py", "oip.py"),
             },
         ),
         ("uvicorn", {"gateway.py", "connections.py"}),
