@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
@@ -23,6 +24,7 @@ from eca_service.journal import Entry
 
 logger = logging.getLogger(__name__)
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
+METHOD = re.compile(r"[A-Za-z0-9_.]{1,128}/[A-Za-z0-9_]{1,128}")
 PROTOCOL = "inference.GRPCInferenceService/"
 INFER = PROTOCOL + "ModelInfer"
 _permit: ContextVar[Permit] = ContextVar("permit")
@@ -104,7 +106,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         quiet = method in OPEN_CALLS
         trace = None if quiet else self._core.tracing.begin(headers.get("traceparent"), headers.get("tracestate"))
         entry = Entry("grpc", headers.get("x-request-id", ""), trace, quiet)
-        entry.route, entry.caller = method, caller
+        # what is no name would be lines and colours of its own in a log for people
+        entry.route, entry.caller = method if METHOD.fullmatch(method) else "_OTHER", caller
         return entry
 
     async def _answer(self, handler: Any, context: Context, entry: Entry) -> Any:

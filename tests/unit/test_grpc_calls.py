@@ -104,6 +104,23 @@ def test_a_caller_s_address_is_without_its_port(peer: str, address: str) -> None
     assert grpc_calls._address(peer) == address
 
 
+@pytest.mark.parametrize("method", ["nobody.Knows/This", "x/y\n2026 INFO all is well", "x/\x1b[31my", "x/" + "y" * 129])
+async def test_what_is_no_name_of_a_method_is_not_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """gRPC lets any bytes pass for one, and the log for people shows them as they are."""
+
+    async def continuation(_: object) -> None:
+        return None
+
+    interceptor = Interceptor(Core(Settings(repository=tmp_path), Peers()))
+    handler = await interceptor.intercept_service(continuation, Details(f"/{method}", ()))
+    with caplog.at_level(logging.INFO):
+        await handler.stream_stream(None, Call(b""))
+    told = "_OTHER" if method.startswith("x") else method
+    assert caplog.records[-1].fields["route"] == told  # type: ignore[attr-defined]
+
+
 async def test_what_is_no_message_is_the_caller_s_fault(tmp_path: Path) -> None:
     async def behaviour(*_: object) -> Any:
         raise AssertionError("it cannot be asked")
