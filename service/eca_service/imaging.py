@@ -105,7 +105,10 @@ def decode(
             _require_few(_tile_px(opened), max_pixels, "a tile of the image")
             if kind == "JPEG":
                 bounds.require_few_scans(data, opened.width * opened.height)
-            _require_room(_needed(data, opened, recipe if fast else None, room), room)
+            shrink = _shrink(opened.size, recipe) if fast else 1
+            if preview_px:
+                shrink = min(shrink, _preview_shrink(opened.size, preview_px))
+            _require_room(_needed(data, opened, shrink, room), room)
             return _follow(data, opened, recipe, fast, preview_px)
     except bounds.TooManyParts as error:
         raise ServiceError("image_undecodable", f"the {kind} image is not decoded: {error}") from None
@@ -143,12 +146,12 @@ def _require_room(needed: float, room: float) -> None:
         raise Large(needed)
 
 
-def _needed(data: bytes, opened: ImageFile.ImageFile, scaled: Preprocessing | None, room: float) -> float:
-    """The bytes that decoding it may take; a JPEG may be `scaled` for a recipe meanwhile."""
+def _needed(data: bytes, opened: ImageFile.ImageFile, shrink: int, room: float) -> float:
+    """The bytes that decoding it may take; a JPEG is scaled meanwhile, to a `shrink`th of its sides."""
     pixels = max(opened.width * opened.height, _tile_px(opened))
     if opened.format not in {"JPEG", "MPO"}:
         return MOST_BYTES * pixels
-    needed = MOST_BYTES * pixels / (_shrink(opened.size, scaled) if scaled else 1) ** 2
+    needed = MOST_BYTES * pixels / shrink**2
     coefficients = COEFFICIENT_BYTES * pixels
     if needed + coefficients > room and bounds.several_scans(data):  # looked for only where it matters
         needed += coefficients
@@ -161,6 +164,11 @@ def _shrink(size: Size, recipe: Preprocessing) -> int:
     while shrink < 8 and min(size) >= 2 * shrink * ROOM * recipe.resize:
         shrink *= 2
     return shrink
+
+
+def _preview_shrink(size: Size, longest_px: int) -> int:
+    """The same for a preview, by Pillow's `draft`."""
+    return next((shrink for shrink in (8, 4, 2) if min(size) >= shrink * longest_px), 1)
 
 
 def _follow(data: bytes, opened: ImageFile.ImageFile, recipe: Preprocessing, fast: bool, preview_px: int) -> Decoded:

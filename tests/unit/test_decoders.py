@@ -85,6 +85,14 @@ def test_a_jpeg_is_large_where_it_is_not_scaled() -> None:
         decode(data, RECIPE, 10**8, False, room=ROOM_BYTES)
 
 
+def test_a_jpeg_is_large_where_its_preview_is() -> None:
+    """For an explanation it is decoded once more, as large as asked for: 550 MiB of 49 million pixels."""
+    data = picture("JPEG", 7000, 7000)
+    assert decode(data, RECIPE, 10**8, True, 1024, ROOM_BYTES).preview is not None, "from a quarter"
+    with pytest.raises(Large):
+        decode(data, RECIPE, 10**8, True, 4096, ROOM_BYTES)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_burst_of_large_images_takes_the_memory_of_one() -> None:
     large, small = picture("WEBP", 5000, 4000, quality=1, method=0), picture("JPEG", 64, 64)
