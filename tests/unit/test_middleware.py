@@ -283,10 +283,17 @@ async def test_the_page_has_its_own_policy_and_switch(tmp_path: Path) -> None:
         assert {(await client.get(path)).status_code for path in page.PATHS} == {404}
 
 
-async def test_the_page_has_no_link_to_where_nothing_is(tmp_path: Path) -> None:
+async def test_the_page_has_no_link_to_where_nothing_is_or_nobody_is_let_in(tmp_path: Path) -> None:
     tags = set()
-    for value, status, links in (("on", 200, 2), ("off", 404, 0)):
-        async with client_of(application(tmp_path, docs=value)) as client:
+    keys = tmp_path / "keys"
+    keys.write_text(make("team")[1])
+    for value, file, status, links in (
+        ("on", keys, 200, 2),
+        ("key", None, 200, 2),
+        ("key", keys, 401, 0),
+        ("off", None, 404, 0),
+    ):
+        async with client_of(application(tmp_path, docs=value, api_keys_file=file)) as client:
             found = await client.get("/")
             assert ((await client.get("/docs")).status_code, found.text.count('href="docs"')) == (status, links)
             tags.add(found.headers["etag"])

@@ -1,6 +1,7 @@
 """The page at `/`: a document, a style sheet, a script in modules; it asks this service alone.
 
-They are served as they are, but for the links to /docs where that is switched off.
+They are served as they are, but for the links to /docs where that is switched off, or asks for a key, which no
+link carries.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ router = APIRouter(include_in_schema=False)
 
 def _serve(path: str, name: str, kind: str) -> None:
     whole = (FOLDER / name).read_bytes()
-    contents = {True: whole, False: DOCS.sub(b"", whole)}  # by whether there is /docs
+    contents = {True: whole, False: DOCS.sub(b"", whole)}  # by whether a browser is let in to /docs
     # weak: it may travel compressed
     tags = {docs: f'W/"{hashlib.sha256(content).hexdigest()[:32]}"' for docs, content in contents.items()}
 
     async def file(request: Request) -> Response:
-        docs = request.app.openapi_url is not None
+        access = request.app.state.core.access
+        docs = request.app.openapi_url is not None and (access.is_open("/docs") or not access.keyed)
         content, tag = contents[docs], tags[docs]
         headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache", "ETag": tag}
         if tag in request.headers.get("if-none-match", ""):
