@@ -242,6 +242,10 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(chromium: Browser, rep
         chromium.until(lambda: chromium.text("#key-dialog"))
         chromium.run("document.getElementById('key-cancel').click()")
         chromium.until(lambda: chromium.text("#notice-title") == "A valid key is needed")
+        chromium.driver.find_element("id", "notice-again").click()
+        chromium.until(lambda: chromium.text("#key-dialog"))
+        chromium.press(*secret, Keys.ENTER)
+        answered(chromium, "dog")
         forbid = "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('no') } })"
         script = chromium.command("Page.addScriptToEvaluateOnNewDocument", source=forbid)
         try:

@@ -51,7 +51,7 @@ async function problemOf(response) {
     title: told.title ?? "The service answered with an error",
     detail: told.detail ?? `It answered with status ${response.status}.`,
     advice: told.advice,
-    again: response.status === 429 || response.status >= 500,
+    again: [401, 429].includes(response.status) || response.status >= 500, // a photo need not be taken again for a key
   });
 }
 
