@@ -119,8 +119,9 @@ def throughput(rows: Sequence[Row]) -> Figure:
 
 
 def stages(rows: Sequence[Row]) -> Figure:
-    """Where a request's time goes, alone and with eight callers."""
-    rows = [one for one in main_ones(rows) if one.stages_ms and one.attention in ("none", "eca")]
+    """Where a request's time goes, alone and with eight callers: of plain and ECA, or of what there is."""
+    rows = [one for one in main_ones(rows) if one.stages_ms]
+    rows = [one for one in rows if one.attention in ("none", "eca")] or rows
     names = backbones(rows)
     figure, axes = grid(len(names), 2.5)
     for axis, name in zip(axes, names, strict=True):

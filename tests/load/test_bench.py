@@ -209,6 +209,11 @@ def test_a_report_of_other_precisions_and_graphs(tmp_path: Path) -> None:
     assert at_objective([row(one) for one in cells], cells[0].variant, 100) == (70, False), "90 were not answered"
 
 
+def test_a_report_without_the_plain_network(tmp_path: Path) -> None:
+    report.write(report.Run({"when": "now"}, CELLS[1:], {"resnet50-plain": "refused"}), tmp_path)
+    assert (tmp_path / "stages.png").exists()
+
+
 def test_a_busy_machine_makes_figures_provisional() -> None:
     assert busy({"load at the start": "3.0 (1 minute)", "cores": "2"}).startswith("Others kept 3.0 of 2 cores busy")
     assert busy({"load at the start": "0.3 (1 minute)", "cores": "2"}) == ""
