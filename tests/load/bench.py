@@ -66,14 +66,8 @@ def main(
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
     plan = matrix.Preset(**(plan.__dict__ | {k: v for k, v in (("rounds", rounds), ("seconds", seconds)) if v}))
-    try:
-        offered = compare.offered(before.cells) if before else {}
-        run = again or measured(plan, images, source, models, out, seed, offered)
-    except measure.NotServedError as error:
-        kept = out / "bench.json"
-        raise click.ClickException(
-            f"{error}. What was measured before is in {kept}; --draw makes a report of it"
-        ) from None
+    offered = compare.offered(before.cells) if before else {}
+    run = again or measured(plan, images, source, models, out, seed, offered)
     changed = compare.changes(run.cells, before.cells) if before else []
     caution = compare.other_machine(run.environment, before.environment) if before else ""
     page = report.write(run, out, changed, caution)
@@ -106,7 +100,8 @@ def measured(
 ) -> report.Run:  # fmt: skip
     """Builds and measures; the bar's time left is that of the blocks. Raises NotServedError.
 
-    What was measured is kept in bench.json after each backbone: --draw makes a report of it if the rest is cut off.
+    What was measured is kept in bench.json after each round: --draw makes a report of it if the rest is cut off, and
+    who cuts it off is told so.
     """
     facts = environment(source)  # before the builds, which keep the machine busy themselves
     variants = {name: plan.variants(name) for name in plan.backbones}
@@ -119,6 +114,7 @@ def measured(
 
         notes = matrix.build_all(every, models, built)
     cells: list[measure.Cell] = []
+    kept: list[measure.Cell] = []
     total = sum(plan.rounds * len(plan.levels) * len(group) for group in variants.values())
     with tqdm(total=total, desc="measuring", unit="block", disable=None) as bar:
 
@@ -126,14 +122,23 @@ def measured(
             bar.set_postfix_str(what)
             bar.update()
 
-        for name, group in variants.items():
-            served = [variant for variant in group if variant.name not in notes]
-            if not served:
-                continue
-            with tempfile.TemporaryDirectory(prefix="eca-bench-") as scratch:
-                repository = models / "repositories" / name
-                cells += measure.run(plan, served, repository, images, Path(scratch), seed, step, offered)
-            report.save(report.Run(facts, cells, notes), out / "bench.json")
+        def keep(rounds: list[measure.Cell]) -> None:
+            kept[:] = [*cells, *rounds]
+            report.save(report.Run(facts, kept, notes), out / "bench.json")
+
+        try:
+            for name, group in variants.items():
+                served = [variant for variant in group if variant.name not in notes]
+                if not served:
+                    continue
+                with tempfile.TemporaryDirectory(prefix="eca-bench-") as scratch:
+                    repository = models / "repositories" / name
+                    cells += measure.run(plan, served, repository, images, Path(scratch), seed, step, keep, offered)
+        except BaseException:
+            bar.close()
+            if kept:
+                click.echo(f"All whole rounds are in {out / 'bench.json'}; --draw makes a report of them", err=True)
+            raise
     return report.Run(facts, cells, notes)
 
 

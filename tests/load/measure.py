@@ -129,12 +129,14 @@ async def measure(
     images: list[bytes],
     seed: int,
     step: Callable[[str], None],
+    keep: Callable[[list[Cell]], None],
     offered: Mapping[tuple[str, str], float],
 ) -> list[Cell]:
-    """The cells of one backbone's variants, which share `recipe`; `step` hears of each block when it ends.
+    """The cells of one backbone's variants, which share `recipe`; `step` hears of each block when it ends, `keep` of
+    all cells after each round.
 
     Open load has the arrivals a second that `offered` has for its backbone and level, else its share of what the plain
-    network does. Raises NotServedError where that answers nothing before them.
+    network does. Raises NotServedError where that answers nothing before them, or the service ends.
     """
     roads = ways(service, images, recipe)
     cells: dict[tuple[Level, Variant], Cell] = {}
@@ -145,7 +147,8 @@ async def measure(
         first = await closed_loop(roads["http"], plain.name, 8, 2 * preset.seconds, len(images))
         if not (capacity := first.per_s):
             raise NotServedError(f"{plain.name} answered none of {first.sent} requests: {first.failures}")
-        for turn, level, variant in blocks(preset, variants, seed):
+        order = blocks(preset, variants, seed)
+        for number, (turn, level, variant) in enumerate(order, 1):
             rate = offered.get((variant.backbone, level.name), level.share * capacity)
             key = (level, variant)
             if key not in cells:
@@ -162,8 +165,12 @@ async def measure(
             else:
                 starts = planned(level.process, rate, 2 * preset.seconds, preset.most, chance)
                 block = await open_loop(way, variant.name, starts, len(images), chance)
+            if (status := service.process.poll()) is not None:
+                raise NotServedError(f"the service ended with status {status} while {variant.name} was measured")
             cells[key].add(block, processor_s(service.process.pid) - used)
             step(f"{variant.name}, {level.name}")
+            if not number % (len(order) // preset.rounds):
+                keep(list(cells.values()))
     finally:
         for way in roads.values():
             await way.close()
@@ -172,11 +179,11 @@ async def measure(
 
 def run(
     preset: Preset, variants: list[Variant], repository: Path, images: list[bytes], folder: Path, seed: int,
-    step: Callable[[str], None], offered: Mapping[tuple[str, str], float],
+    step: Callable[[str], None], keep: Callable[[list[Cell]], None], offered: Mapping[tuple[str, str], float],
 ) -> list[Cell]:  # fmt: skip
     """Starts a service of one backbone's `variants` and nothing else of `repository`, measures it, ends it.
 
-    `folder` is for what is written meanwhile. Raises NotServedError.
+    `folder` is for what is written meanwhile; `keep` hears of all cells after each round. Raises NotServedError.
     """
     recipe = read(next((repository / variants[0].name).glob("[0-9]*"))).preprocessing
     served = folder / "repository"
@@ -184,4 +191,4 @@ def run(
     for variant in variants:  # what earlier runs built would be loaded and asked for golden answers too
         (served / variant.name).symlink_to((repository / variant.name).absolute())
     with serving(served, folder) as service:
-        return uvloop.run(measure(preset, variants, service, recipe, images, seed, step, offered))
+        return uvloop.run(measure(preset, variants, service, recipe, images, seed, step, keep, offered))

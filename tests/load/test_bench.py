@@ -7,6 +7,7 @@ import resource
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from click.testing import CliRunner
 from eca_build.networks.attention import Kind
 from PIL import Image
 
+from tests.integration import conftest
+from tests.integration.conftest import Service
 from tests.load import bench, compare, measure, noop, overhead, report, tables, transport
 from tests.load.environment import busy
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, quantile, ratio, unpaired_ratio
@@ -247,8 +250,13 @@ def test_demo_weights_are_used_where_they_are_there() -> None:
     assert Variant("resnet50", "eca", graph="hoisted").name == "resnet50-eca-hoisted"
 
 
-def test_a_run_of_seconds(tmp_path: Path) -> None:
-    models = tmp_path / "models"
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is built for runs of seconds, once."""
+    return tmp_path_factory.mktemp("bench") / "models"
+
+
+def test_a_run_of_seconds(tmp_path: Path, models: Path) -> None:
     earlier = models / "repositories" / "resnet14-demo"
     noop.publish(earlier)
     np.save(earlier / noop.NAME / "1" / "golden.npy", np.zeros((4, 2, 2, 3), np.uint8))  # served, it were never ready
@@ -275,6 +283,31 @@ def test_a_run_of_seconds(tmp_path: Path) -> None:
     assert f"None of {sum(c.sent for c in run.cells)} requests failed" in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs nothing else"
     assert {path.name for path in (tmp_path / "report").glob("*.png")} >= {"tax.png", "tail.png", "stages.png"}
+
+
+def test_whole_rounds_outlive_a_service_that_dies(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, save = [], report.save
+
+    def start(*given: Any, **settings: Any) -> Service:
+        services.append(conftest.start(*given, **settings))
+        return services[-1]
+
+    def saved(run: report.Run, path: Path) -> None:
+        save(run, path)
+        services[0].process.kill()
+
+    monkeypatch.setattr(measure, "start", start)
+    monkeypatch.setattr(report, "save", saved)
+    given = ["--preset", "smoke", "--models", str(models), "--out", str(tmp_path)]
+    done = CliRunner().invoke(bench.main, given, catch_exceptions=False)
+    assert done.exit_code == 1
+    assert "the service ended with status -9" in done.output
+    assert f"All whole rounds are in {tmp_path / 'bench.json'}" in done.output
+    run = report.load(tmp_path / "bench.json")
+    assert len(run.cells) == 2 * len(PRESETS["smoke"].levels)
+    assert all(len(cell.per_s) == 1 and not cell.failures for cell in run.cells)
 
 
 def test_what_the_gateway_costs_is_counted() -> None:
