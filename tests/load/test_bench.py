@@ -19,9 +19,11 @@ from tests.integration import conftest
 from tests.integration.conftest import Service
 from tests.load import bench, compare, measure, noop, overhead, report, tables, transport
 from tests.load.environment import busy
+from tests.load.generator import Block, closed_loop
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, quantile, ratio, unpaired_ratio
 from tests.load.matrix import PRESETS, Variant
 from tests.load.measure import Cell, NotServedError, blocks
+from tests.load.protocols import GatewayGrpc, Http, TritonGrpc, Way
 from tests.load.summary import Row, at_objective, row, taxes
 
 
@@ -288,7 +290,11 @@ def test_a_run_of_seconds(tmp_path: Path, models: Path) -> None:
 def test_whole_rounds_outlive_a_service_that_dies(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    services, save = [], report.save
+    services, save, asked = [], report.save, []
+
+    async def ask(way: Way, model: str, *given: Any) -> Block:
+        asked.append((type(way), model))
+        return await closed_loop(way, model, *given)
 
     def start(*given: Any, **settings: Any) -> Service:
         services.append(conftest.start(*given, **settings))
@@ -298,6 +304,7 @@ def test_whole_rounds_outlive_a_service_that_dies(
         save(run, path)
         services[0].process.kill()
 
+    monkeypatch.setattr(measure, "closed_loop", ask)
     monkeypatch.setattr(measure, "start", start)
     monkeypatch.setattr(report, "save", saved)
     given = ["--preset", "smoke", "--models", str(models), "--out", str(tmp_path)]
@@ -305,6 +312,8 @@ def test_whole_rounds_outlive_a_service_that_dies(
     assert done.exit_code == 1
     assert "the service ended with status -9" in done.output
     assert f"All whole rounds are in {tmp_path / 'bench.json'}" in done.output
+    every = {(way, f"resnet14-demo-{kind}") for way in (Http, GatewayGrpc, TritonGrpc) for kind in ("plain", "eca")}
+    assert set(asked[: len(every)]) == every, "all are warm before the first block"
     run = report.load(tmp_path / "bench.json")
     assert len(run.cells) == 2 * len(PRESETS["smoke"].levels)
     assert all(len(cell.per_s) == 1 and not cell.failures for cell in run.cells)
