@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 Process = Literal["poisson", "constant"]
+FINE_S = 0.05  # before a start
 
 
 def planned(process: Process, rate: float, seconds: float, most: int, seed: int) -> list[float]:
@@ -48,8 +49,10 @@ class Pacer:
 
     def _run(self) -> None:
         for index, start in enumerate(self._starts):
-            wait_s = self._began + start - time.perf_counter()
-            if wait_s > 0:
+            due = self._began + start
+            if (wait_s := due - time.perf_counter()) > FINE_S:
+                self._ended.wait(wait_s - FINE_S)  # which is later than sleep by 50 us, and ends with the load
+            if (wait_s := due - time.perf_counter()) > 0 and not self._ended.is_set():
                 time.sleep(wait_s)
             if self._ended.is_set():
                 return

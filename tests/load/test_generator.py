@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,6 +65,16 @@ async def test_a_stall_shows_in_open_load_and_hides_in_closed_load() -> None:
     assert late > 35, "all that were planned during the stall waited"
     hidden = await closed_loop(Stalling(0.5), "m", 1, 0.7, 1)
     assert sum(latency > 0.05 for latency in hidden.latencies_s) < 5
+
+
+async def test_open_load_that_is_cut_off_waits_for_no_planned_start() -> None:
+    load = asyncio.ensure_future(open_loop(Stalling(0), "m", [0.0, 30.0], 1))
+    await asyncio.sleep(0.2)
+    began = time.monotonic()
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    assert time.monotonic() - began < 10
 
 
 class InTurn(Stalling):
