@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -133,7 +134,7 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"server-timing":
-            self._stages = stages_of(value.decode())
+            self._stages |= stages_of(value.decode("latin-1"))
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -214,9 +215,15 @@ class TritonGrpc(Grpc):
 
 
 def stages_of(header: str) -> dict[str, float]:
-    """Milliseconds by stage, from a Server-Timing header."""
-    pairs = (part.strip().partition(";dur=") for part in header.split(","))
-    return {name: float(value) for name, found, value in pairs if found}
+    """Milliseconds by stage, from a Server-Timing header; what proxies add to it need not be of ours."""
+    found: dict[str, float] = {}
+    for part in header.split(","):
+        name, *others = (one.strip() for one in part.split(";"))
+        for other in others:
+            key, _, value = other.partition("=")
+            with contextlib.suppress(ValueError):
+                found |= {name: float(value)} if key == "dur" else {}
+    return found
 
 
 def host_and_port(url: str) -> tuple[str, int]:

@@ -22,7 +22,7 @@ from tests.load.arrivals import Process, planned
 from tests.load.generator import closed_loop, open_loop
 from tests.load.generator_cost import cost, trivial_server
 from tests.load.photographs import made
-from tests.load.protocols import INFER, Http, Reply, Way, host_and_port, require_loopback
+from tests.load.protocols import INFER, Http, Reply, Way, host_and_port, require_loopback, stages_of
 
 
 class Stalling(Way):
@@ -197,6 +197,19 @@ async def test_stages_are_read_and_the_generator_costs_little() -> None:
         await way.close()
     assert block.stages["infer"] == [1.0] * 20
     assert found.processor_us < 2000, "it would be the bottleneck of what it measures"
+
+
+async def test_a_proxy_may_add_to_what_the_stages_took() -> None:
+    assert stages_of("decode;dur=1.5, queue; dur=0, total;dur=2") == {"decode": 1.5, "queue": 0, "total": 2}
+    timing = b'Server-Timing: infer;dur=3\r\nServer-Timing: edge;dur=5;desc="\xe9", cache;desc=hit, odd;dur=x'
+
+    async def use(url: str) -> None:
+        way = Http(url, [b"x"])
+        block = await closed_loop(way, "m", 1, 5, 1, most=1)
+        assert (block.failures, block.stages) == ({}, {"infer": [3], "edge": [5]})
+        await way.close()
+
+    await serving(b"HTTP/1.1 200 OK\r\n" + timing + b"\r\nContent-Length: 2\r\n\r\n{}", use)
 
 
 def test_load_goes_to_loopback_unless_told() -> None:
