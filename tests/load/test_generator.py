@@ -21,7 +21,7 @@ from tests.load import goodput, once
 from tests.load.arrivals import Process, planned
 from tests.load.generator import closed_loop, open_loop
 from tests.load.generator_cost import cost, trivial_server
-from tests.load.photographs import made
+from tests.load.photographs import made, photographs
 from tests.load.protocols import INFER, Http, Reply, Way, host_and_port, require_loopback, stages_of
 
 
@@ -210,6 +210,15 @@ async def test_a_proxy_may_add_to_what_the_stages_took() -> None:
         await way.close()
 
     await serving(b"HTTP/1.1 200 OK\r\n" + timing + b"\r\nContent-Length: 2\r\n\r\n{}", use)
+
+
+def test_a_file_that_is_no_image_is_told_before_anything_is_built(tmp_path: Path) -> None:
+    for number, data in enumerate(made(3, ((320, 240),))):
+        (tmp_path / f"{number}.jpg").write_bytes(data)
+    assert photographs(tmp_path)[0] == made(3, ((320, 240),))
+    (tmp_path / "1.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(click.UsageError, match=r"1\.jpg cannot be sent: "):
+        photographs(tmp_path)
 
 
 def test_load_goes_to_loopback_unless_told() -> None:
