@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from tests.load.environment import Written
 from tests.load.preprocessing import CLASSES, MOST_PIXELS, ROOT, cifar, environment, jpegs, table
 from tests.unit.image_files import encoded, turned_by_exif
 
@@ -194,7 +195,7 @@ def shown(path: Path) -> int | None:
 @click.option("--photos", type=click.Path(path_type=Path, exists=True, file_okay=False), help="ImageNet's photographs")
 @click.option("--network", default="resnet14-eca", show_default=True, help="one of build/demo")
 @click.option("--most", default=10_000, show_default=True, type=click.IntRange(1), help="most test images")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="where the figures go")
+@click.option("--json", "json_file", type=Written(), help="where the figures go")
 def main(archive: Path, photos: Path | None, network: str, most: int, json_file: Path | None) -> None:
     """Measures; see the module's first lines."""
     checkpoint = load_checkpoint(ROOT / "build" / "demo" / f"{network}.safetensors")

@@ -10,9 +10,25 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import click
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("onnxruntime", "torch", "tritonclient", "nvidia-pytriton", "uvicorn", "fastapi", "pillow", "numpy")
+
+
+class Written(click.Path):
+    """An option's file that is written at the end: refused at once where it could not be, not after minutes."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            self.fail(f"{path.parent} is no folder that can be written to", param, ctx)
+        return path
 
 
 def environment(images: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ from eca_service.triton.supervisor import TritonServer
 from tqdm import tqdm
 
 from tests.integration.conftest import Service
-from tests.load.environment import busy, environment
+from tests.load.environment import Written, busy, environment
 from tests.load.generator import closed_loop
 from tests.load.measure import end_on_sigterm, serving
 from tests.load.photographs import made, photographs
@@ -177,7 +177,7 @@ def available(axis: str) -> str:
 @click.option("--axis", "axes", multiple=True, type=click.Choice(list(AXES)), help="Only these; several times.")
 @click.option("--seconds", type=click.FloatRange(0.5, 60), default=4.0, help="Of load at each point.")
 @click.option("--models", type=click.Path(path_type=Path), default=Path(".cache/bench"), help="What is built for it.")
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write all figures there.")
+@click.option("--json", "file", type=Written(), help="Write all figures there.")
 def main(axes: tuple[str, ...], seconds: float, models: Path, file: Path | None) -> None:
     """Prints a table: one line a point."""
     end_on_sigterm()

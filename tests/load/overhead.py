@@ -33,6 +33,7 @@ from eca_service.triton.supervisor import TritonServer
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.load import noop
+from tests.load.environment import Written
 from tests.load.measure import end_on_sigterm
 from tests.load.processor import processor_s
 
@@ -225,7 +226,7 @@ def _measure(
     show_default=True,
     help="Of each of the five measurements in a round.",
 )
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures there.")
+@click.option("--json", "file", type=Written(), help="Write the figures there.")
 def main(rounds: int, seconds: float, file: Path | None) -> None:
     """Measures what the gateway adds, and says it in sentences."""
     end_on_sigterm()

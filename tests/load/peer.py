@@ -31,7 +31,7 @@ from eca_build.targets import RUNTIMES
 from eca_service.contract import Preprocessing, read
 from tqdm import tqdm
 
-from tests.load.environment import busy, environment
+from tests.load.environment import Written, busy, environment
 from tests.load.generator import closed_loop
 from tests.load.in_process import Loops, Order
 from tests.load.matrix import BACKBONES, DEMO_WEIGHTS, Variant, build
@@ -109,7 +109,7 @@ async def rounds(
 @click.option("--workers", type=click.IntRange(1, 64), default=2, help="Of the plain service.")
 @click.option("--images", "folder", type=click.Path(path_type=Path, exists=True), help="A folder of JPEGs to send.")
 @click.option("--models", type=click.Path(path_type=Path), default=Path(".cache/bench"), help="What is built for it.")
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write all figures there.")
+@click.option("--json", "file", type=Written(), help="Write all figures there.")
 def main(
     ours: tuple[str, ...],
     backbone: str,

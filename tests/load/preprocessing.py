@@ -45,6 +45,7 @@ from eca_service.imaging import decode
 from PIL import Image
 from tqdm import tqdm
 
+from tests.load.environment import Written
 from tests.unit.image_files import encoded, scene
 
 ROOT = Path(__file__).parents[2]
@@ -306,8 +307,8 @@ PARTS = ("speed", "parity", "agreement")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="default: all three")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--most", default=10_000, show_default=True, type=click.IntRange(1), help="most images of each set")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="where all figures go")
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="where the speeds go")
+@click.option("--json", "json_file", type=Written(), help="where all figures go")
+@click.option("--csv", "csv_file", type=Written(), help="where the speeds go")
 def main(
     photos: Path | None,
     archive: Path | None,

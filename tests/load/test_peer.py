@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.integration.conftest import ROOT, alive
-from tests.load import accuracy, goodput, handover, overhead, peer, preprocessing, soak, transport
+from tests.load import accuracy, goodput, growth, handover, overhead, peer, preprocessing, soak, transport
 from tests.load.processor import processor_s, tree, waited_s, waits
 from tests.load.setups import setup_of, tuned
 
@@ -61,6 +61,8 @@ def test_set_ups_of_the_peer_test(tmp_path: Path) -> None:
         (goodput.main, ["--repository", "nowhere"], "does not exist"),
         (goodput.main, ["--seconds", "1", "--repository", "."], "twice the deadline"),
         (goodput.main, ["--rounds", "0"], "not in the range"),
+        (growth.main, ["--json", "nowhere/figures.json"], "no folder that can be written to"),
+        (overhead.main, ["--json", str(Path(__file__).parent)], "is a directory"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(program: click.Command, given: list[str], said: str) -> None:
