@@ -201,7 +201,8 @@ def accuracy(rows: Sequence[Row]) -> Figure | None:
         return None
     figure = Figure(figsize=(6.5, 4))
     axis = figure.add_subplot()
-    for one, share in points:
+    points.sort(key=lambda point: -point[1])
+    for index, (one, share) in enumerate(points):
         colour, marker, _ = style(one.attention)
         middle = one.p50_ms
         axis.plot([middle.low, middle.high], [100 * share] * 2, color=colour, linewidth=1.2)
@@ -209,9 +210,10 @@ def accuracy(rows: Sequence[Row]) -> Figure | None:
         extra = f" {one.graph}" if one.graph != "plain" else ""
         axis.annotate(
             f"{one.backbone.removesuffix('-demo')} {label(one.attention)}{extra}",
-            (middle.value, 100 * share), xytext=(6, 7), textcoords="offset points",
+            (middle.value, 100 * share), xytext=(6, -16 if index % 2 else 7), textcoords="offset points",
         )  # fmt: skip
     axis.margins(x=0.35, y=0.35)
+    axis.set_xlim(left=max(0.0, axis.get_xlim()[0]))
     axis.set_xlabel("p50 of one caller over HTTP (ms)")
     axis.set_ylabel("accuracy on CIFAR-10's test images (%)")
     axis.set_title("Accuracy against latency, demo networks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import resource
@@ -20,7 +21,7 @@ from PIL import Image
 
 from tests.integration import conftest
 from tests.integration.conftest import Service
-from tests.load import bench, compare, measure, noop, overhead, report, tables
+from tests.load import bench, compare, measure, noop, overhead, plots, report, tables
 from tests.load.environment import busy
 from tests.load.generator import Block, closed_loop
 from tests.load.intervals import Estimate, mean, over_rounds, percentile, quantile, ratio, unpaired_ratio
@@ -220,6 +221,19 @@ def test_a_report_of_other_precisions_and_graphs(tmp_path: Path) -> None:
 def test_a_report_without_the_plain_network(tmp_path: Path) -> None:
     report.write(report.Run({"when": "now"}, CELLS[1:], {"resnet50-plain": "refused"}), tmp_path)
     assert (tmp_path / "stages.png").exists()
+
+
+def test_networks_of_like_accuracy_are_told_apart() -> None:
+    kinds: tuple[tuple[str, Kind], ...] = (("plain", "none"), ("se", "se"), ("eca", "eca"))
+    cells = [cell(f"resnet14-demo-{name}", kind, "http closed 1", [20.0, 90.0]) for name, kind in kinds]
+    figure = plots.accuracy([row(replace(one, backbone="resnet14-demo")) for one in cells])
+    assert figure is not None
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) == len(kinds)
+    assert all(not one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert axis.get_xlim()[0] >= 0, "no latency is below zero"
 
 
 def test_a_busy_machine_makes_figures_provisional() -> None:
