@@ -16,14 +16,20 @@ def tree(pid: int) -> Iterator[int]:
         with contextlib.suppress(OSError):  # the thread has ended
             children = (thread / "children").read_text()
         for child in children.split():
-            yield from tree(int(child))
+            with contextlib.suppress(OSError):  # it has ended
+                yield from tree(int(child))
 
 
 def processor_s(pid: int) -> float:
-    """Processor seconds of a process and all below it."""
+    """Processor seconds of a process and all below it. Raises OSError where the process itself has ended."""
     ticks = 0
     for one in tree(pid):
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        try:
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # one below it has ended
+            if one == pid:
+                raise
+            continue
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -35,9 +41,10 @@ def waits(pid: int) -> dict[int, int]:
     """
     found = {}
     for one in tree(pid):
-        for thread in Path(f"/proc/{one}/task").iterdir():
-            with contextlib.suppress(OSError):  # it has ended
-                found[int(thread.name)] = int((thread / "schedstat").read_text().split()[1])
+        with contextlib.suppress(OSError):  # one below it has ended
+            for thread in Path(f"/proc/{one}/task").iterdir():
+                with contextlib.suppress(OSError):  # it has ended
+                    found[int(thread.name)] = int((thread / "schedstat").read_text().split()[1])
     return found
 
 

@@ -131,6 +131,19 @@ def test_a_core_that_two_want_is_waited_for() -> None:
         process.wait(5)
 
 
+def test_processes_that_end_meanwhile_are_no_errors() -> None:
+    process = subprocess.Popen(["sh", "-c", "while :; do /bin/true; done"], start_new_session=True)
+    try:
+        for _ in range(1000):
+            assert processor_s(process.pid) >= 0
+            waits(process.pid)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(5)
+    with pytest.raises(OSError, match=str(process.pid)):
+        processor_s(process.pid)
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_hops_from_process_to_process() -> None:
     before = os.sched_getaffinity(0)
