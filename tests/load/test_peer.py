@@ -73,7 +73,8 @@ def test_what_cannot_be_measured_is_refused(program: click.Command, given: list[
 
 def commands(pids: list[int]) -> str:
     """What they run."""
-    return " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in pids)
+    files = [Path(f"/proc/{pid}/cmdline") for pid in pids]
+    return " ".join(file.read_text() for file in files if file.exists())
 
 
 def test_a_few_test_images_are_of_all_classes(tmp_path: Path) -> None:
@@ -91,17 +92,13 @@ def test_a_few_test_images_are_of_all_classes(tmp_path: Path) -> None:
     assert all(image.decode().startswith(name) for image, name in zip(images, named, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("command", "server"),
-    [(["generator_cost", "--seconds", "60"], "serve_forever"), (["goodput", "--paced"], "eca_service.cli")],
-)
-def test_a_measurement_that_is_ended_leaves_no_server(command: list[str], server: str) -> None:
-    process = subprocess.Popen([sys.executable, "-m", f"tests.load.{command[0]}", *command[1:]], cwd=ROOT)
+def test_a_measurement_that_is_ended_leaves_no_server() -> None:
+    process = subprocess.Popen([sys.executable, "-m", "tests.load.goodput", "--paced"], cwd=ROOT)
     try:
         end = time.monotonic() + 60
-        while server not in commands(started := list(tree(process.pid))[1:]) and time.monotonic() < end:
+        while "eca_service" not in commands(started := list(tree(process.pid))[1:]) and time.monotonic() < end:
             time.sleep(0.1)
-        assert server in commands(started)
+        assert "eca_service" in commands(started)
         time.sleep(0.5)
         process.terminate()
         assert process.wait(60) == 143
