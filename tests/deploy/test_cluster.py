@@ -94,6 +94,8 @@ def test_manifests_are_valid(case: str, version: str) -> None:
         ({"gateway": {"env": {"ECA_HTTP_PORT": "9000"}}}, "gateway.env: the chart itself sets ECA_HTTP_PORT"),
         ({"gateway": {"env": {"ECA_TRITON_THREADS": "4"}}}, "gateway.env: the chart itself sets ECA_TRITON_THREADS"),
         ({"gateway": {"env": {"ECA_WORKERS": "4"}}}, "gateway.env: the chart itself sets ECA_WORKERS"),
+        ({"build": {"env": {"ECA_TARGET": "onnx"}}}, "build.env: the chart itself sets ECA_TARGET"),
+        ({"build": {"env": {"ECA_REPOSITORY": "/tmp"}}}, "build.env: the chart itself sets ECA_REPOSITORY"),
         ({"triton": {"gpus": 0}}, "set triton.image to eca-serve/triton-cpu"),
         (CPU | {"build": {"enabled": True, "checkpointsClaim": "c"}}, "set build.target to onnx"),
         ({"autoscaling": {"gateway": {"min": 20}}}, "autoscaling.gateway: min 20 is above max 10"),

@@ -5,6 +5,11 @@
 {{- fail (printf "gateway.env: the chart itself sets ECA_%s; take it out, and see gateway.workers, drainDelayMs, secrets and triton.threads in values.yaml" .) }}
 {{- end }}
 {{- end }}
+{{- range tuple "TARGET" "REPOSITORY" }}
+{{- if hasKey $.Values.build.env (printf "ECA_%s" .) }}
+{{- fail (printf "build.env: the chart itself sets ECA_%s; take it out, and see build.target in values.yaml" .) }}
+{{- end }}
+{{- end }}
 {{- if and (not .Values.triton.gpus) (contains "nvcr.io/" .Values.triton.image) }}
 {{- fail "triton.gpus is 0 and triton.image is NVIDIA's; set triton.image to eca-serve/triton-cpu, which runs on CPUs" }}
 {{- end }}
