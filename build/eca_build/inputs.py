@@ -80,12 +80,15 @@ def gather(options: Options) -> Inputs:
     recipe = recipe_of(arch, beside | asked)
     random = loaded.weights == "random"
     labels = read_labels(options.labels, loaded.spec.classes, random)
-    if options.images:
-        sample, source = images.load(options.images, recipe, options.most_images), called(options.images)
-        classes = images.classes(options.images, labels, options.most_images)
+    # integers with the ranges of photographs may fail on noise, where the network itself is sure of nothing
+    shown = options.images or options.calibration
+    if shown:
+        option = "--images" if options.images else "--calibration"
+        sample, source = images.load(shown, recipe, options.most_images, option), called(shown)
+        classes = images.classes(shown, labels, options.most_images)
     else:
         sample, source, classes = images.synthetic(recipe.crop, images.enough(recipe.crop)), SYNTHETIC, None
-    calibration = sample[images.spread(len(sample), images.MOST)] if options.images or random else None
+    calibration = sample[images.spread(len(sample), images.MOST)] if shown or random else None
     calibrated_on = source
     if options.calibration:
         calibration = images.load(options.calibration, recipe, option="--calibration")

@@ -92,6 +92,17 @@ def test_more_may_be_verified_on_than_ranges_are_taken_from(tmp_path: Path) -> N
         assert len(inputs.classes) == used
 
 
+def test_what_ranges_are_taken_from_is_verified_on_where_nothing_else_is_given() -> None:
+    """On noise the integers of a network may agree on less than 95 %, and be right on every photograph."""
+    wish = Wish(precision="int8")
+    options = Options(WEIGHTS, Path("models"), labels=LABELS, wish=wish, calibration=DEMO / "images", most_images=20)
+    inputs = gather(options)
+    assert inputs.calibration is not None
+    assert inputs.classes is not None
+    assert (len(inputs.sample), len(inputs.classes), len(inputs.calibration)) == (20, 20, 60)
+    assert (inputs.source, inputs.calibrated_on) == ("images/", "images/")
+
+
 def test_a_label_of_two_classes_says_neither(tmp_path: Path) -> None:
     for name in ("cat-1.jpg", "crane-1.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)

@@ -40,8 +40,8 @@ RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
 @option(
     "--images",
     type=click.Path(path_type=Path),
-    help="A folder of images to verify on; default: synthetic ones. Where a folder or file is called as a label "
-    "(dog/1.jpg, dog-1.jpg) the accuracy is verified too.",
+    help="A folder of images to verify on; default: those of --calibration, else synthetic ones. Where a folder or "
+    "file is called as a label (dog/1.jpg, dog-1.jpg) the accuracy is verified too.",
 )
 @option(
     "--most-images",
