@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from eca_build.errors import BuildError
@@ -49,6 +51,22 @@ def test_an_engine_that_answers_always_the_same_does_not(gate: Gate) -> None:
     ):
         with pytest.raises(BuildError, match=r"does not follow the network: they correlate by -?0\.[01]"):
             compare(expected, got, gate.largest, gate.agreement, "test")
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.3, True), (0.2, False)])
+def test_how_far_an_engine_must_follow(share: float, passes: bool) -> None:
+    """Correct int8 of random MobileNets comes down to 0.49."""
+    expected = softmax(logits(24)).astype(np.float64)
+    apart = expected - expected.mean(0)
+    noise = np.random.default_rng(2).normal(size=apart.shape)
+    noise -= noise.mean(0)
+    noise -= apart * (noise * apart).sum() / (apart * apart).sum()
+    noise *= np.linalg.norm(apart) / np.linalg.norm(noise)
+    got = (expected.mean(0) + share * apart + (1 - share**2) ** 0.5 * noise).astype(np.float32)
+    gate = RANDOM
+    refused = pytest.raises(BuildError, match=r"they correlate by 0\.20 over .* 0\.25 is asked")
+    with nullcontext() if passes else refused:
+        compare(expected.astype(np.float32), got, gate.largest, gate.agreement, "test")
 
 
 def test_images_all_alike_are_compared_by_class() -> None:
