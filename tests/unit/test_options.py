@@ -20,6 +20,7 @@ from eca_service.settings import Settings, load
 
 # What one call does, and where its answer goes.
 OF_ONE_CALL = {"--class", "--confusion", "--csv", "--json", "--newest", "--output", "--table", "--to"}
+ROOT = Path(__file__).parents[2]
 SETTINGS = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
 
 
@@ -119,3 +120,24 @@ def test_closed_streams_are_as_good_as_ones_nobody_reads(tmp_path: Path) -> None
     ]
     done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], check=False)
     assert done.returncode == 2, "there is no model"
+
+
+@pytest.mark.parametrize("command", [["archs"], ["inspect", __file__], ["compile", __file__]], ids=lambda each: each[0])
+def test_a_base_install_tells_what_the_build_needs(command: list[str]) -> None:
+    """`pip install .` has the command, and the extra that it needs only by name; its trace was all that was told."""
+    without = f"import sys; sys.modules.update(dict.fromkeys({sorted(eca_build.cli.EXTRA)}))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{without}; from eca_build.cli import main; main()", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    told = r"eca-build: (\w+) is not installed; pip install 'eca-serve\[build\]'\n"
+    assert re.fullmatch(told, done.stderr), done.stderr
+
+
+def test_the_build_s_extra_is_what_it_is_told_by() -> None:
+    extra = re.search(r"^build = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert extra
+    assert set(re.findall(r'"([\w-]+)', extra[1])) == eca_build.cli.EXTRA

@@ -15,15 +15,22 @@ from eca_build.cli.compiling import compile_
 from eca_build.cli.inspecting import archs, init, inspect
 from eca_build.errors import BuildError
 
+EXTRA = {"torch", "safetensors", "onnx", "onnxruntime", "onnxscript"}  # what pyproject.toml's extra `build` installs
+
 
 class _Commands(click.Group):
-    """Turns a BuildError of any command into its sentence and exit code 2."""
+    """Turns a BuildError of any command, and a base install without the extra, into its sentence and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except BuildError as error:
             click.echo(f"eca-build: {error}", err=True)
+            ctx.exit(2)
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRA:
+                raise
+            click.echo(f"eca-build: {error.name} is not installed; pip install 'eca-serve[build]'", err=True)
             ctx.exit(2)
 
 
