@@ -137,6 +137,16 @@ def test_python_answers_too(outputs: dict[str, str], place: Path, environment: d
     assert re.fullmatch(r"dog 99\.\d%\nphotos/dog-2.jpg dog\nphotos/ship-1.jpg ship\n", done.stdout), done.stdout
 
 
+def test_going_back_is_of_the_walk_s_own_repository(
+    outputs: dict[str, str], place: Path, environment: dict[str, str]
+) -> None:
+    """There is one version, so forward is the way that can be gone."""
+    (back,) = re.findall(r"`\.venv/bin/(eca-serve rollback [^`]+)`", WALK)
+    command = [str(BIN / "eca-serve"), *back.split()[1:], "--newest"]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_its_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", WALK)
     assert links
