@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -61,6 +61,7 @@ def server(
     headers: dict[str, str] | None = None,
     pause_s: float = 0,
     tls: ssl.SSLContext | None = None,
+    port: int = 0,
 ) -> Iterator[tuple[str, list[tuple[str, Message]]]]:
     """Answers every request so, a byte each `pause_s`: its localhost:PORT, and the paths and headers it was sent."""
     seen: list[tuple[str, Message]] = []
@@ -89,7 +90,7 @@ def server(
             except OSError:
                 """The caller went."""
 
-    running = ThreadingHTTPServer(("localhost", 0), Handler)
+    running = ThreadingHTTPServer(("localhost", port), Handler)
     if tls:
         running.socket = tls.wrap_socket(running.socket, server_side=True)
     thread = threading.Thread(target=running.serve_forever, args=(0.02,))
@@ -100,6 +101,29 @@ def server(
         running.shutdown()
         thread.join()
         running.server_close()
+
+
+@both
+def test_a_service_that_starts_again_is_waited_for(kind: type) -> None:
+    """It has answered before, so that its address is no wrong one."""
+    port = free_port()
+
+    async def default_of(client: Any) -> str:
+        found: str | Awaitable[str] = client.default_model()
+        return found if isinstance(found, str) else await found
+
+    async def twice(client: Any) -> list[str]:
+        with server(200, b'{"models":[],"default":"first"}', port=port):
+            names = [await default_of(client)]
+        again = threading.Timer(1.5, stack.enter_context, [server(200, b'{"models":[],"default":"second"}', port=port)])
+        again.start()
+        names.append(await default_of(client))
+        again.join()
+        return names
+
+    call = twice if kind is AsyncClient else lambda client: asyncio.run(twice(client))
+    with ExitStack() as stack:
+        assert asked(kind, f"http://localhost:{port}", call, retry=Retry(6)) == ["first", "second"]
 
 
 @both

@@ -75,20 +75,22 @@ def understood(url: str) -> Iterator[None]:
 class Retry:
     """At most `attempts` calls in all; between two of them what the service asks for, at least `first_s`, doubling.
 
-    Where nobody answers at all, it is tried `unreachable` times. A quarter more or less, at random, keeps callers who
-    were refused together from coming back together.
+    Where nobody has answered yet, as at a wrong address, it is tried `unreachable` times. A quarter more or less, at
+    random, keeps callers who were refused together from coming back together.
     """
 
     attempts: int = 5
     first_s: float = 0.1
     unreachable: int = 4
 
-    def pause_s(self, error: ClientError, attempt: int, left_s: float) -> float | None:
+    def pause_s(self, error: ClientError, attempt: int, left_s: float, known: bool = False) -> float | None:
         """How long to wait after the `attempt`th call (from 1) failed; None: do not try again.
 
-        `left_s` is the time until the caller's deadline: what would come later is not tried.
+        `left_s` is the time until the caller's deadline: what would come later is not tried. `known` is a service that
+        has answered before: it may be starting again.
         """
-        most = min(self.attempts, self.unreachable) if error.code == "unreachable" else self.attempts
+        wrong = error.code == "unreachable" and not known
+        most = min(self.attempts, self.unreachable) if wrong else self.attempts
         if attempt >= most or not error.passing:
             return None
         pause_s = max(error.retry_after_s or 0.0, self.first_s * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))

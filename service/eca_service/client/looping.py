@@ -41,6 +41,7 @@ class AsyncClient:
         self.url, key = as_address(url), as_key(key)
         self.timeout_s = timeout_s
         self.retry = retry
+        self._known = False  # it has answered
         self._transport: AsyncHttp | AsyncGrpc
         if self.url.startswith(("grpc://", "grpcs://")):
             from eca_service.client.over_grpc import AsyncGrpc
@@ -209,10 +210,12 @@ class AsyncClient:
         due = calls.due(self.timeout_s if timeout_s is None else timeout_s)
         for attempt in count(1):
             try:
-                return await self._transport.ask(call, calls.left_s(due))
+                answer = await self._transport.ask(call, calls.left_s(due))
+                self._known = True
+                return answer
             except ClientError as error:
-                pause_s = self.retry.pause_s(error, attempt, calls.left_s(due)) if call.idempotent else None
-                if pause_s is None:
+                pause_s = self.retry.pause_s(error, attempt, calls.left_s(due), self._known)
+                if pause_s is None or not call.idempotent:
                     raise
             await asyncio.sleep(pause_s)
         raise AssertionError("it counts for ever")
