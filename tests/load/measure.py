@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -68,8 +67,11 @@ class Cell:
 
 
 def end_on_sigterm() -> None:
-    """SIGTERM ends this process as Ctrl-C does: with all that it started, and without temporary files."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """SIGTERM ends this process as Ctrl-C does: with all that it started, and without temporary files.
+
+    An exception of its own would be lost where it came up in a callback of the event loop.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 class NotServedError(click.ClickException):
