@@ -7,20 +7,19 @@ import hashlib
 import re
 from pathlib import Path
 
-from eca_service.contract import ENGINE_FILES, GOLDEN_FILE, Contract, Preprocessing
+from eca_service.contract import ENGINE_FILES, GOLDEN_FILE, Contract
 
 
 def again(contract: Contract) -> str:
     """The command that builds the same model: its next version must have the tensors and labels of this one."""
-    recipe, usual = contract.preprocessing, Preprocessing()
+    recipe = contract.preprocessing
     numbered = tuple(f"class {index}" for index in range(contract.classes))
     return (
         f"eca-build compile CHECKPOINT --name {contract.name} --target {contract.engine} --precision "
         f"{contract.precision} --attention {contract.attention} --attention-graph {contract.attention_graph} "
-        f"--max-batch {contract.max_batch} --resize {recipe.resize} --crop {recipe.crop}"
-        + ("" if recipe.filter == usual.filter else f" --filter {recipe.filter}")
-        + ("" if recipe.mean == usual.mean else f" --mean {_three(recipe.mean)}")
-        + ("" if recipe.std == usual.std else f" --std {_three(recipe.std)}")
+        f"--max-batch {contract.max_batch} --resize {recipe.resize} --crop {recipe.crop} --filter {recipe.filter} "
+        # which also where it is ImageNet's may be another than the network's own, or than its config.json's
+        f"--mean {_three(recipe.mean)} --std {_three(recipe.std)}"
         + (f" --runtime {contract.runtime}" if contract.runtime else "")
         + (" --expose-gates" if contract.gates else "")
         + (" --labels LABELS" if contract.weights == "trained" and contract.labels != numbered else "")

@@ -42,6 +42,10 @@ def test_an_engine_runs_where_it_was_built() -> None:
     assert obstacle(CONTRACT, Machine()) is None, "onnx runs everywhere"
 
 
+# whole, though it is ImageNet's: the network's own, or its config.json's, may be another
+RECIPE = "--resize 32 --crop 32 --filter bilinear --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"
+
+
 @pytest.mark.parametrize(
     ("contract", "machine", "sentence"),
     [
@@ -61,14 +65,14 @@ def test_a_difference_is_named_with_the_command(contract: Contract, machine: Mac
     with pytest.raises(ValueError, match=sentence):
         raise ValueError(reason)
     again = f"--name m --target tensorrt --precision {contract.precision} --attention eca --attention-graph fused"
-    assert f"`eca-build compile CHECKPOINT {again} --max-batch 8 --resize 32 --crop 32 --labels LABELS`" in reason
+    assert f"`eca-build compile CHECKPOINT {again} --max-batch 8 {RECIPE} --labels LABELS`" in reason
 
 
 @pytest.mark.parametrize(
     ("changes", "options"),
     [
-        ({"max_batch": 4, "labels": ("class 0", "class 1")}, "--max-batch 4 --resize 32 --crop 32"),
-        ({"weights": "random"}, "--max-batch 8 --resize 32 --crop 32"),
+        ({"max_batch": 4, "labels": ("class 0", "class 1")}, f"--max-batch 4 {RECIPE}"),
+        ({"weights": "random"}, f"--max-batch 8 {RECIPE}"),
         (
             {"weights": "random", "preprocessing": Preprocessing(filter="bicubic", mean=(0, 0.5, 1), std=(0.1,) * 3)},
             "--max-batch 8 --resize 256 --crop 224 --filter bicubic --mean 0.0 0.5 1.0 --std 0.1 0.1 0.1",
@@ -79,7 +83,7 @@ def test_a_difference_is_named_with_the_command(contract: Contract, machine: Mac
                 "calibration": Calibration(source="photos/", images=60, sha256="0"),
                 "gates": (GateSite(block="layer1.0", channels=16),),
             },
-            "--max-batch 8 --resize 32 --crop 32 --expose-gates --labels LABELS --calibration IMAGES",
+            f"--max-batch 8 {RECIPE} --expose-gates --labels LABELS --calibration IMAGES",
         ),
     ],
 )
