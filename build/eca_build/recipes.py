@@ -15,6 +15,8 @@ from eca_build.errors import BuildError
 
 BESIDE = "config.json"  # timm's and Hugging Face's name for what goes with weights
 TIMM_CROP_PCT, TIMM_FILTER = 0.875, "bicubic"  # where its file says nothing
+# What of timm's `model_args` changes a network's answers and none of its weights, and what it is in ours.
+UNSEEN = {"act_layer": "relu", "aa_layer": "", "global_pool": "avg", "output_stride": 32, "pad_type": ""}
 INSTEAD = "move it away, or give all of --resize, --crop, --filter, --mean and --std"
 
 
@@ -30,7 +32,7 @@ def recipe_beside(checkpoint: Path, arch: str) -> dict[str, object]:
 
     As timm's own evaluation has it (`resolve_model_data_config`, `transforms_imagenet_eval`). Nothing where there is no
     such file, or one of another program. Raises BuildError where it cannot be read or is of another network than
-    `arch`, and where the service cannot do what it says.
+    `arch`, and where network or service cannot do what it says.
     """
     file = checkpoint.parent / BESIDE
     try:
@@ -50,6 +52,11 @@ def recipe_beside(checkpoint: Path, arch: str) -> dict[str, object]:
     name = str(found.get("architecture"))
     if not re.fullmatch(rf"(\w+_)?(eca|se)?{arch}|{arch}_\d+", name):
         raise BuildError(f"{file} is of {name}, and {checkpoint.name} beside it is {arch}; {INSTEAD}")
+    given = found.get("model_args")
+    asked = given if isinstance(given, dict) else {}
+    for argument, ours in UNSEEN.items():
+        if (value := asked.get(argument)) and value != ours:
+            raise BuildError(f"{file} has {argument}={value!r}, which no network here has; it cannot be built")
     if (mode := told.get("crop_mode") or "center") != "center":
         raise BuildError(f"{file} has images cropped by {mode!r}, the service cuts their centre; {INSTEAD}")
     try:

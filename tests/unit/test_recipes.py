@@ -122,6 +122,18 @@ def test_a_config_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None
         recipe_beside(tmp_path / "folder" / "m.pth", "resnet26t")
 
 
+@pytest.mark.parametrize("argument", [{"global_pool": "max"}, {"output_stride": 8}, {"act_layer": "silu"}])
+def test_a_network_of_other_answers_by_its_config_is_refused(argument: dict[str, object], tmp_path: Path) -> None:
+    """Its weights have the same names and shapes."""
+    asked = {"num_classes": 10, "drop_rate": 0.1, "global_pool": "avg", "output_stride": 32}
+    config = {"architecture": "resnet26t", "pretrained_cfg": TIMM, "model_args": asked}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert recipe_beside(tmp_path / "m.pth", "resnet26t")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_args": asked | argument}))
+    with pytest.raises(BuildError, match=f"has {next(iter(argument))}=.*, which no network here has; it cannot be"):
+        recipe_beside(tmp_path / "m.pth", "resnet26t")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
