@@ -55,8 +55,9 @@ def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
         return
     for key, value in found.items():
-        text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-        click.echo(f"{key.replace('_', ' '):<14} {text}")
+        if value not in ([], ()):  # as the hidden channels of gates that have none
+            text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            click.echo(f"{key.replace('_', ' '):<14} {text}")
 
 
 @click.command(epilog=INIT_EXAMPLE)
