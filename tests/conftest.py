@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 NO_GPU = "PyTorch finds no GPU here"
 REASONS = {"gpu": NO_GPU}  # what the skips say
+
+# What a script starts in the background ignores Ctrl-C, and so would all that is started from here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from eca_service import cgroups
+from eca_service.cgroups import cores
 from eca_service.contract import Candidate, Choice, Verification
 from numpy.typing import NDArray
 
@@ -73,7 +73,7 @@ def fastest(
     rates = {one.variant: speed for one, speed in zip(verified, speeds, strict=True)}
     candidates = tuple(_candidate(variant, rates.get(variant), refused.get(variant)) for variant in variants)
     why = _why(verified, speeds, chosen)
-    return verified[chosen], Choice(why=why, machine=measure.machine(), threads=cgroups.cores(), candidates=candidates)
+    return verified[chosen], Choice(why=why, machine=measure.machine(), threads=cores(), candidates=candidates)
 
 
 def pick(relative: Sequence[float]) -> int:

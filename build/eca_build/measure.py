@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from eca_service import cgroups
+from eca_service.cgroups import cores
 from numpy.typing import NDArray
 
 from eca_build import processes
@@ -63,7 +63,7 @@ def machine() -> str:
         for name in ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
         if name in flags
     ]
-    return f"{model or 'unknown processor'}, {cgroups.cores()} cores, {' '.join(kinds) or 'no AVX2'}"
+    return f"{model or 'unknown processor'}, {cores()} cores, {' '.join(kinds) or 'no AVX2'}"
 
 
 def measure(
@@ -103,7 +103,7 @@ def speeds(rates: NDArray[np.float64], batches: Sequence[int]) -> list[Speed]:
 def _run(plan_file: str, source: str, target: str) -> None:
     plan = json.loads(Path(plan_file).read_text())
     images, streams = np.load(source), plan["streams"]
-    threads = max(1, cgroups.cores() // streams)
+    threads = max(1, cores() // streams)
     with ThreadPoolExecutor(streams) as pool:
         engines = [
             [open_session(one["kind"], one["precision"], Path(one["file"]), threads) for _ in range(streams)]

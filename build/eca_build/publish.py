@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,12 +74,9 @@ def staging(repository: Path) -> Iterator[Path]:
                 folder.mkdir()
             yield folder
         except OSError as error:
-            where = (
-                f"{error.filename}: {error.strerror}"
-                if error.filename
-                else error.strerror or f"{error}; is a disk full?"
-            )
-            raise BuildError(f"the build could not read or write a file: {where}") from None
+            where = error.filename or f"in {root.parent} or {tempfile.gettempdir()}"
+            why = error.strerror or f"{error}; is a disk full?"
+            raise BuildError(f"the build could not read or write a file: {where}: {why}") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:

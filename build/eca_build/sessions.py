@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from typing import Literal
 
 import numpy as np
-from eca_service import cgroups
+from eca_service.cgroups import cores
 from eca_service.contract import PROBABILITIES
 from eca_service.triton.python_backend import runtimes
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ def open_session(kind: Kind, precision: str, engine: Path, threads: int = 0) -> 
     Of the kinds only openvino asks for the precision: it computes a float32 model in bf16 where told to. Raises what
     the runtime raises.
     """
-    threads = threads or cgroups.cores()
+    threads = threads or cores()
     if kind == "onnxruntime":
         return _shared(runtimes.open_onnxruntime(str(engine), threads))
     if kind == "openvino":

@@ -69,8 +69,11 @@ class Cell:
 def end_on_sigterm() -> None:
     """SIGTERM ends this process as Ctrl-C does: with all that it started, and without temporary files.
 
-    An exception of its own would be lost where it came up in a callback of the event loop.
+    An exception of its own would be lost where it came up in a callback of the event loop. What a script starts in the
+    background ignores SIGINT, until here.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 

@@ -93,11 +93,16 @@ def test_a_few_test_images_are_of_all_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "server"),
-    [(["generator_cost", "--seconds", "60"], "serve_forever"), (["goodput", "--paced"], "eca_service.cli")],
+    ("command", "server", "ctrl_c"),
+    [
+        # as what a script starts in the background
+        (["generator_cost", "--seconds", "60"], "serve_forever", "--ignore-signal=INT"),
+        (["goodput", "--paced"], "eca_service.cli", "--default-signal=INT"),
+    ],
 )
-def test_a_measurement_that_is_ended_leaves_no_server(command: list[str], server: str) -> None:
-    process = subprocess.Popen([sys.executable, "-m", f"tests.load.{command[0]}", *command[1:]], cwd=ROOT)
+def test_a_measurement_that_is_ended_leaves_no_server(command: list[str], server: str, ctrl_c: str) -> None:
+    called = ["env", ctrl_c, sys.executable, "-m", f"tests.load.{command[0]}", *command[1:]]
+    process = subprocess.Popen(called, cwd=ROOT)
     try:
         end = time.monotonic() + 60
         while server not in commands(started := list(tree(process.pid))[1:]) and time.monotonic() < end:

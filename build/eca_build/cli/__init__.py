@@ -9,7 +9,7 @@ import signal
 import sys
 
 import click
-from eca_service import cgroups
+from eca_service.cgroups import cores
 
 from eca_build.cli.compiling import compile_
 from eca_build.cli.inspecting import archs, init, inspect
@@ -41,8 +41,8 @@ def main() -> None:
     # `docker stop`: as Ctrl-C, so that what it started ends and nothing it wrote stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # of unlike GPUs CUDA's first is another than nvidia-smi's
-    if (cores := cgroups.cores()) < len(os.sched_getaffinity(0)):
-        os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # torch knows of no quota
+    if (worth := cores()) < len(os.sched_getaffinity(0)):
+        os.environ.setdefault("OMP_NUM_THREADS", str(worth))  # torch knows of no quota
     atexit.register(gc.freeze)  # else all of torch is looked through for garbage at the end, for a second
 
 
