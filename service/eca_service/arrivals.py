@@ -29,7 +29,7 @@ class Arrivals:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._slow: dict[Callable[[str], None], None] = {}  # what ends each, the oldest first
+        self._slow: dict[Callable[[str], None], float] = {}  # what ends each, and when it began
 
     async def message(self, read: Callable[[], Awaitable[Any]], deadline: float) -> bytes | None:
         """The message that `read`, a call's own, gives; None where its caller sends no other.
@@ -39,7 +39,7 @@ class Arrivals:
         """
         loop = asyncio.get_running_loop()
         with endable() as end:
-            timers = loop.call_later(QUICK_S, self._linger, end), loop.call_at(deadline, end, "deadline_exceeded")
+            timers = self._timer(end, loop.time()), loop.call_at(deadline, end, "deadline_exceeded")
             try:
                 found = await read()
             finally:
@@ -62,17 +62,20 @@ class Arrivals:
         Raises overloaded where its caller is given up.
         """
         with endable() as end:
-            timer = asyncio.get_running_loop().call_at(began + QUICK_S, self._linger, end)
+            timer = self._timer(end, began)
             try:
                 return await read()
             finally:
                 self._slow.pop(end, None)
                 timer.cancel()
 
-    def _linger(self, end: Callable[[str], None]) -> None:
-        self._slow[end] = None
+    def _timer(self, end: Callable[[str], None], began: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_at(began + QUICK_S, self._linger, end, began)
+
+    def _linger(self, end: Callable[[str], None], began: float) -> None:
+        self._slow[end] = began
         if len(self._slow) > self._most:
-            oldest = next(iter(self._slow))
+            oldest = min(self._slow, key=self._slow.__getitem__)
             del self._slow[oldest]
             metrics.rejected.labels("overloaded").inc()
             oldest("overloaded")

@@ -45,9 +45,9 @@ def _groups(controller: str) -> Iterator[Path]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers or controller in controllers.split(","):
-            group = PurePosixPath(path)
+            group = PurePosixPath(path.lstrip("/"))
             for folder in (group, *group.parents):
-                yield ROOT / (controller if controllers else "") / folder.relative_to("/")
+                yield ROOT / (controller if controllers else "") / folder
 
 
 def _numbers(group: Path, *files: str) -> list[int]:

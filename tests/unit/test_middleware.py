@@ -164,7 +164,10 @@ async def test_who_takes_no_answer_holds_no_permit(tmp_path: Path) -> None:
     assert set(held) == {(0, 0, 0)}
 
 
-async def test_slow_uploads_leave_permits_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dribbles", [False, True])
+async def test_slow_uploads_leave_permits_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dribbles: bool
+) -> None:
     """Of four they hold two: who does not send all that he announced costs nothing and could shut out all others."""
     monkeypatch.setattr(arrivals, "QUICK_S", 0.05)
     app, never = application(tmp_path, max_inflight_images=4), asyncio.Event()
@@ -175,14 +178,18 @@ async def test_slow_uploads_leave_permits_to_others(tmp_path: Path, monkeypatch:
 
     async def slow(kept: asyncio.Event) -> AsyncIterator[bytes]:
         yield b"x"
+        while dribbles and kept is never:  # the oldest is who began first, whatever he has sent since
+            await asyncio.sleep(0.01)
+            yield b"x"
         await kept.wait()
         yield b"y"
 
     async with client_of(app) as client:
         first = asyncio.create_task(client.post("/upload", content=slow(never)))
-        await asyncio.sleep(0)
-        ends = asyncio.Event()
-        others = [asyncio.create_task(client.post("/upload", content=slow(ends))) for _ in range(2)]
+        ends, others = asyncio.Event(), []
+        for _ in range(2):
+            await asyncio.sleep(0.2)
+            others.append(asyncio.create_task(client.post("/upload", content=slow(ends))))
         answer = await asyncio.wait_for(first, 10)
         assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
         assert "comes slowly" in answer.json()["detail"]
