@@ -114,7 +114,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._heads += 1
         super().on_headers_complete()
-        self.cycle.transport = _Lingering(self)  # type: ignore[assignment]
+        self.cycle.transport = _Outlet(self)  # type: ignore[assignment]
 
     def on_response_complete(self) -> None:
         """Where the caller is still sending what nobody will read, it gets a moment to notice the answer."""
@@ -205,19 +205,40 @@ class Connection(HttpToolsProtocol):
         self._closing = self.loop.call_later(LINGER_S if status != 408 else 0, self.transport.close)
 
 
-class _Lingering:
-    """A cycle's transport, which uvicorn closes with the last byte of an answer whose connection is not kept alive."""
+class _Outlet:
+    """A cycle's transport. An answer's head waits for the first of its body, so that both leave in one packet: each
+    costs the event loop as much as the rest of what uvicorn does, and wakes the caller. uvicorn closes it with the last
+    byte of an answer whose connection is not kept alive.
+    """
 
-    __slots__ = ("_connection", "write")
+    __slots__ = ("_connection", "_cycle", "_head", "_write")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.write = connection.transport.write
+        self._cycle = connection.cycle
+        self._head: bytes | None = None
+        self._write = connection.transport.write
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection.transport, name)
 
+    def write(self, data: bytes) -> None:
+        if self._head is None and self._cycle.response_started:  # before it, there may be a 100 Continue
+            self._head = data
+            self._connection.loop.call_soon(self._flush)  # a body that is not there yet is not awaited
+        elif self._head:
+            self._head, data = b"", self._head + data
+            self._write(data)
+        else:
+            self._write(data)
+
+    def _flush(self) -> None:
+        if self._head and not self._connection.transport.is_closing():
+            self._write(self._head)
+        self._head = b""
+
     def close(self) -> None:
+        self._flush()
         self._connection.close_answered()
 
 

@@ -126,6 +126,10 @@ def _compare(kinds: Kinds, a: Array, b: Array) -> Array:
     return np.asarray(COMPARES[kinds[1]](a, b))
 
 
+def _select(_: Kinds, a: Array, b: Array, chosen: Array) -> Array:
+    return np.where(chosen, a, b)
+
+
 FUNCTIONS: dict[str, Callable[..., Array]] = {
     "add": lambda _, a, b: a + b,
     "sub": lambda _, a, b: a - b,
@@ -147,5 +151,5 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
     "prmt": _permute,
     "cvt": _convert,
     "setp": _compare,
-    "selp": lambda _, a, b, chosen: np.where(chosen, a, b),
+    "selp": _select,
 }
