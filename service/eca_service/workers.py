@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from eca_service import leftovers, metrics
+from eca_service import leftovers, logs, metrics
 from eca_service.access import RATES
 from eca_service.addresses import family
 from eca_service.peers import Peers, make_board
@@ -206,10 +206,9 @@ def work() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with its supervisor, even where that is killed
     if os.getppid() != told["parent"]:
         return
-    from eca_service.cli.options import log
     from eca_service.gateway import serve
 
     settings = Settings(**told["settings"])
-    log(settings)
+    logs.start(settings.log_format, settings.log_level)
     peers = Peers(told["index"], Path(told["board"]))
     serve(settings, socket.socket(fileno=told["listener"]), peers, told["replaces"])

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from eca_service import logs
 from eca_service.client import Client, Retry
 from eca_service.client.calls import DEFAULT_URL
 from eca_service.keys import read_secret
@@ -46,11 +45,6 @@ def _with(command: Any, names: Iterable[str]) -> Any:
             help=f"{text}  [{PREFIX}{name.upper()}{default}]",
         )(command)
     return command
-
-
-def log(settings: Settings) -> None:
-    """Has the log written to standard error."""
-    logs.start(settings.log_format, settings.log_level)
 
 
 with_ca = option(

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import click
 
-from eca_service import disk
-from eca_service.cli.options import log, with_settings, with_triton_settings
+from eca_service import disk, logs
+from eca_service.cli.options import with_settings, with_triton_settings
 from eca_service.settings import Settings, SettingsError, load
 from eca_service.stopping import Stopping
 from eca_service.tracing import http_endpoint
@@ -34,7 +34,6 @@ def up(**given: str | None) -> None:
             f"ECA_TRITON_URL={settings.triton_url} is a Triton of your own, and `eca-serve up` starts another; "
             "unset it, or run `eca-serve gateway`"
         )
-    log(settings)
     _require_gateway(settings)
     triton = _triton(settings)
     triton.start()
@@ -50,7 +49,6 @@ def up(**given: str | None) -> None:
 def gateway(**given: str | None) -> None:
     """The gateway alone, in front of a Triton that runs elsewhere (--triton-url)."""
     settings = _load(given)
-    log(settings)
     _require_gateway(settings)
     _gateway(settings)
 
@@ -59,8 +57,7 @@ def gateway(**given: str | None) -> None:
 @with_triton_settings
 def triton(**given: str | None) -> None:
     """The embedded Triton alone."""
-    settings = load(given)
-    log(settings)
+    settings = _load(given)
     server = _triton(settings)
     server.start()
     click.echo(f"Triton: {server.address} (gRPC), log in {settings.triton_log}")
@@ -72,8 +69,11 @@ def triton(**given: str | None) -> None:
 
 
 def _load(given: Mapping[str, object]) -> Settings:
-    """The settings, with a free port in the place of each that is 0: all who name it or listen there have the same."""
+    """The settings, as which the log is written from now on; with a free port in the place of each that is 0, so that
+    all who name it or listen there have the same.
+    """
     settings = load(given)
+    logs.start(settings.log_format, settings.log_level)
     unsaid = (name for name in ("http_port", "grpc_port") if getattr(settings, name) == 0)
     return settings.model_copy(update={name: free_port() for name in unsaid})
 
