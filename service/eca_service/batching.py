@@ -14,8 +14,6 @@ from eca_service.errors import ServiceError
 from eca_service.tracing import Trace
 from eca_service.waiting import Entry, Pixels, Row, Tensors, Turn, Waiting
 
-__all__ = ["Batcher", "Pixels", "Row", "Run", "Tensors", "Totals"]
-
 Run = Callable[[Sequence[Pixels], float, tuple[str, ...], Sequence[Trace]], Awaitable[Tensors]]
 LEAST_OF_THE_COST = 0.8  # a batch is hardly ever done in less of what it is known to take
 UNKNOWN_COST_S = 0.01  # of an image, before any was seen

@@ -160,8 +160,7 @@ class Connection(HttpToolsProtocol):
         self.cycle.scope[SPOILED] = True  # type: ignore[literal-required]
         self.cycle.keep_alive = False
         self.cycle.message_event.set()
-        if not self._closing:
-            self._closing = self.loop.call_later(LINGER_S, self.transport.close)
+        self._linger()
 
     def timeout_keep_alive_handler(self) -> None:
         """A caller whose next head has begun has that head's time."""

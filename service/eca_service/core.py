@@ -13,7 +13,7 @@ from eca_service.access import Access
 from eca_service.admission import Admission, Margin, Permit, require_few
 from eca_service.answers import Answer, Prediction, Result, best_classes
 from eca_service.backend import Triton
-from eca_service.batching import Row, Totals
+from eca_service.batching import Totals
 from eca_service.cancellation import all_of
 from eca_service.class_map import Heads
 from eca_service.contract import Contract
@@ -30,6 +30,7 @@ from eca_service.rollout import Rollout
 from eca_service.settings import Settings
 from eca_service.tracing import Tracing
 from eca_service.triton.failures import NotLoaded
+from eca_service.waiting import Row
 
 INSTEAD_S = 5.0
 

@@ -13,13 +13,14 @@ import numpy as np
 
 from eca_service import disk
 from eca_service.backend import Triton
-from eca_service.batching import Batcher, Pixels, Row, Tensors
+from eca_service.batching import Batcher
 from eca_service.cancellation import unless_cut_off
 from eca_service.contract import GOLDEN_FILE, Contract
 from eca_service.errors import ServiceError
 from eca_service.registry import Model
 from eca_service.tracing import Trace, Tracing
 from eca_service.triton.failures import OutOfReach
+from eca_service.waiting import Pixels, Row, Tensors
 
 GOLDEN_S = 10.0
 LONGEST_S = 60.0  # for golden answers while the engine gives others

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,11 +18,10 @@ from eca_service.contract import Contract
 from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.framing import FRAMING_BYTES
-from eca_service.grpc_calls import Interceptor, permit_of_call
+from eca_service.grpc_calls import Context, Interceptor, permit_of_call
 from eca_service.labels import top_k_of
 from eca_service.tls import Certificate
 
-Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio has no types
 SERVICE = "inference.GRPCInferenceService"
 READ_ABOVE = 1.25  # of the largest message: gRPC's own refusal is seen by nobody here, ours has a code
 GRACE_S = 20.0

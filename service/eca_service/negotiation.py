@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from eca_service.bodies import WINDOWS
+from eca_service.middleware import Message, Receive, Send
 
 SMALLEST_BYTES = 1024  # less fits into one packet anyway
 AWAY_BYTES = 64 << 10  # more would hold up the event loop
 LEVEL = 5
-Message = MutableMapping[str, Any]
 
 
 class Negotiated:
@@ -21,7 +20,7 @@ class Negotiated:
     def __init__(self, app: Any) -> None:
         self.app = app
 
-    async def __call__(self, scope: Message, receive: Any, send: Callable[[Message], Awaitable[None]]) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection."""
         accepted = b""
         if scope["type"] == "http":
