@@ -26,11 +26,7 @@ class Grpc:
     def __init__(self, url: str, key: str | None, ca: Path | None) -> None:
         self._url = url
         self._key = key
-        target, credentials = _address(url, ca)
-        options = _options(url)
-        self._channel = (
-            grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
-        )
+        self._channel = _channel(grpc, url, ca)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def ask(self, call: Call[T], left_s: float) -> T:
@@ -54,13 +50,7 @@ class AsyncGrpc:
     def __init__(self, url: str, key: str | None, ca: Path | None) -> None:
         self._url = url
         self._key = key
-        target, credentials = _address(url, ca)
-        options = _options(url)
-        self._channel = (
-            grpc.aio.secure_channel(target, credentials, options)
-            if credentials
-            else grpc.aio.insecure_channel(target, options)
-        )
+        self._channel = _channel(grpc.aio, url, ca)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def ask(self, call: Call[T], left_s: float) -> T:
@@ -79,22 +69,21 @@ class AsyncGrpc:
         await self._channel.close()
 
 
-def _options(url: str) -> list[tuple[str, int]]:
-    return [
+def _channel(library: Any, url: str, ca: Path | None) -> Any:
+    """A channel to `url`, of grpc or of grpc.aio."""
+    options = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.enable_http_proxy", int(not is_loopback(url))),
     ]
-
-
-def _address(url: str, ca: Path | None) -> tuple[str, Any]:
     scheme, _, target = url.partition("://")
     if scheme != "grpcs":
-        return target, None
+        return library.insecure_channel(target, options)
     try:
-        return target, grpc.ssl_channel_credentials(_authorities(ca))
+        credentials = grpc.ssl_channel_credentials(_authorities(ca))
     except OSError as error:
         raise ClientError("untrusted", f"{ca} holds no certificate in PEM ({error})") from None
+    return library.secure_channel(target, credentials, options)
 
 
 def _authorities(ca: Path | None) -> bytes | None:
