@@ -18,9 +18,9 @@ class Box:
     right: float
     bottom: float
 
-    def shrunk(self, factor: int) -> Box:
-        """The same part of the picture in an image that is so many times smaller."""
-        return Box(self.left / factor, self.top / factor, self.right / factor, self.bottom / factor)
+    def shrunk(self, x: int, y: int) -> Box:
+        """The same part of the picture in an image that is so many times narrower and lower."""
+        return Box(self.left / x, self.top / y, self.right / x, self.bottom / y)
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,10 +225,10 @@ def _kept(
         if opened.mode != "CMYK":
             pixels = jpeg.decode_scaled(data, opened.size, shrink)
             if pixels is not None:
-                return resampling.keep(pixels, box.shrunk(shrink), recipe)
+                return resampling.keep(pixels, box.shrunk(shrink, shrink), recipe)
         opened.draft(None, (opened.width // shrink, opened.height // shrink))
     opened.load()
-    return resampling.keep(to_rgb(opened, notes), box.shrunk(shrink), recipe)
+    return resampling.keep(to_rgb(opened, notes), box.shrunk(shrink, shrink), recipe)
 
 
 def _preview(data: bytes, opened: ImageFile.ImageFile, whole: Size, turn: int, longest_px: int) -> NDArray[np.uint8]:

@@ -61,10 +61,7 @@ async def explain_route(
         )
         if found.decoded.preview is None:
             return found, b""
-        size = found.decoded.size
-        crop = Box(
-            found.crop.left / size[0], found.crop.top / size[1], found.crop.right / size[0], found.crop.bottom / size[1]
-        )
+        crop = found.crop.shrunk(*found.decoded.size)
         contract, explained = found.answer.contract, found.explained
         caption = f"{explained.label} ({explained.score:.1%}), {contract.name} version {contract.version}"
         drawn = (found.decoded.preview, found.map.values, crop, opacity, found.decoded.orientation, caption)

@@ -10,20 +10,13 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from eca_service.geometry import Box
+from eca_service.imaging import ORIENTATION, TURNS
 
 FOR, AGAINST = (255, 90, 0), (0, 90, 255)  # what speaks for the class is warm, what speaks against it cool
 BAND = 64  # rows that are coloured at a time, for the memory's sake
-ORIENTATION = 0x0112
-# From an upright image back to the file's own pixels, by the orientation that turned it upright.
-BACK = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
+# From an upright image back to the file's own pixels, by the orientation that turned it upright: of these turns all but
+# the quarters undo themselves.
+BACK = TURNS | {6: TURNS[8], 8: TURNS[6]}
 
 
 def overlay_png(
