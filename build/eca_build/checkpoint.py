@@ -9,7 +9,8 @@ import re
 import stat
 import warnings
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeGuard
@@ -103,21 +104,26 @@ def load(path: Path, arch: str | None = None, attention: Kind | None = None) -> 
     network = create(spec)
     network.load_state_dict(state, strict=False)
     weights: Literal["trained", "random"] = "random" if notes.get("weights") == "random" else "trained"
-    try:
+    with readable(path):
         digest = sha256(path)
-    except OSError as error:
-        raise BuildError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
     if identity(path) != before:  # the weights may be of one file, and the SHA-256 of the next
         raise BuildError(f"{path} changed while it was read; give a copy of it that nothing writes to")
     return Checkpoint(path, digest, origin, spec, network.eval(), weights)
 
 
-def identity(path: Path) -> tuple[int, int, int]:
-    """What changes when a file is written again; BuildError where it cannot be read."""
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Within it an OSError is a BuildError about the checkpoint."""
     try:
-        found = path.stat()
+        yield
     except OSError as error:
         raise BuildError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
+
+
+def identity(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written again; BuildError where it cannot be read."""
+    with readable(path):
+        found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
@@ -142,13 +148,11 @@ def save(path: Path, network: Network, notes: dict[str, str]) -> None:
 
 def begins(path: Path) -> bytes:
     """The first nine bytes of a checkpoint; BuildError where it cannot be read or is empty."""
-    try:
+    with readable(path):
         if not stat.S_ISREG(path.stat().st_mode):
             raise BuildError(f"the checkpoint {path} is no regular file; give one")  # it is read more than once
         with path.open("rb") as file:
             first = file.read(9)
-    except OSError as error:
-        raise BuildError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
     if not first:
         raise BuildError(f"the checkpoint {path} is empty; copy it again")
     if first == b"version h":  # ttps://git-lfs.github.com/spec/v1

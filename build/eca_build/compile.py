@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,31 +26,11 @@ from eca_build.describe import Outputs, contract_of, outputs_of
 from eca_build.engine import Engine, Maker
 from eca_build.errors import BuildError
 from eca_build.export import reference
-from eca_build.images import MOST
-from eca_build.inputs import Inputs, gather
-from eca_build.networks.attention import Kind
+from eca_build.inputs import Inputs, Options, gather
 from eca_build.provenance import sha256
 from eca_build.publish import CONFIG_FILE, LABELS_FILE, check, publish, require_utf8, restore, staging, versions
 from eca_build.targets import Variant, Wish
 from eca_build.triton_config import config
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for; see `eca-build compile --help`."""
-
-    checkpoint: Path
-    repository: Path
-    preprocessing: Mapping[str, object] = field(default_factory=dict)  # what was asked for, by field; else None
-    name: str | None = None
-    arch: str | None = None
-    labels: Path | None = None
-    images: Path | None = None
-    attention: Kind | None = None
-    wish: Wish = field(default_factory=Wish)
-    calibration: Path | None = None
-    most_images: int = MOST
-    alongside: bool = False  # with others that would be called the same, see `inputs.default_name`
 
 
 @dataclass(frozen=True)

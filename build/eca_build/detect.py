@@ -6,19 +6,14 @@ import re
 from dataclasses import replace
 from operator import eq
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from eca_build import cost
 from eca_build.errors import BuildError
-from eca_build.networks import CIFAR_RESNETS, RESNETS, NetworkSpec, site_channels
+from eca_build.networks import CIFAR_RESNETS, RESNETS, NetworkSpec
 from eca_build.networks.attention import SIZED, Kind, paper_size
 from eca_build.networks.mobilenetv2 import round_channels
 from eca_build.networks.resnet import BasicBlock, Bottleneck, Shape, Stage
-
-if TYPE_CHECKING:
-    from eca_build.checkpoint import Checkpoint
 
 State = dict[str, Tensor]
 WIDTH_STEP = 0.05  # a MobileNetV2's width is found as a multiple of it
@@ -174,28 +169,3 @@ def _grouped(channels: list[int], sizes: tuple[int, ...], path: Path) -> Kind:
         if sizes == tuple(paper_size(kind, count, 1) for count in channels):
             return kind
     raise BuildError(f"{path} has SE-GC with groups of {sizes[0]} of {channels[0]} channels, which no variant has")
-
-
-def describe(checkpoint: Checkpoint) -> dict[str, object]:
-    """What `eca-build inspect` shows; FLOPs are for `input_size` pixels a side, as multiply-adds
-    and as ECA-Net's tables count them."""
-    spec = checkpoint.spec
-    size = 32 if spec.arch.endswith("_cifar") else 224
-    return {
-        "file": str(checkpoint.path),
-        "sha256": checkpoint.sha256,
-        "layout": checkpoint.origin,
-        "architecture": spec.arch,
-        "attention": spec.attention,
-        "weights": checkpoint.weights,
-        "kernel_sizes": list(spec.sizes) if spec.attention in ("eca", "eca-ns") else [],
-        "hidden": list(spec.sizes) if spec.attention in ("se", "cbam") else [],
-        "group": list(spec.sizes) if spec.attention.startswith("se-gc") else [],
-        "sites": len(site_channels(spec)),
-        "classes": spec.classes,
-        "width": spec.width,
-        "input_size": size,
-        "parameters": cost.parameters(checkpoint.network),
-        "flops": cost.flops(checkpoint.network, size),
-        "paper_flops": cost.paper_flops(checkpoint.network, size),
-    }

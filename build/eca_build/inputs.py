@@ -7,10 +7,9 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from eca_service.contract import NAME, Preprocessing
@@ -19,18 +18,35 @@ from numpy.typing import NDArray
 from eca_build import checkpoint, images, inductor, measure, targets, tensorrt_plan, tensorrt_rtx
 from eca_build.checkpoint import Checkpoint
 from eca_build.errors import BuildError
+from eca_build.images import MOST
 from eca_build.labels import read_labels
+from eca_build.networks.attention import Kind
 from eca_build.provenance import code_sha256, versions
 from eca_build.recipes import recipe_beside, recipe_of
 from eca_build.targets import Variant, Wish
-
-if TYPE_CHECKING:
-    from eca_build.compile import Options
 
 # What timm, Hugging Face and the training scripts of timm, ECA-Net's authors and Lightning call every checkpoint.
 ANONYMOUS = ("model", "pytorch_model", "model_best", "checkpoint", "best", "last")
 SYNTHETIC = "synthetic images with the spectrum of photographs"
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; see `eca-build compile --help`."""
+
+    checkpoint: Path
+    repository: Path
+    preprocessing: Mapping[str, object] = field(default_factory=dict)  # what was asked for, by field; else None
+    name: str | None = None
+    arch: str | None = None
+    labels: Path | None = None
+    images: Path | None = None
+    attention: Kind | None = None
+    wish: Wish = field(default_factory=Wish)
+    calibration: Path | None = None
+    most_images: int = MOST
+    alongside: bool = False  # with others that would be called the same, see `default_name`
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,7 @@ def gather(options: Options) -> Inputs:
         classes = images.classes(shown, labels, options.most_images)
     else:
         sample, source, classes = images.synthetic(recipe.crop, images.enough(recipe.crop)), SYNTHETIC, None
-    calibration = sample[images.spread(len(sample), images.MOST)] if shown or random else None
+    calibration = sample[images.spread(len(sample), MOST)] if shown or random else None
     calibrated_on = source
     if options.calibration:
         calibration = images.load(options.calibration, recipe, option="--calibration")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from eca_build import images, verify
-from eca_build.compile import Options, compile_checkpoint
+from eca_build.compile import compile_checkpoint
+from eca_build.inputs import Options
 from eca_build.recipes import default_recipe
 from eca_build.sessions import Kind, computes_bf16
 from eca_build.targets import Wish

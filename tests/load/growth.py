@@ -25,7 +25,8 @@ import click
 import numpy as np
 import uvloop
 from eca_build import initial
-from eca_build.compile import Options, compile_checkpoint
+from eca_build.compile import compile_checkpoint
+from eca_build.inputs import Options
 from eca_service.contract import CONTRACT_FILE
 from eca_service.settings import Settings
 from eca_service.triton.supervisor import TritonServer

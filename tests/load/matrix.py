@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import get_args
 
 from eca_build import initial
-from eca_build.compile import Options, compile_checkpoint
+from eca_build.compile import compile_checkpoint
 from eca_build.errors import BuildError
 from eca_build.graphs import AttentionGraph
+from eca_build.inputs import Options
 from eca_build.networks.attention import Kind
 from eca_build.targets import PRECISIONS, Auto, Precision, Runtime, Wish
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from eca_build.compile import Options
 from eca_build.errors import BuildError
 from eca_build.images import classes, enough, load, synthetic
-from eca_build.inputs import gather
+from eca_build.inputs import Options, gather
 from eca_build.targets import Wish
 from eca_service.cli.images import below, expand
 from eca_service.contract import Preprocessing

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from eca_build import measure
-from eca_build.compile import Options
-from eca_build.inputs import build_key
+from eca_build.inputs import Options, build_key
 from eca_build.targets import Wish
 from eca_service.contract import Preprocessing
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from eca_build.checkpoint import load, strip
-from eca_build.detect import describe, detect
+from eca_build.cli.inspecting import described
+from eca_build.detect import detect
 from eca_build.errors import BuildError
 from eca_build.layouts import canonical
 from eca_build.networks import NetworkSpec, create, with_formula
@@ -300,7 +301,7 @@ def test_two_tensors_of_one_name_are_another_network(tmp_path: Path) -> None:
 def test_what_is_told_of_each_attention(tmp_path: Path, kind: Kind, told: str) -> None:
     spec = with_formula("resnet20_cifar", kind, 10)
     torch.save(state_of(spec), tmp_path / "m.pth")
-    found = describe(load(tmp_path / "m.pth"))
+    found = described(load(tmp_path / "m.pth"))
     sizes = {name: found[name] for name in ("kernel_sizes", "hidden", "group")}
     assert sizes == {name: list(spec.sizes) if name == told else [] for name in sizes}
     assert (found["architecture"], found["attention"], found["input_size"]) == (spec.arch, kind, 32)

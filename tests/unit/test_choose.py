@@ -18,6 +18,7 @@ from eca_build.describe import golden_images
 from eca_build.engine import Maker
 from eca_build.errors import BuildError
 from eca_build.export import export
+from eca_build.inputs import Options
 from eca_build.measure import Runnable, speeds
 from eca_build.targets import Variant, Wish
 from eca_service import cgroups
@@ -29,9 +30,9 @@ DEMO = Path(__file__).parents[2] / "build" / "demo"
 WEIGHTS = DEMO / "resnet14-eca.safetensors"
 
 
-def asked(repository: Path, **changes: object) -> build.Options:
+def asked(repository: Path, **changes: object) -> Options:
     """The demo network's build."""
-    options = build.Options(WEIGHTS, repository, labels=DEMO / "labels.txt", images=DEMO / "images")
+    options = Options(WEIGHTS, repository, labels=DEMO / "labels.txt", images=DEMO / "images")
     return replace(options, **changes)  # type: ignore[arg-type]
 
 

@@ -17,10 +17,10 @@ import torch
 from click.testing import CliRunner
 from eca_build import inductor, inputs, tensorrt_rtx
 from eca_build.cli import main
-from eca_build.compile import Built, Options, compile_checkpoint
+from eca_build.compile import Built, compile_checkpoint
 from eca_build.errors import BuildError
 from eca_build.export import Served
-from eca_build.inputs import default_name, gather
+from eca_build.inputs import Options, default_name, gather
 from eca_build.labels import read_labels
 from eca_build.scratch import scratch
 from eca_build.targets import TargetName, Variant, Wish

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from eca_build import images
 from eca_build.checkpoint import load
 from eca_build.cli import main
-from eca_build.compile import Options, compile_checkpoint
+from eca_build.compile import compile_checkpoint
 from eca_build.errors import BuildError
 from eca_build.export import Served, reference
 from eca_build.initial import write
+from eca_build.inputs import Options
 from eca_build.networks import site_channels
 from eca_build.networks.attention import Kind
 from eca_service.contract import Preprocessing, read

@@ -13,6 +13,7 @@ from eca_build import images, lowering, quantise, targets, tensorrt_rtx, verify
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
 from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph
+from eca_build.inputs import Options
 from eca_build.networks import Network, create, with_formula
 from eca_build.networks.attention import AttentionSites, Kind
 from eca_build.networks.resnet import Bottleneck, ResNet, regular
@@ -87,7 +88,7 @@ def test_published_version_says_what_was_verified(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = create(with_formula("resnet20_cifar", "eca", 10)).eval()
     save_file({key: value.contiguous() for key, value in net.state_dict().items()}, weights)
-    options = build.Options(weights, tmp_path / "models", wish=Wish("tensorrt-rtx", "fp16", "fused", 4))
+    options = Options(weights, tmp_path / "models", wish=Wish("tensorrt-rtx", "fp16", "fused", 4))
     steps: list[str] = []
     built = build.compile_checkpoint(options, steps.append)
     assert built.contract == read(built.folder, head=True)

@@ -137,7 +137,7 @@ def compile_(
     mean and std takes the place of the network's own. Stops at the first that fails; those before it stay published.
     """
     from eca_build import compile as build
-    from eca_build.inputs import default_name
+    from eca_build.inputs import Options, default_name
     from eca_build.targets import Wish, usual_graph
 
     if name and len(checkpoints) > 1:
@@ -157,7 +157,7 @@ def compile_(
     for checkpoint, has_others in zip(checkpoints, alongside, strict=True):
         kind = kind_of(attention)
         asked = (checkpoint, repository, recipe, name, arch, labels, images, kind, wish, calibration, most_images)
-        options = build.Options(*asked, alongside=has_others)
+        options = Options(*asked, alongside=has_others)
         with tqdm(total=steps, desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
             click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, count()))))
 

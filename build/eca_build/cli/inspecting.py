@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from eca_build.cli.options import ATTENTION_HELP, FloatRange, kind_of, option
+
+if TYPE_CHECKING:
+    from eca_build.checkpoint import Checkpoint
 
 INIT_EXAMPLE = """\b
 Example:
@@ -48,9 +52,8 @@ def archs() -> None:
 def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
     """Says what CHECKPOINT holds: architecture, attention, kernel sizes, classes, parameters, FLOPs."""
     from eca_build.checkpoint import load
-    from eca_build.detect import describe
 
-    found = describe(load(checkpoint, attention=kind_of(attention)))
+    found = described(load(checkpoint, attention=kind_of(attention)))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -58,6 +61,35 @@ def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
         if value not in ([], ()):  # as the hidden channels of gates that have none
             text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
             click.echo(f"{key.replace('_', ' '):<14} {text}")
+
+
+def described(checkpoint: Checkpoint) -> dict[str, object]:
+    """All that is told of a checkpoint; FLOPs are for `input_size` pixels a side, as multiply-adds and as ECA-Net's
+    tables count them.
+    """
+    from eca_build import cost
+    from eca_build.networks import site_channels
+
+    spec = checkpoint.spec
+    size = 32 if spec.arch.endswith("_cifar") else 224
+    return {
+        "file": str(checkpoint.path),
+        "sha256": checkpoint.sha256,
+        "layout": checkpoint.origin,
+        "architecture": spec.arch,
+        "attention": spec.attention,
+        "weights": checkpoint.weights,
+        "kernel_sizes": list(spec.sizes) if spec.attention in ("eca", "eca-ns") else [],
+        "hidden": list(spec.sizes) if spec.attention in ("se", "cbam") else [],
+        "group": list(spec.sizes) if spec.attention.startswith("se-gc") else [],
+        "sites": len(site_channels(spec)),
+        "classes": spec.classes,
+        "width": spec.width,
+        "input_size": size,
+        "parameters": cost.parameters(checkpoint.network),
+        "flops": cost.flops(checkpoint.network, size),
+        "paper_flops": cost.paper_flops(checkpoint.network, size),
+    }
 
 
 @click.command(epilog=INIT_EXAMPLE)
