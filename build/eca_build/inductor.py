@@ -27,7 +27,7 @@ from torch import nn
 from eca_build import processes
 from eca_build.custom_nodes import as_operators
 from eca_build.errors import BuildError
-from eca_build.provenance import versions
+from eca_build.provenance import processor, versions
 from eca_build.scratch import scratch
 
 FAILURE = "AOTInductor could not build the package"
@@ -110,11 +110,7 @@ def _reason(said: str, status: int, max_batch: int) -> str:
 
 def instructions() -> tuple[str, ...]:
     """The instruction sets of this CPU that a compiler may use, by the kernel's names."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "flags":
-            return tuple(sorted(flag for flag in value.split() if flag.startswith(INSTRUCTIONS)))
-    return ()
+    return tuple(sorted(flag for flag in processor("flags").split() if flag.startswith(INSTRUCTIONS)))
 
 
 def _build(source: str, target: str, max_batch: int) -> None:

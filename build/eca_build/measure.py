@@ -22,6 +22,7 @@ from eca_service.cgroups import cores
 from numpy.typing import NDArray
 
 from eca_build import processes
+from eca_build.provenance import processor
 from eca_build.scratch import scratch
 from eca_build.sessions import Kind, Session, open_session
 
@@ -29,6 +30,7 @@ BATCHES = (1, 8, 32)
 BLOCK_S = 0.04
 LEAST_ROUNDS, MOST_ROUNDS = 3, 7
 ROUND_S = 1.0
+DECIDING = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,9 @@ class Speed:
 
 def machine() -> str:
     """The processor, its cores and the instructions on which the speed of integers and bfloat16 depends."""
-    model, flags = "", set[str]()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = (part.strip() for part in line.partition(":"))
-        model = model or (value if key == "model name" else "")
-        flags = flags or (set(value.split()) if key == "flags" else set())
-    kinds = [
-        name
-        for name in ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-        if name in flags
-    ]
-    return f"{model or 'unknown processor'}, {cores()} cores, {' '.join(kinds) or 'no AVX2'}"
+    flags = processor("flags").split()
+    kinds = " ".join(kind for kind in DECIDING if kind in flags)
+    return f"{processor('model name') or 'unknown processor'}, {cores()} cores, {kinds or 'no AVX2'}"
 
 
 def measure(

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from glob import glob
 from pathlib import Path
 from typing import NamedTuple
@@ -70,32 +71,35 @@ def run(
         text=True,
         errors="replace",
     ) as process:
-        now, look_s, looks = _Use(0.0, {}), STILL_S / LOOKS, 0
         try:
-            while True:
-                looked = time.monotonic()
-                try:
-                    printed, errors = process.communicate(timeout=look_s)
-                    break
-                except subprocess.TimeoutExpired:
-                    if time.monotonic() - looked > look_s + STOOD_S:
-                        now, looks = _use(process.pid), 0
-                        continue
-                    looks += 1
-                    if looks % LOOKS:
-                        continue
-                    before, now = now, _use(process.pid)
-                    worked_s = now.worked_s - before.worked_s
-                    waited_s = max((s - before.waited_s.get(tid, 0.0) for tid, s in now.waited_s.items()), default=0.0)
-                    if worked_s < LEAST * STILL_S and waited_s < STARVED * STILL_S:
-                        raise BuildError(
-                            f"{failure}: it did nothing for {STILL_S:.0f} s and was ended; build again"
-                        ) from None
+            written = _written(process)
         finally:
             process.kill()
+    if written is None:
+        raise BuildError(f"{failure}: it did nothing for {STILL_S:.0f} s and was ended; build again")
     if process.returncode:
-        raise BuildError(f"{failure}: {told(printed + errors, process.returncode)}")
-    return printed
+        raise BuildError(f"{failure}: {told(''.join(written), process.returncode)}")
+    return written[0]
+
+
+def _written(process: subprocess.Popen[str]) -> tuple[str, str] | None:
+    """What it wrote to stdout and to stderr until it ended; None where it stands still."""
+    now, look_s, looks = _Use(0.0, {}), STILL_S / LOOKS, 0
+    while True:
+        looked = time.monotonic()
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=look_s)
+        if time.monotonic() - looked > look_s + STOOD_S:
+            now, looks = _use(process.pid), 0
+            continue
+        looks += 1
+        if looks % LOOKS:
+            continue
+        before, now = now, _use(process.pid)
+        worked_s = now.worked_s - before.worked_s
+        waited_s = max((s - before.waited_s.get(tid, 0.0) for tid, s in now.waited_s.items()), default=0.0)
+        if worked_s < LEAST * STILL_S and waited_s < STARVED * STILL_S:
+            return None
 
 
 class _Use(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a result comes from: the contents of files, our own code, the versions of what is installed."""
+"""What a result comes from: the contents of files, our own code, the versions of what is installed, the processor."""
 
 from __future__ import annotations
 
@@ -36,3 +36,12 @@ def versions(*distributions: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def processor(field: str) -> str:
+    """What the kernel says of this machine's first processor, such as its `flags`; empty where it says nothing."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == field:
+            return value.strip()
+    return ""
