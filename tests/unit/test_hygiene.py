@@ -1,85 +1,24 @@
-"""The image policy: one test for each row of the table in service/README.md, in both ways of preprocessing."""
+"""The image policy: one test for each row of the table in service/README.md but those of `test_hostile_images`."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
 import struct
-import subprocess
-import sys
-import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from eca_service.contract import Preprocessing
-from eca_service.errors import ServiceError
-from eca_service.imaging import Decoded, decode
+from eca_service.imaging import decode
 from PIL import Image, ImageCms
 
 from tests.unit import image_files as files
-from tests.unit.image_files import KINDS, encoded, noise, png, tiff, tiff_of, turned_by_exif
+from tests.unit import test_hostile_images
+from tests.unit.image_files import KINDS, encoded, noise, png, tiff_of, turned_by_exif
+from tests.unit.image_policy import LEFT, RECIPE, RIGHT, both, code, colour_of, halves, near
 
-RECIPE = Preprocessing(resize=32, crop=32)
-LEFT, RIGHT = (200, 40, 40), (40, 40, 200)
 EXACT: dict[str, dict[str, object]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
-both = pytest.mark.parametrize("fast", [False, True], ids=["reference", "fast"])
-
-
-def halves(side: int = 32) -> Image.Image:
-    image = Image.new("RGB", (side, side), LEFT)
-    image.paste(RIGHT, (side // 2, 0, side, side))
-    return image
-
-
-def colour_of(data: bytes, fast: bool, max_pixels: int = 10**6) -> tuple[list[int], tuple[str, ...]]:
-    """The one colour of a plain image, and the warnings."""
-    got = decode(data, RECIPE, max_pixels, fast)
-    assert np.ptp(got.pixels.astype(int), axis=(0, 1)).max() <= 1
-    return [int(value) for value in got.pixels[16, 16]], got.warnings
-
-
-def code(data: bytes, fast: bool, max_pixels: int = 50_000_000) -> str:
-    with pytest.raises(ServiceError) as caught:
-        decode(data, RECIPE, max_pixels, fast)
-    return caught.value.code
-
-
-def near(got: Decoded, left: tuple[int, ...], right: tuple[int, ...], tolerance: int = 3) -> bool:
-    pixels = got.pixels.astype(int)
-    return bool(
-        np.abs(pixels[:, 3:12] - left).max() <= tolerance and np.abs(pixels[:, 20:29] - right).max() <= tolerance
-    )
-
-
-MEASURE = """
-import sys
-from eca_service.contract import Preprocessing
-from eca_service.imaging import decode
-
-def peak_kb():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-
-data, fast = sys.stdin.buffer.read(), sys.argv[1] == "fast"
-before = peak_kb()
-try:
-    decode(data, Preprocessing(), 10**8, fast)
-finally:
-    print((peak_kb() - before) * 1024)
-"""
-
-
-def grown(data: bytes, fast: bool, status: int = 0) -> int:
-    """Bytes by which decoding it makes a process of its own larger, at most; `status` 1: it cannot be decoded."""
-    if sys.platform != "linux":
-        pytest.skip("reads /proc")
-    command = [sys.executable, "-c", MEASURE, "fast" if fast else "reference"]
-    done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=60)
-    assert done.returncode == status, done.stderr
-    return int(done.stdout)
 
 
 @both
@@ -339,148 +278,12 @@ def test_polyglot(fast: bool) -> None:
     assert code(script + jpeg, fast) == "unsupported_image_format", "the first bytes decide"
 
 
-@both
-def test_claims(fast: bool) -> None:
-    """Refused by the header alone, in no time and memory."""
-    black = np.zeros((1, 1, 3), np.uint8)
-    started = time.process_time()
-    for data in (
-        png(black, 2, claimed=(50_000, 50_000)),
-        files.jpeg_claiming(50_000, 50_000),
-        files.webp_claiming(16_383, 16_383),
-        encoded(Image.new("P", (1, 1)), "GIF").replace(b"\1\0\1\0", b"\xff\xff\xff\xff"),
-        tiff(
-            [
-                (256, 4, 1, 50_000),
-                (257, 4, 1, 50_000),
-                (258, 3, 1, 8),
-                (259, 3, 1, 1),
-                (262, 3, 1, 1),
-                (273, 4, 1, 8),
-                (279, 4, 1, 8),
-            ]
-        ),
-        b"BM" + struct.pack("<IIIIiiHHIIiiII", 60, 0, 54, 40, 50_000, 50_000, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(6),
-    ):
-        assert code(data, fast) == "image_too_many_pixels"
-    assert time.process_time() - started < 0.5
-    photo = encoded(noise(99, 99), "JPEG")
-    assert code(photo, fast, max_pixels=99 * 99 - 1) == "image_too_many_pixels"
-    decode(photo, RECIPE, 99 * 99, fast)
-
-
-@both
-def test_small_claim_of_a_large_tile(fast: bool) -> None:
-    packed = zlib.compress(bytes(10**6), 9)
-    at = files.tiff_data_at(10)
-    tags = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1)]
-    tile = [(322, 4, 1, 30_000), (323, 4, 1, 30_000), (324, 4, 1, at), (325, 4, 1, len(packed))]
-    assert code(tiff(tags + tile, packed), fast) == "image_too_many_pixels"
-
-
-@both
-def test_packed_text(fast: bool) -> None:
-    packed = zlib.compress(bytes(64 << 20), 9)
-    black = np.zeros((40, 40, 3), np.uint8)
-    for kind in (b"zTXt", b"iCCP"):
-        data = png(black, 2, files.chunk(kind, b"a\0\0" + packed))
-        assert code(data, fast) == "image_undecodable"
-        assert grown(data, fast, status=1) < 32 << 20
-
-
-@both
-def test_many_parts(fast: bool) -> None:
-    """Each of these is read in far more time than its bytes deserve, unless it is refused."""
-    many = 1 << 20
-    jpeg, gif = encoded(halves(), "JPEG"), encoded(Image.new("P", (1, 1)), "GIF")
-    frame = gif.index(b",", 13)
-    strips = [
-        (256, 4, 1, 1),
-        (257, 4, 1, many),
-        (258, 3, 1, 8),
-        (259, 3, 1, 1),
-        (262, 3, 1, 1),
-        (273, 4, many, 8),
-        (278, 4, 1, 1),
-        (279, 4, many, 8),
-    ]
-    big = struct.pack("<4sHHQ", b"II+\0", 8, 0, 16 + 8 * many) + bytes(8 * many) + struct.pack("<Q", len(strips))
-    big += b"".join(struct.pack("<HHQQ", *strip) for strip in strips) + bytes(8)
-    started = time.process_time()
-    for data in (
-        jpeg[:2] + b"\xff\xe1\0\2" * many + jpeg[2:],
-        jpeg[:2] + (b"\xff\xe1\4\0Exif\0\0" + bytes(1016)) * 8000 + jpeg[2:],
-        jpeg[:2] + b"\xff\xfe\0\2" + b"\1" * many + jpeg[2:],
-        png(np.zeros((1, 1, 3), np.uint8), 2, files.chunk(b"prVt", b"") * (many // 4)),
-        gif[:frame] + b"!\xfe" + b"\1a" * many + b"\0" + gif[frame:],
-        tiff(strips, bytes(8 * many)),
-        tiff(strips, bytes(8 * many), ">"),
-        big,
-        files.jpeg_of_scans(101),
-        files.jpeg_of_scans(22, 7000),
-    ):
-        assert code(data, fast) == "image_undecodable"
-    assert time.process_time() - started < 3
-    for usual in (files.jpeg_of_scans(100, 256), files.jpeg_of_scans(21, 7000)):
-        assert decode(usual, RECIPE, 10**8, fast).warnings == ()
-    scans = b"\xff\xda\0\2" * 200
-    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(scans)) + scans
-    aside = jpeg[:2] + comment + jpeg[2:] + b"\0\0" + scans
-    assert near(decode(aside, RECIPE, 10**6, fast), LEFT, RIGHT, 60), "no scans of its own"
-    frames = gif[:frame] + gif[frame:-1] * (many // 16) + b";"
-    started = time.process_time()
-    assert decode(frames, RECIPE, 10**6, fast).warnings == ("first_frame",)
-    assert time.process_time() - started < 0.2, "the frames are not counted"
-
-
-@both
-def test_strips_and_dots(fast: bool) -> None:
-    for size in ((1, 10_000), (10_000, 1), (1, 1), (2, 3), (1, 100_000)):
-        for kind in ("PNG", "TIFF", "BMP"):
-            assert colour_of(encoded(Image.new("RGB", size, (9, 99, 199)), kind), fast) == ([9, 99, 199], ())
-    recipe = Preprocessing()
-    for size in ((1, 10_000), (10_000, 1)):
-        data = encoded(Image.new("RGB", size), "JPEG")
-        assert decode(data, recipe, 10**6, fast).pixels.shape == (224, 224, 3)
-        assert grown(data, fast) < 200 << 20, "resized whole before it is cropped it would be 256 x 2,560,000"
-
-
-STARTED: list[str] = []
-
-
-def test_no_program_is_started() -> None:
-    """Not even for the formats that Pillow hands to others: Ghostscript for EPS."""
-    sys.addaudithook(lambda event, _: STARTED.append(event) if event in PROGRAMS else None)
-    for fast in (False, True):
-        for data in (files.EPS, files.SVG, files.HEIC, *(encoded(halves(), kind) for kind in KINDS)):
-            with contextlib.suppress(ServiceError):
-                decode(data, RECIPE, 10**6, fast)
-    assert STARTED == []
-
-
-PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"}
-
-
-def test_memory() -> None:
-    """The most that a pixel costs, in a process of its own; the figures of service/README.md."""
-    width, height = 2700, 1600
-    gradient = Image.linear_gradient("L").resize((width, height))
-    clear = Image.merge("RGBA", [gradient] * 4)
-    for data, fast, most in (
-        (turned_by_exif(Image.merge("CMYK", [gradient] * 4), 6, "JPEG", progressive=True), False, 13),
-        (turned_by_exif(Image.merge("RGB", [gradient] * 3), 6, "JPEG", progressive=True), True, 9),
-        (turned_by_exif(clear, 6, "PNG", compress_level=1), True, 13),
-        (png(np.zeros((height, width, 1), np.uint16), 0, files.chunk(b"tRNS", b"\0\0")), False, 13),
-        (turned_by_exif(clear, 6, "WEBP", method=0, quality=20), False, 22),
-    ):
-        assert grown(data, fast) <= (most + 2) * width * height
-
-
 def test_every_row_has_its_test() -> None:
     root = Path(__file__).parents[2]
     named = re.findall(r"`(test_\w+)` \|", (root / "service" / "README.md").read_text())
     through_the_service = {"test_wrong_name"}
-    here = {name for name in globals() if name.startswith("test_")} - {"test_every_row_has_its_test", "test_memory"}
+    every = {name for name in globals() | vars(test_hostile_images) if name.startswith("test_")}
+    here = every - {"test_every_row_has_its_test", "test_hostile_images", "test_memory"}
     assert len(named) == len(set(named))
     assert set(named) == here | through_the_service
     for name in through_the_service:
