@@ -1,4 +1,4 @@
-"""What the client makes of servers that are not this service, slow or silent, and of what it cannot send at all."""
+"""What the client makes of servers that are not this service, slow or silent."""
 
 from __future__ import annotations
 
@@ -11,96 +11,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import trustme
-from eca_service.client import AsyncClient, Client, ClientError, FileResult, Retry
+from eca_service.client import AsyncClient, Client, FileResult, Retry
 from eca_service.errors import CODES
 
 from tests.ports import free_port
-
-both = pytest.mark.parametrize("kind", [Client, AsyncClient])
-Call = Callable[[Any], Any]
-
-
-def asked(kind: type, url: str, call: Call, **options: Any) -> Any:
-    """What `call` makes of a client of that kind."""
-
-    async def run() -> Any:
-        async with AsyncClient(url, **options) as client:
-            return await call(client)
-
-    if kind is AsyncClient:
-        return asyncio.run(run())
-    with Client(url, **options) as client:
-        return call(client)
-
-
-def error_of(kind: type, url: str, call: Call, **options: Any) -> ClientError:
-    with pytest.raises(ClientError) as told:
-        asked(kind, url, call, **options)
-    return told.value
-
-
-def classified(client: Any) -> Any:
-    return client.classify(b"image")
-
-
-@contextmanager
-def server(
-    status: int,
-    body: bytes,
-    headers: dict[str, str] | None = None,
-    pause_s: float = 0,
-    tls: ssl.SSLContext | None = None,
-    port: int = 0,
-) -> Iterator[tuple[str, list[tuple[str, Message]]]]:
-    """Answers every request so, a byte each `pause_s`: its localhost:PORT, and the paths and headers it was sent."""
-    seen: list[tuple[str, Message]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            seen.append((self.path, self.headers))
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            self.send_response(status)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            for place in range(len(body) if pause_s else 1):
-                self.wfile.write(body[place : place + 1] if pause_s else body)
-                time.sleep(pause_s)
-
-        do_GET = do_PUT = do_DELETE = do_POST
-
-        def log_message(self, *_: object) -> None:
-            """Says nothing."""
-
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except OSError:
-                """The caller went."""
-
-    running = ThreadingHTTPServer(("localhost", port), Handler)
-    if tls:
-        running.socket = tls.wrap_socket(running.socket, server_side=True)
-    thread = threading.Thread(target=running.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"localhost:{running.server_port}", seen
-    finally:
-        running.shutdown()
-        thread.join()
-        running.server_close()
+from tests.unit.made_server import Call, asked, both, classified, error_of, server
 
 
 @both
@@ -147,31 +71,6 @@ def test_the_other_scheme_is_asked_about(kind: type, scheme: str) -> None:
         error = error_of(kind, f"{scheme}://{place}", classified, retry=Retry(1))
         assert (error.code, seen) == ("unreachable", [])
         assert error.detail.endswith("is it http://, https:// or grpc:// there?")
-
-
-@both
-@pytest.mark.parametrize("key", ["eca_3NPE\neca_second", "eca_3NPE second", "eca_3NPE\x00", "eca_3NPEé"])
-@pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_a_key_that_cannot_be_sent_is_not_shown(kind: type, scheme: str, key: str) -> None:
-    error = error_of(kind, f"{scheme}://localhost:{free_port()}", classified, key=key)
-    assert error.code == "unauthorized"
-    assert "eca_" not in str(error)
-
-
-@both
-def test_a_key_is_stripped(kind: type) -> None:
-    with server(401, b'{"code": "unauthorized", "detail": "whose key?"}') as (place, seen):
-        assert error_of(kind, f"http://{place}", classified, key="secret\r\n").code == "unauthorized"
-        assert [headers["authorization"] for _, headers in seen] == ["Bearer secret"]
-
-
-@both
-def test_authorities_that_cannot_be_read(kind: type, tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("no certificate")
-    for scheme in ("https", "grpcs"):
-        for ca in (Path("/nope"), tmp_path / "text"):
-            error = error_of(kind, f"{scheme}://localhost:1", classified, ca=ca)
-            assert (error.code, f"{ca} holds no certificate" in error.detail) == ("untrusted", True)
 
 
 @both
@@ -288,83 +187,6 @@ def test_a_deadline_is_of_the_whole_answer(kind: type) -> None:
         error = error_of(kind, f"http://{place}", lambda client: client.classify(b"image", timeout_s=0.5))
         assert time.monotonic() - started < 3
     assert error.code == "deadline_exceeded"
-
-
-@both
-@pytest.mark.parametrize(("timeout_s", "sent"), [(float("inf"), 86_400_000), (1e7, 86_400_000), (0, 1), (-5, 1)])
-def test_any_time_may_be_given(kind: type, timeout_s: float, sent: int) -> None:
-    with server(404, b'{"code": "model_not_found"}') as (place, seen):
-        call: Call = lambda client: client.classify(b"image", timeout_s=timeout_s)  # noqa: E731
-        assert error_of(kind, f"http://{place}", call).code == "model_not_found"
-    assert int(seen[0][1]["x-request-timeout-ms"]) == pytest.approx(sent, abs=100)
-
-
-@both
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "x/../resnet14-se", " a", "a\udcff"])
-def test_names_that_address_another_are_refused(kind: type, name: str) -> None:
-    questions: list[Call] = [
-        lambda client: client.classify(b"image", name),
-        lambda client: client.explain(b"image", name),
-        lambda client: client.compare(b"image", ["a,b"]),
-    ]
-    if kind is Client:
-        questions += [lambda client: client.pin(name), lambda client: client.unpin(name)]
-    with server(200, b"{}") as (place, seen):
-        for question in questions:
-            assert error_of(kind, f"http://{place}", question).code == "model_not_found"
-        assert seen == []
-
-
-@both
-@pytest.mark.parametrize("ask", ["explain", "overlay"])
-def test_a_class_that_is_no_text_is_refused(kind: type, ask: str) -> None:
-    """As a command line has bytes that are no UTF-8."""
-    with server(200, b"{}") as (place, seen):
-        error = error_of(kind, f"http://{place}", lambda client: getattr(client, ask)(b"image", "a", "\udcff"))
-        assert (error.code, seen) == ("bad_parameter", [])
-        assert str(error).encode()
-
-
-@both
-def test_a_name_stays_a_name(kind: type) -> None:
-    with server(404, b'{"code": "model_not_found"}') as (place, seen):
-        error_of(kind, f"http://{place}", lambda client: client.classify(b"image", "a#?%é"))
-        assert seen[0][0] == "/v1/models/a%23%3F%25%C3%A9/classify"
-
-
-@both
-@pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_a_version_is_of_a_model(kind: type, scheme: str) -> None:
-    url = f"{scheme}://localhost:{free_port()}"
-    error = error_of(kind, url, lambda client: client.classify(b"image", version=1))
-    assert (error.code, "name the model" in error.detail) == ("bad_parameter", True)
-
-
-@both
-def test_a_path_that_no_file_can_have(kind: type) -> None:
-    assert error_of(kind, "http://localhost:1", lambda client: client.classify("a\0b")).code == "unreadable"
-
-
-def test_a_file_that_no_path_can_name_ends_nothing(tmp_path: Path) -> None:
-    with Client(f"http://localhost:{free_port()}") as client:
-        (found,) = client.classify_files([tmp_path / "a\0b"])
-    assert found.error is not None
-    assert (found.error.code, found.error.__traceback__) == ("unreadable", None)
-
-
-@both
-def test_no_request_at_once_is_refused(kind: type, tmp_path: Path) -> None:
-    """And not waited for."""
-
-    async def gathered(client: AsyncClient) -> list[FileResult]:
-        found = client.classify_files([tmp_path], concurrency=0)
-        return [await asyncio.wait_for(anext(found), 5)]
-
-    call: Call = (
-        gathered if kind is AsyncClient else lambda client: list(client.classify_files([tmp_path], concurrency=0))
-    )
-    with pytest.raises(ValueError, match="at least one request"):
-        asked(kind, f"http://localhost:{free_port()}", call)
 
 
 @both
