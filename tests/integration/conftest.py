@@ -223,15 +223,22 @@ def _running(pid: int) -> bool:
 
 
 @contextmanager
-def ready(repository: Path, folder: Path) -> Iterator[Service]:
-    """The whole service, ready, and ended afterwards."""
-    running = start(repository, folder)
+def ending(service: Service) -> Iterator[None]:
+    """Begins when it is ready, and ends it afterwards."""
     try:
-        running.await_ready()
-        yield running
+        service.await_ready()
+        yield
     finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(40) == 0, service.log.read_text()
+
+
+@contextmanager
+def ready(repository: Path, folder: Path, **settings: Any) -> Iterator[Service]:
+    """The whole service as `start` starts it, ready, and ended afterwards."""
+    running = start(repository, folder, **settings)
+    with ending(running):
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from eca_service.client import AsyncClient, Classification, Client, ClientError,
 from eca_service.contract import read
 from PIL import Image
 
-from tests.integration.conftest import DEMO, MODEL, ROOT, Service, golden_png, start
+from tests.integration.conftest import DEMO, MODEL, ROOT, Service, ending, golden_png, ready, start
 from tests.ports import free_port
 
 IMAGES = sorted((ROOT / "build" / "demo" / "images").iterdir())
@@ -165,16 +164,11 @@ def test_many_files_in_their_order(service: Service, way: str, tmp_path: Path) -
 def test_a_service_that_takes_less_is_sent_fewer_files(repository: Path, tmp_path: Path, limit: dict[str, Any]) -> None:
     """Each file alone is well within its limits."""
     paths = [*IMAGES[:9], tmp_path / "missing.jpg", *IMAGES[9:12]]
-    running = start(repository, tmp_path, **limit)
-    try:
-        running.await_ready()
+    with ready(repository, tmp_path, **limit) as running:
         for way in ("http", "grpc", "http-loop", "grpc-loop"):
             found: list[FileResult] = asked(running, way, lambda client: client.classify_files(paths))
             assert [result.path for result in found] == paths
             assert [result.error.code for result in found if result.error] == ["unreadable"], way
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)
 
 
 @pytest.mark.parametrize("way", ["http", "http-loop"])
@@ -238,12 +232,8 @@ def test_a_full_service_is_asked_again_until_it_answers(repository: Path, tmp_pa
         with Client(address(running, way), timeout_s=60, retry=Retry(attempts=50)) as patient:
             return patient.classify(DOG).best.label
 
-    try:
-        running.await_ready()
+    with ending(running):
         refused: dict[str, list[tuple[str, float | None]]] = {"http": [], "grpc": []}
         with ThreadPoolExecutor(6) as pool:
             assert set(pool.map(ask, range(24))) == {"dog"}
         assert [set(told) for told in refused.values()] == [{("overloaded", 1)}] * 2
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)

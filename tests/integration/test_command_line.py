@@ -9,7 +9,6 @@ import json
 import os
 import pty
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from eca_service.client import Classification, Client
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tests.integration.conftest import MODEL, OTHER, ROOT, Service, ready, run, start
+from tests.integration.conftest import MODEL, OTHER, ROOT, Service, ending, ready, run, start
 from tests.ports import free_port
 
 IMAGES = ROOT / "build" / "demo" / "images"
@@ -95,14 +94,10 @@ def test_what_is_on_this_machine_is_asked_through_no_proxy(
         for name, value in proxied.items():
             patch.setenv(name, value)
         running = start(repository, tmp_path)
-    try:
-        running.await_ready()
+    with ending(running):
         for url in (running.url, f"grpc://localhost:{running.grpc_port}"):
             done = run("eca_service", "classify", IMAGES / "dog-1.jpg", "--url", url, environment=proxied)
             assert (done.returncode, "dog" in done.stdout) == (0, True), done.stderr
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(30) == 0
 
 
 @pytest.mark.parametrize(

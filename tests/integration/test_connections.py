@@ -20,7 +20,7 @@ from eca_service.connections import LINGER_S
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import FRESH, MODEL, Service, golden_png, slow_image, start
+from tests.integration.conftest import FRESH, MODEL, Service, golden_png, ready, slow_image
 
 HEAD_S = 1.2
 
@@ -29,13 +29,8 @@ HEAD_S = 1.2
 def strict(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that waits a second for a body and for the next request, and longer for a head that has begun."""
     folder = tmp_path_factory.mktemp("strict")
-    running = start(repository, folder, head_timeout_ms=1000 * HEAD_S, body_timeout_ms=1000, keep_alive_ms=1000)
-    try:
-        running.await_ready()
+    with ready(repository, folder, head_timeout_ms=1000 * HEAD_S, body_timeout_ms=1000, keep_alive_ms=1000) as running:
         yield running
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(30) == 0
 
 
 def connect(service: Service, port: int = 0) -> socket.socket:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.integration.callers import call
-from tests.integration.conftest import FRESH, MODEL, Service, golden_png, run, start
+from tests.integration.conftest import FRESH, MODEL, Service, ending, golden_png, run, start
 from tests.unit.test_triton_server import needs_ipv6
 
 
@@ -55,17 +54,13 @@ def test_a_service_on_ipv6_alone(repository: Path, tmp_path: Path) -> None:
     running = start(repository, tmp_path, host="::", triton_host="::1")
     port = running.url.rpartition(":")[2]
     running.url = f"http://[::1]:{port}"
-    try:
-        running.await_ready()
+    with ending(running):
         assert call("rest", running, MODEL, [golden_png(repository, MODEL)]).code == "ok"
         environment = {"ECA_HOST": "::", "ECA_HTTP_PORT": port, "ECA_REPOSITORY": str(repository)}
         done = run("eca_service", "doctor", "--seconds", 0.1, environment=environment)
         assert (done.returncode, done.stderr) == (0, "")
         assert f"The service at {running.url} is ready." in done.stdout
         assert f"{running.url}/docs" in running.log.read_text(), "one that can be opened"
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)
 
 
 def test_says_why_batches_hold_one_image(service: Service, repository: Path) -> None:

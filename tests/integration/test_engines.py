@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,7 @@ from eca_build.targets import Wish
 from eca_service.contract import Contract, read
 from numpy.typing import NDArray
 
-from tests.integration.conftest import FRESH, MODEL, ROOT, Service, start
+from tests.integration.conftest import FRESH, MODEL, ROOT, Service, ready
 
 DEMO = ROOT / "build" / "demo"
 WEIGHTS = DEMO / f"{MODEL}.safetensors"
@@ -58,13 +57,8 @@ def engines(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """All of them, served."""
-    running = start(engines, tmp_path_factory.mktemp("service"))
-    try:
-        running.await_ready()
+    with ready(engines, tmp_path_factory.mktemp("service")) as running:
         yield running
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +147,6 @@ def test_without_openvino_onnxruntime_serves_the_same_file(
     contract = json.loads(path.read_text())
     contract["runtime"] = None  # what the backend does where it is missing
     path.write_text(json.dumps(contract))
-    running = start(tmp_path / "r", tmp_path)
-    try:
-        running.await_ready()
+    with ready(tmp_path / "r", tmp_path) as running:
         own = verify.answers(tmp_path / "r" / "both" / "1" / "model.onnx", sample)
         np.testing.assert_allclose(asked(running, "both", sample[:32]), own[:32], atol=1e-5)
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)

@@ -19,7 +19,7 @@ import pytest
 from eca_service import metrics
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import FRESH, MODEL, Service, golden_png, slow_image, start
+from tests.integration.conftest import FRESH, MODEL, Service, ending, golden_png, ready, slow_image, start
 from tests.integration.traffic import TURNED_AWAY, Load
 from tests.load import noop
 from tests.load.goodput import sweep
@@ -32,13 +32,8 @@ PER_S = 200
 def test_goodput_at_five_times_the_capacity(tmp_path: Path) -> None:
     """Of an engine whose time other programs do not change; of a network: python -m tests.load.goodput."""
     noop.publish(tmp_path / "repository", crop=32, pace_s=1 / PER_S)
-    running = start(tmp_path / "repository", tmp_path)
-    try:
-        running.await_ready()
+    with ready(tmp_path / "repository", tmp_path) as running:
         found = asyncio.run(sweep(running, noop.NAME, (1.2, 5.0), rounds=3, seconds=2.5, deadline_s=DEADLINE_S))
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(40) == 0
     peak, flooded = (statistics.median(one.goodput_per_s for one in found[multiple]) for multiple in (1.2, 5.0))
     told = [(one.offered_per_s, one.goodput_per_s, one.p99_s, one.codes) for row in found.values() for one in row]
     # A machine that others use stops us for longer than our margins, in some rounds: the median of three is ours, and
@@ -57,9 +52,7 @@ def test_goodput_at_five_times_the_capacity(tmp_path: Path) -> None:
 
 @pytest.mark.quiet
 def test_a_thousand_images_of_one_caller_leave_room_for_the_others(repository: Path, tmp_path: Path) -> None:
-    running = start(repository, tmp_path, max_images=1000, max_inflight_images=2000)
-    try:
-        running.await_ready()
+    with ready(repository, tmp_path, max_images=1000, max_inflight_images=2000) as running:
         image, rows, waits = golden_png(repository, MODEL), list[object](), list[float]()
         call("rest", running, MODEL, [image] * 40)  # what an image costs is learnt
         started = time.monotonic()
@@ -82,9 +75,6 @@ def test_a_thousand_images_of_one_caller_leave_room_for_the_others(repository: P
         assert [isinstance(row, list) for row in rows] == [True] * 1000
         assert len(waits) >= 4, "others were answered all along"
         assert statistics.median(waits) < took / 5, (took, waits)
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(40) == 0
 
 
 def test_ending_under_load_loses_nothing_on_any_protocol(repository: Path, tmp_path: Path) -> None:
@@ -121,16 +111,12 @@ def test_ending_under_load_loses_nothing_on_kept_connections(repository: Path, t
                     codes["refused"] += 1
         return codes
 
-    try:
-        running.await_ready()
+    with ending(running):
         with ThreadPoolExecutor(8) as pool:
             callers = [pool.submit(calls) for _ in range(8)]
             enough = all(answered.acquire(timeout=60) for _ in range(200))
             running.process.send_signal(signal.SIGTERM)
         codes = sum((one.result() for one in callers), Counter[str]())
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(30) == 0, running.log.read_text()
     assert enough, codes
     assert set(codes) <= {"ok", "draining", "refused"}, codes
 
@@ -157,9 +143,7 @@ def test_what_takes_longer_than_the_grace_is_told_that_the_service_ends(reposito
 def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, tmp_path: Path) -> None:
     """Two instances of half a second an image: four images take a second, not two."""
     noop.publish(tmp_path / "repository", max_batch=1, crop=32, pace_s=0.5, instances=2)
-    running = start(tmp_path / "repository", tmp_path)
-    try:
-        running.await_ready()
+    with ready(tmp_path / "repository", tmp_path) as running:
         image = golden_png(repository, MODEL)
         took = []
         for _ in range(2):
@@ -169,21 +153,13 @@ def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, t
             took.append(time.monotonic() - started)
             assert [reply.code for reply in replies] == ["ok"] * 4
         assert 0.95 < min(took) < 1.9, took
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(40) == 0
 
 
 @pytest.fixture(scope="module")
 def small(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that takes two images at once."""
-    running = start(repository, tmp_path_factory.mktemp("small"), max_inflight_images=2, max_body_bytes=1 << 20)
-    try:
-        running.await_ready()
+    with ready(repository, tmp_path_factory.mktemp("small"), max_inflight_images=2, max_body_bytes=1 << 20) as running:
         yield running
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(30) == 0
 
 
 def rejected(service: Service) -> float:

@@ -16,7 +16,7 @@ from eca_service.keys import make
 from selenium.webdriver.common.keys import Keys
 
 from tests.integration.chromium import Browser
-from tests.integration.conftest import FRESH, MODEL, OTHER, Service, start
+from tests.integration.conftest import FRESH, MODEL, OTHER, Service, ending, ready, start
 from tests.integration.page import DOG, SHIP, answered, named, opened
 from tests.integration.test_reload import publish, served, until
 
@@ -129,8 +129,7 @@ def test_a_new_version_of_a_model_is_shown_as_it_is(chromium: Browser, repositor
         contract["labels"] = [f"<b>{label}</b>{100 * '_'}" for label in contract["labels"]]
         contract["parameters"] = 12_340_000
 
-    try:
-        running.await_ready()
+    with ending(running):
         opened(chromium, running)
         chromium.give(DOG, "dog.jpg")
         answered(chromium, "dog")
@@ -147,9 +146,6 @@ def test_a_new_version_of_a_model_is_shown_as_it_is(chromium: Browser, repositor
             chromium.give(DOG, f"{100 * 'dog'}.jpg")
             answered(chromium, "<b>dog</b>")
             assert chromium.run("return document.documentElement.scrollWidth") <= width, "nothing lies beside the page"
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)
 
 
 def test_one_that_fails_stands_beside_the_others(chromium: Browser, repository: Path, tmp_path: Path) -> None:
@@ -178,9 +174,7 @@ def test_one_that_fails_stands_beside_the_others(chromium: Browser, repository: 
 
 
 def test_busy_is_told_and_tried_again(chromium: Browser, repository: Path, tmp_path: Path) -> None:
-    running = start(repository, tmp_path, max_inflight_images=8)
-    try:
-        running.await_ready()
+    with ready(repository, tmp_path, max_inflight_images=8) as running:
         opened(chromium, running)
         with held(running, 8):
             chromium.until(lambda: "eca_inflight 8.0" in FRESH.get(running.url + "/metrics").text)
@@ -205,9 +199,6 @@ def test_busy_is_told_and_tried_again(chromium: Browser, repository: Path, tmp_p
         finally:
             running.process.send_signal(signal.SIGCONT)
         chromium.until(lambda: chromium.text("#service") == "ready")
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)
     chromium.give(DOG, "dog.jpg")
     chromium.until(lambda: chromium.text("#notice-title") == "The service cannot be reached")
 
@@ -215,9 +206,7 @@ def test_busy_is_told_and_tried_again(chromium: Browser, repository: Path, tmp_p
 def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(chromium: Browser, repository: Path, tmp_path: Path) -> None:
     secret, line = make("people")
     (tmp_path / "keys").write_text(line + "\n")
-    running = start(repository, tmp_path, api_keys_file=tmp_path / "keys")
-    try:
-        running.await_ready()
+    with ready(repository, tmp_path, api_keys_file=tmp_path / "keys") as running:
         opened(chromium, running)
         chromium.give(DOG, "dog.jpg")
         chromium.until(lambda: chromium.text("#key-dialog"))
@@ -256,6 +245,3 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(chromium: Browser, rep
         chromium.until(lambda: chromium.text("#key-dialog"))
         chromium.press(*secret, Keys.ENTER)
         answered(chromium, "dog")
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)

@@ -20,7 +20,7 @@ from eca_service import metrics
 from eca_service.readiness import FOLLOW_EVERY_S
 
 from tests.integration.callers import call
-from tests.integration.conftest import FRESH, MODEL, OTHER, Service, golden_png, run, start
+from tests.integration.conftest import FRESH, MODEL, OTHER, Service, golden_png, ready, run, start
 
 
 def publish(repository: Path, version: int, damage: Callable[[dict[str, Any], Path], None] | None = None) -> Path:
@@ -235,10 +235,5 @@ def test_what_was_golden_is_not_left_for_an_older_version(changing: tuple[Servic
 
 def test_a_restart_passes_over_a_bad_newest_version(changing: tuple[Service, Path, list[str]], tmp_path: Path) -> None:
     _, repository, _ = changing
-    service = start(repository, tmp_path)
-    try:
-        service.await_ready()
+    with ready(repository, tmp_path) as service:
         assert served(service) == 2
-    finally:
-        service.process.send_signal(signal.SIGTERM)
-        service.process.wait(30)

@@ -25,7 +25,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import FRESH, MODEL, Service, golden_png, run, start
+from tests.integration.conftest import FRESH, MODEL, Service, ending, golden_png, ready, run, start
 from tests.integration.test_reload import publish, served
 
 all_protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -68,12 +68,8 @@ def safe(repository: Path, folder: Path) -> Iterator[Service]:
         rate_burst=2000,
     )
     service.ca, service.key = folder / "ca.pem", secret
-    try:
-        service.await_ready()
+    with ending(service):
         yield service
-    finally:
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(30) == 0
 
 
 def until(condition: Callable[[], bool], service: Service, timeout_s: float = 20) -> None:
@@ -283,13 +279,8 @@ def limited(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("limited")
     made = {name: make(name) for protocol in PROTOCOLS for name in (f"{protocol}-a", f"{protocol}-b")}
     (folder / "keys").write_text("\n".join(line for _, line in made.values()))
-    service = start(repository, folder, api_keys_file=folder / "keys", rate_limit=0.05, rate_burst=BURST)
-    try:
-        service.await_ready()
+    with ready(repository, folder, api_keys_file=folder / "keys", rate_limit=0.05, rate_burst=BURST) as service:
         yield service, {name: secret for name, (secret, _) in made.items()}
-    finally:
-        service.process.send_signal(signal.SIGTERM)
-        service.process.wait(30)
 
 
 @all_protocols

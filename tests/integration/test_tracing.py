@@ -6,7 +6,6 @@ import base64
 import contextlib
 import gzip
 import json
-import signal
 import subprocess
 import sys
 import threading
@@ -27,7 +26,7 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, Reply, call
-from tests.integration.conftest import MODEL, Service, golden_png, run, start
+from tests.integration.conftest import MODEL, Service, ending, golden_png, run, start
 
 CALLER = "b7ad6b7169203331"  # the caller's span
 SERVER, CLIENT = 2, 3  # span kinds
@@ -148,12 +147,8 @@ def traced(repository: Path, receiver: Receiver, tmp_path_factory: pytest.TempPa
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         patch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
         service = start(repository, tmp_path_factory.mktemp("traced"), otlp_endpoint=receiver.url)
-    try:
-        service.await_ready()
+    with ending(service):
         yield service
-    finally:
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(30) == 0
 
 
 def traces_of(protocol: str) -> list[str]:

@@ -14,7 +14,7 @@ import grpc
 import httpx
 
 from tests.integration.callers import call
-from tests.integration.conftest import FRESH, MODEL, Service, alive, golden_png, start
+from tests.integration.conftest import FRESH, MODEL, Service, alive, ending, golden_png, ready, start
 from tests.integration.traffic import Load
 from tests.load import noop
 
@@ -68,8 +68,7 @@ def answers(service: Service, repository: Path, model: str = noop.NAME) -> None:
 def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:
     running = start(repository, tmp_path, workers=2)
     pids: list[int] = []
-    try:
-        running.await_ready()
+    with ending(running):
         end = time.monotonic() + 30
         while running.log.read_text().count(f"{MODEL} version 1 is ready") < 2:  # each worker says so
             assert time.monotonic() < end, running.log.read_text()
@@ -118,9 +117,6 @@ def test_a_worker_dies_and_all_end(repository: Path, tmp_path: Path) -> None:
         assert running.process.wait(30) == 0, running.log.read_text()
         assert codes["ok"] >= 60
         assert set(codes) <= {"ok", "draining", "refused", "unavailable"}, codes
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        running.process.wait(40)
     assert alive(pids) == []
     assert list(Path(tempfile.gettempdir()).glob(f"eca-workers-{running.process.pid}-*")) == []
 
@@ -178,9 +174,7 @@ def test_nothing_outlives_the_supervisor(repository: Path, tmp_path: Path) -> No
 
 def test_callers_are_spread(repository: Path, tmp_path: Path) -> None:
     """Connections over both protocols reach both workers."""
-    running = start(repository, tmp_path, workers=2)
-    try:
-        running.await_ready()
+    with ready(repository, tmp_path, workers=2) as running:
         end = time.monotonic() + 30
         while "worker 1" in FRESH.get(running.url + "/readyz").text or len(workers_of(running)) < 2:
             assert time.monotonic() < end
@@ -198,9 +192,6 @@ def test_callers_are_spread(repository: Path, tmp_path: Path) -> None:
             channel.close()
         for client in clients:
             client.close()
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(40) == 0, running.log.read_text()
 
 
 def test_one_that_waits_for_triton_in_another_s_place_ends_when_it_is_asked(tmp_path: Path) -> None:
@@ -236,9 +227,7 @@ def test_a_worker_that_cannot_be_started_again_at_once_comes_back(tmp_path: Path
     """As where there are as many processes as may be, for a moment."""
     repository = tmp_path / "repository"
     noop.publish(repository, crop=32)
-    running = start(repository, tmp_path, workers=2, before=FAILS_ONCE)
-    try:
-        running.await_ready()
+    with ready(repository, tmp_path, workers=2, before=FAILS_ONCE) as running:
         told(running, "noop version 1 is ready", times=2)
         before = workers_of(running)
         os.kill(before[0], signal.SIGKILL)
@@ -247,9 +236,6 @@ def test_a_worker_that_cannot_be_started_again_at_once_comes_back(tmp_path: Path
         answers(running, repository)
         after = workers_of(running)
         assert (len(after), before[1] in after) == (2, True)
-    finally:
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(40) == 0, running.log.read_text()
 
 
 def test_where_the_workers_files_were_removed_what_runs_goes_on_and_nothing_is_started(tmp_path: Path) -> None:
