@@ -131,6 +131,12 @@ class Service:
             wanted += below
         return found
 
+    @property
+    def memory_kib(self) -> int:
+        """What the gateway's process has of the memory now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
     def await_ready(self, route: str = "/readyz", timeout_s: float = 60) -> None:
         """Returns once `route` says yes; fails with the log where it does not in time."""
         end = time.monotonic() + timeout_s

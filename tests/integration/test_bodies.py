@@ -21,7 +21,6 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import infer_request
 from tests.integration.conftest import FRESH, MODEL, Service, golden_png
-from tests.integration.test_connections import memory_kib
 from tests.unit.image_files import encoded, noise
 
 FORM = {"content-type": "multipart/form-data; boundary=b"}
@@ -162,7 +161,7 @@ def test_what_is_unpacked_counts_as_a_body_of_its_size(service: Service) -> None
     ],
 )
 def test_json_of_millions_of_values_costs_nobody_his_time(service: Service, path: str, body: bytes) -> None:
-    before, headers = memory_kib(service), {"content-type": "application/json"}
+    before, headers = service.memory_kib, {"content-type": "application/json"}
     waits, began = list[float](), time.monotonic()
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(service.ask, "POST", path, content=body, headers=headers)
@@ -173,7 +172,7 @@ def test_json_of_millions_of_values_costs_nobody_his_time(service: Service, path
         took = time.monotonic() - began
         assert max(waits) < max(1, took / 2), "others waited for most of that time"
         assert asked.result().json()["code"] == "bad_request"
-    assert memory_kib(service) - before < 100_000
+    assert service.memory_kib - before < 100_000
 
 
 def test_an_output_is_given_once(service: Service, image: bytes) -> None:
@@ -230,7 +229,7 @@ def test_what_grpc_s_callers_write_is_their_own_fault(service: Service, image: b
 
 def test_a_refused_image_is_not_kept(service: Service) -> None:
     """Until garbage is looked for, which is rare: an error in a circle with its answer would keep the body."""
-    body, before = b"x" * LARGE, memory_kib(service)
+    body, before = b"x" * LARGE, service.memory_kib
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(f"127.0.0.1:{service.grpc_port}", options) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -240,7 +239,7 @@ def test_a_refused_image_is_not_kept(service: Service) -> None:
             with pytest.raises(grpc.RpcError) as told:
                 stub.ModelInfer(infer_request(MODEL, [body]), timeout=20)
             assert told.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert memory_kib(service) - before < 8 * LARGE / 1024
+    assert service.memory_kib - before < 8 * LARGE / 1024
 
 
 def test_statistics_of_all_models(service: Service, repository: Path) -> None:

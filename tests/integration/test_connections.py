@@ -50,11 +50,6 @@ def everything(connection: socket.socket) -> bytes:
     return got
 
 
-def memory_kib(service: Service) -> int:
-    status = Path(f"/proc/{service.process.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-
-
 def still_answers(service: Service, repository: Path) -> None:
     """Every protocol, promptly."""
     started = time.monotonic()
@@ -119,7 +114,7 @@ def test_heads_without_end(strict: Service, repository: Path, kind: str, piece: 
     line = {"one line": b"X-Long: " + b"a" * (8 << 20), "many lines": b"X-Many: a\r\n" * (1 << 19), "one target": b""}
     target = b"/" + b"a" * (8 << 20 if kind == "one target" else 0)
     text = b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n" + line[kind]
-    before = memory_kib(strict)
+    before = strict.memory_kib
     with connect(strict) as connection:
         try:
             for at in range(0, len(text), piece):
@@ -128,7 +123,7 @@ def test_heads_without_end(strict: Service, repository: Path, kind: str, piece: 
             pass
         else:
             assert everything(connection).startswith(b"HTTP/1.1 431 ")
-    assert memory_kib(strict) - before < 24 << 10
+    assert strict.memory_kib - before < 24 << 10
     still_answers(strict, repository)
 
 
