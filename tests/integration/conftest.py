@@ -31,6 +31,7 @@ DEMO = sorted((ROOT / "build" / "demo").glob("*.safetensors"))
 # Each request on a connection of its own, as with httpx.get, but that reads whom to trust anew: 35 ms
 FRESH = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 MODEL, OTHER = "resnet14-eca", "resnet14-se"
+STRICT_HEAD_S = 1.2
 
 
 def run(module: str, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -269,4 +270,14 @@ def chromium() -> Iterator[Any]:
 def undisturbed(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The whole service with all networks, for all modules that leave it as they found it: their `service` is it."""
     with ready(demo, tmp_path_factory.mktemp("undisturbed")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def strict(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that waits a second for a body and for the next request, and longer for a head that has begun."""
+    folder = tmp_path_factory.mktemp("strict")
+    with ready(
+        repository, folder, head_timeout_ms=1000 * STRICT_HEAD_S, body_timeout_ms=1000, keep_alive_ms=1000
+    ) as running:
         yield running

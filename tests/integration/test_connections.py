@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import signal
-import socket
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -20,34 +17,8 @@ from eca_service.connections import LINGER_S
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.integration.callers import PROTOCOLS, call
-from tests.integration.conftest import FRESH, MODEL, Service, golden_png, ready, slow_image
-
-HEAD_S = 1.2
-
-
-@pytest.fixture(scope="module")
-def strict(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that waits a second for a body and for the next request, and longer for a head that has begun."""
-    folder = tmp_path_factory.mktemp("strict")
-    with ready(repository, folder, head_timeout_ms=1000 * HEAD_S, body_timeout_ms=1000, keep_alive_ms=1000) as running:
-        yield running
-
-
-def connect(service: Service, port: int = 0) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port or int(service.url.rpartition(":")[2])))
-    connection.settimeout(20)
-    return connection
-
-
-def everything(connection: socket.socket) -> bytes:
-    """What comes until the service closes."""
-    got = b""
-    try:
-        while data := connection.recv(1 << 16):
-            got += data
-    except ConnectionResetError:
-        pass
-    return got
+from tests.integration.conftest import FRESH, MODEL, STRICT_HEAD_S, Service, golden_png
+from tests.integration.wire import asked, connect, everything, post
 
 
 def still_answers(service: Service, repository: Path) -> None:
@@ -100,7 +71,7 @@ def test_heads_that_dribble(strict: Service, repository: Path) -> None:
         assert len(told) > len(answers) / 2, set(answers)
         assert json.loads(told[0].partition(b"\r\n\r\n")[2])["code"] == "408"
         total_ms = float(told[0].partition(b"server-timing: total;dur=")[2].partition(b"\r")[0])
-        assert 1000 * HEAD_S - 10 < total_ms < 5000
+        assert 1000 * STRICT_HEAD_S - 10 < total_ms < 5000
     finally:
         ended.set()
         sender.join()
@@ -267,100 +238,6 @@ def test_grpc_metadata_without_end(strict: Service, repository: Path) -> None:
     still_answers(strict, repository)
 
 
-def asked(connection: socket.socket, *pieces: bytes) -> list[bytes]:
-    """The answers to what is sent piece by piece, until the service closes."""
-    for piece in pieces:
-        connection.sendall(piece)
-        time.sleep(0.1)
-    return everything(connection).split(b"HTTP/1.1 ")[1:]
-
-
-def post(body: bytes, *fields: bytes) -> bytes:
-    head = (b"POST /v1/classify HTTP/1.1", b"Host: x", b"Content-Length: %d" % len(body), *fields)
-    return b"\r\n".join((*head, b"", b"")) + body
-
-
-H2C = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
-
-
-@pytest.mark.parametrize("pieces", [1, 2, 7])
-def test_who_offers_another_protocol_is_answered_in_this_one(strict: Service, repository: Path, pieces: int) -> None:
-    """Java's own client offers h2c with each request; llhttp alone would not read the body behind."""
-    image = golden_png(repository, MODEL)
-    head = (b"POST /v1/classify HTTP/1.1", b"Host: x", b"Transfer-Encoding: Chunked", *H2C)
-    chunked = b"\r\n".join((*head, b"", b"%x" % len(image), image, b"0", b"", b""))
-    bare = b"GET /livez HTTP/1.1\r\n" + b"\r\n".join((b"Host: x", *H2C)) + b"\r\n\r\n"
-    several = post(image, *H2C) + bare + chunked + post(image)
-    step = -(-len(several) // pieces)
-    with connect(strict) as connection:
-        answers = asked(connection, *(several[at : at + step] for at in range(0, len(several), step)))
-    assert [answer[:3] for answer in answers] == [b"200"] * 4
-    with connect(strict) as connection:
-        last = post(image, *H2C, b"Connection: close")
-        assert [answer[:3] for answer in asked(connection, last + bare)] == [b"200"], "whatever is behind it"
-    with connect(strict) as connection:  # many of them in one piece
-        assert len(asked(connection, 400 * bare)) == 400
-
-
-@pytest.mark.parametrize("field", [b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked, gzip"])
-def test_a_body_without_end_is_refused_also_there(strict: Service, field: bytes) -> None:
-    head = b"\r\n".join((b"POST /v1/classify HTTP/1.1", b"Host: x", field, *H2C, b"", b""))
-    with connect(strict) as connection:
-        answers = asked(connection, head + b"x" * 100)
-    assert answers[0][:3] == b"400"
-    assert "Traceback" not in strict.log.read_text()
-
-
-@pytest.mark.parametrize(
-    ("version", "fields", "status"),
-    [
-        (b"1.1", (), b"400"),
-        (b"1.1", (b"Host: a", b"host: b"), b"400"),
-        (b"1.1", (b"Host:",), b"200"),
-        (b"1.0", (), b"200"),
-        (b"1.0", (b"Host: a", b"Host: a"), b"400"),
-    ],
-)
-def test_a_request_names_its_host_once(
-    strict: Service, version: bytes, fields: tuple[bytes, ...], status: bytes
-) -> None:
-    head = b"\r\n".join((b"GET /livez HTTP/" + version, *fields, b"Connection: close", b"", b""))
-    with connect(strict) as connection:
-        (answer,) = asked(connection, head)
-    assert answer[:3] == status
-    if status == b"400":
-        problem = json.loads(answer.partition(b"\r\n\r\n")[2])
-        assert problem["code"] == "bad_request"
-        assert "Host" in problem["detail"]
-
-
-@pytest.mark.parametrize("field", [b"Transfer-Encoding: xchunked", b"Transfer-Encoding: chunked, identity"])
-def test_a_body_without_end_is_refused(strict: Service, field: bytes) -> None:
-    with connect(strict) as connection:
-        answers = asked(connection, b"\r\n".join((b"POST /v1/classify HTTP/1.1", b"Host: x", field, b"", b"x" * 100)))
-    assert [answer[:3] for answer in answers] == [b"400"]
-
-
-@pytest.mark.parametrize(
-    "rest", [b"5\nhello\n0\n\n", b"-5\r\nhello", b"F" * 17 + b"\r\n", b"0\r\nContent-Length: 3\r\n\r\n"]
-)
-@pytest.mark.parametrize("first", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"])
-def test_chunks_that_are_none_are_refused(strict: Service, first: bytes, rest: bytes) -> None:
-    """And whatever is behind them is no request; the log has one line, of what the caller was told."""
-    mine = f"chunks-{first.hex()[:4]}-{rest.hex()[:8]}"
-    head = (b"POST /v1/classify HTTP/1.1", b"Host: x", b"Transfer-Encoding: chunked", b"X-Request-Id: " + mine.encode())
-    behind = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
-    started = time.monotonic()
-    with connect(strict) as connection:
-        answers = asked(connection, first + b"\r\n".join((*head, b"", b"")) + rest + behind)
-    assert [answer[:3] for answer in answers] == [b"200"] * bool(first) + [b"400"]
-    assert b"connection: close\r\n" in answers[-1]
-    assert json.loads(answers[-1].partition(b"\r\n\r\n")[2])["code"] == "bad_request"
-    assert time.monotonic() - started < LINGER_S + 3
-    lines = [json.loads(line) for line in strict.log.read_text().splitlines() if mine in line]
-    assert [(line["code"], line["status"]) for line in lines] == [("bad_request", 400)]
-
-
 def test_a_service_that_stood_still_reads_before_it_gives_up(strict: Service, repository: Path) -> None:
     """All its clocks have run out when it goes on, as after a laptop's sleep; the head's too, of whom it answers."""
     image = golden_png(repository, MODEL)
@@ -373,51 +250,7 @@ def test_a_service_that_stood_still_reads_before_it_gives_up(strict: Service, re
             try:
                 time.sleep(0.1)
                 connection.sendall(large[20:])
-                time.sleep(HEAD_S)
+                time.sleep(STRICT_HEAD_S)
             finally:
                 strict.process.send_signal(signal.SIGCONT)
             assert [a[:3] for a in asked(connection)] == [b"200"] * 2, answered_s
-
-
-def test_who_asks_by_head_gets_no_body(service: Service) -> None:
-    length = len(FRESH.get(service.url + "/v1/models").content)
-    with connect(service) as connection:
-        connection.sendall(b"HEAD /v1/models HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-        found = b""
-        while not found.endswith(b"}"):
-            found += connection.recv(65536)
-    first, second = found.partition(b"\r\n\r\n")[::2]
-    assert f"\r\ncontent-length: {length}\r\n".encode() in first
-    assert (first[:12], second[:12]) == (b"HTTP/1.1 200",) * 2
-
-
-def test_requests_that_do_not_await_each_other(strict: Service, service: Service, repository: Path) -> None:
-    """A body and the beginning of the next head in one piece; a second body that is late, but in time."""
-    image = golden_png(repository, MODEL)
-    large = post(image + bytes(100_000))  # what follows an image is not looked at
-    for ends in ((len(large) + 20,), (300, len(large) + 20)):
-        pieces = [(2 * large)[start:end] for start, end in zip((0, *ends), (*ends, 2 * len(large)), strict=True)]
-        with connect(strict) as connection:
-            assert [a[:3] for a in asked(connection, *pieces)] == [b"200"] * 2, ends
-    with connect(strict) as connection:
-        assert [a[:3] for a in asked(connection, large[:300], large[300:] + large[:20])] == [b"200", b"408"]
-    with connect(service) as connection:
-        last = post(image, b"Connection: close")
-        connection.sendall(post(image) + last[: -len(image)])
-        time.sleep(LINGER_S + 0.5)
-        assert [a[:3] for a in asked(connection, image)] == [b"200"] * 2
-
-
-def test_nobody_is_cut_off_for_the_next_head_while_being_answered(strict: Service, repository: Path) -> None:
-    listed = {"images": [{"b64": base64.b64encode(slow_image()).decode()}] * 8}
-    fields, following = (
-        (b"Content-Type: application/json", b"X-Request-Timeout-Ms: 60000"),
-        post(golden_png(repository, MODEL)),
-    )
-    with connect(strict) as connection:
-        started = time.monotonic()
-        connection.sendall(post(json.dumps(listed).encode(), *fields) + following[:20])
-        first = connection.recv(1 << 16)
-        assert time.monotonic() - started > HEAD_S, "or this is no trial"
-        assert first.startswith(b"HTTP/1.1 200 ")
-        assert [answer[:3] for answer in asked(connection, following[20:])] == [b"200"]
