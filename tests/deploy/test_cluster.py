@@ -1,13 +1,9 @@
-"""The Helm chart, linted and rendered by Helm itself, its manifests held to the schemas of the versions supported."""
+"""What the Helm chart's manifests say: of secrets, probes, jobs, scaling, networks, builds."""
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
-import subprocess
-import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,94 +14,9 @@ import yaml
 from eca_service.grpc_server import GRACE_S
 from eca_service.settings import PREFIX, Settings
 
+from tests.deploy.chart import ALL, CHART, CPU, FOREIGN, KSERVE, KUBERNETES, gateway_container, manifests
 from tests.deploy.observed import METRIC, PROMETHEUS, metrics_asked_for, promtool, rules
-from tests.deploy.stack import ROOT, versions
-
-CHART = ROOT / "deploy" / "helm" / "eca-serve"
-KSERVE = ROOT / "deploy" / "kserve" / "runtime.yaml"
-# the kinds of operators, whose schemas no package has
-FOREIGN = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "ServingRuntime", "InferenceService"}
-KUBERNETES = ("1.29.0", "1.33.0", "1.37.0")
-ALL: dict[str, Any] = {
-    "build": {"enabled": True, "checkpointsClaim": "checkpoints", "env": {"ECA_PRECISION": "fp16"}},
-    "autoscaling": {"kind": "keda"},
-    "networkPolicy": {"egress": [{"ports": [{"port": 4317, "protocol": "TCP"}]}]},
-    "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "apiKey": "scrapes"},
-    "gateway": {
-        "env": {"ECA_DEADLINE_MS": "2000", "OTEL_TRACES_SAMPLER": "always_off"},
-        "secrets": {"apiKeys": "team-keys", "tls": "gateway-tls", "managementToken": "operators"},
-    },
-}
-CPU: dict[str, Any] = {
-    "triton": {"image": "eca-serve/triton-cpu:0.1.0", "gpus": 0},
-    "models": {"existingClaim": "mine"},
-}
-CASES: dict[str, dict[str, Any]] = {"default": {}, "all": ALL, "cpu": CPU, "bare": {
-    "autoscaling": {"kind": "none"}, "networkPolicy": {"enabled": False}
-}}  # fmt: skip
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """It writes no log."""
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
-
-
-def manifests(values: dict[str, Any], release: str = "demo") -> dict[tuple[str, str], dict[str, Any]]:
-    """What the chart makes of `values`, by kind and name."""
-    with helm_python.Chart.load(CHART) as chart:
-        rendered = chart.render(values, name=release, namespace="vision")
-    texts = [text for path, text in rendered.items() if path.endswith(".yaml")]
-    documents = [document for text in texts for document in yaml.safe_load_all(text) if document]
-    return {(document["kind"], document["metadata"]["name"]): document for document in documents}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_lint_finds_nothing(case: str) -> None:
-    report = helm_python.lint(CHART, CASES[case], strict=True)
-    assert [message for message in report["messages"] if message["severity"] > 1] == []
-    assert report["errors"] in (None, [])
-
-
-@pytest.mark.parametrize("version", KUBERNETES)
-@pytest.mark.parametrize("case", CASES)
-def test_manifests_are_valid(case: str, version: str) -> None:
-    found = manifests(CASES[case])
-    for (kind, _), document in found.items():
-        if kind not in FOREIGN:
-            kubernetes_validate.validate(document, version, strict=True)
-    assert len(found) >= 7
-
-
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        ({"gateway": {"replica": 3}}, "replica"),
-        ({"gateway": {"image": "eca-serve/gateway"}}, "image"),
-        ({"gateway": {"env": {"PATH": "/"}}}, "PATH"),
-        ({"build": {"enabled": True}}, "checkpointsClaim"),
-        ({"autoscaling": {"kind": "vpa"}}, "kind"),
-        ({"models": {"size": "twenty"}}, "size"),
-        ({"gateway": {"resources": {"requests": {"cpu": -1}}}}, "cpu"),
-        ({"gateway": {"image": "registry:5000/eca-serve/gateway"}}, "image"),
-        ({"triton": {"resources": {"limits": None}}}, "missing property 'limits'"),
-        # each would be a release whose pods never come up, or whose gateways Prometheus does not see
-        ({"gateway": {"env": {"ECA_HTTP_PORT": "9000"}}}, "gateway.env: the chart itself sets ECA_HTTP_PORT"),
-        ({"gateway": {"env": {"ECA_TRITON_THREADS": "4"}}}, "gateway.env: the chart itself sets ECA_TRITON_THREADS"),
-        ({"gateway": {"env": {"ECA_WORKERS": "4"}}}, "gateway.env: the chart itself sets ECA_WORKERS"),
-        ({"build": {"env": {"ECA_TARGET": "onnx"}}}, "build.env: the chart itself sets ECA_TARGET"),
-        ({"build": {"env": {"ECA_REPOSITORY": "/tmp"}}}, "build.env: the chart itself sets ECA_REPOSITORY"),
-        ({"triton": {"gpus": 0}}, "set triton.image to eca-serve/triton-cpu"),
-        (CPU | {"build": {"enabled": True, "checkpointsClaim": "c"}}, "set build.target to onnx"),
-        ({"autoscaling": {"gateway": {"min": 20}}}, "autoscaling.gateway: min 20 is above max 10"),
-        ({"autoscaling": {"kind": "keda", "triton": {"max": 1, "min": 2}}}, "autoscaling.triton: min 2 is above max 1"),
-        ({"monitoring": {"enabled": True}, "gateway": {"env": {"ECA_METRICS": "key"}}}, "set monitoring.apiKey"),
-    ],
-)
-def test_wrong_values_are_refused_by_name(values: dict[str, Any], named: str) -> None:
-    with helm_python.Chart.load(CHART) as chart, pytest.raises(helm_python.HelmError, match=named):
-        chart.render(values, name="demo")
+from tests.deploy.stack import versions
 
 
 def test_images_may_come_from_anywhere_and_quantities_in_any_notation() -> None:
@@ -164,12 +75,6 @@ def test_all_pods_are_locked_down() -> None:
             assert container["securityContext"]["readOnlyRootFilesystem"], name
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
             assert container["resources"]["limits"]["memory"], name
-
-
-def gateway_container(values: dict[str, Any]) -> dict[str, Any]:
-    pod = manifests(values)["Deployment", "demo-eca-serve-gateway"]["spec"]["template"]["spec"]
-    container: dict[str, Any] = pod["containers"][0]
-    return {**container, "volumes": {volume["name"]: volume for volume in pod["volumes"]}}
 
 
 @pytest.mark.parametrize("release", ["eca", "eca-serve"])
@@ -405,33 +310,3 @@ def test_images_are_those_of_the_one_place() -> None:
     for line in Path(KSERVE).read_text().splitlines():
         if "image:" in line:
             assert line.endswith((f"gateway:{own}", f"tritonserver:{release}-py3"))
-
-
-def test_kserve_s_pod_is_valid() -> None:
-    runtime, service = yaml.safe_load_all(KSERVE.read_text())
-    spec = {key: runtime["spec"][key] for key in ("containers", "volumes")}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
-    kubernetes_validate.validate(pod, KUBERNETES[-1], strict=True)
-    assert runtime["spec"]["containers"][0]["name"] == "kserve-container"
-    assert service["spec"]["predictor"]["model"]["runtime"] == runtime["metadata"]["name"]
-
-
-def test_kserve_s_triton_outlives_its_gateway(tmp_path: Path) -> None:
-    """All of a pod's containers are asked to end at once; for five seconds each request was `model_not_ready`."""
-    runtime, service = yaml.safe_load_all(KSERVE.read_text())
-    gateway, triton = runtime["spec"]["containers"]
-    environment = {entry["name"]: entry.get("value") for entry in gateway["env"]}
-    ending_s = (int(environment["ECA_DRAIN_DELAY_MS"]) + Settings.model_fields["grace_ms"].default) / 1000 + GRACE_S
-    assert ending_s < service["spec"]["predictor"]["terminationGracePeriodSeconds"]
-    *shell, script = triton["lifecycle"]["preStop"]["exec"]["command"]
-    (tmp_path / "livez").touch()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as alive:
-        threading.Thread(target=alive.serve_forever, daemon=True).start()
-        address = f"127.0.0.1:{alive.server_address[1]}"
-        assert "127.0.0.1:8080" in script
-        with subprocess.Popen([*shell, script.replace("127.0.0.1:8080", address)]) as hook:
-            with pytest.raises(subprocess.TimeoutExpired):
-                hook.wait(3)
-            alive.shutdown()
-            alive.server_close()
-            assert hook.wait(10) == 0
