@@ -141,7 +141,7 @@ def _fastest_kernels(program: torch.export.ExportedProgram, batch: int) -> Abstr
     if not sites:
         return nullcontext()
     major, minor = torch.cuda.get_device_capability()
-    kernels, _ = tuner.compile_all(sites, 10 * major + minor)
+    kernels, _ = tuner.compile_all(sites, 10 * major + minor, traced=True)
     return tuning.use(tuner.tune(sites, batch, kernels))
 
 

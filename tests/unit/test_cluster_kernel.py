@@ -6,6 +6,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,17 @@ import pytest
 pytest.importorskip("triton", reason="needs the extra `plugin`")
 
 import torch
-from eca_build import custom_nodes
+from eca_build import custom_nodes, inductor
 from eca_plugin import cluster_eca, cuda_compiler, tuner, tuning
-from eca_plugin.ahead_of_time import TYPE_NUMBERS, KernelError, Type, assemble, compile_plan, widest_load_bytes
+from eca_plugin.ahead_of_time import (
+    TYPE_NUMBERS,
+    Compiled,
+    KernelError,
+    Type,
+    assemble,
+    compile_plan,
+    widest_load_bytes,
+)
 from eca_plugin.descriptor import VALUE_BYTES
 from eca_plugin.plan import Plan
 
@@ -166,6 +175,23 @@ def test_a_missing_compiler_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     number = next(number for number, one in enumerate(site.plans(90)) if one.is_cuda)
     _, reason = tuner._compile((site, 90, number))
     assert "needs nvcc, or NVRTC" in str(reason), "whoever compiles many is told why one is missing"
+
+
+def test_a_package_is_built_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can launch none: they were compiled and timed in vain, and one that failed on the GPU ended the build."""
+    site = tuning.site("FusedECA", {"x": (1, 256, 56, 56), "w": (5,)}, "fp16", nhwc=True, residual=True, relu=True)
+    plans = site.plans(90)
+    taken: tuner.Kernels = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(tuner, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    compiled = Compiled("kernel", "", 4, 32, 0)
+    monkeypatch.setattr(tuner, "_compile", lambda wanted: (wanted[0].plans(wanted[1])[wanted[2]].label, compiled))
+    monkeypatch.setattr(tuner, "sites_of", lambda program: [site])
+    monkeypatch.setattr(tuner, "tune", lambda sites, batch, kernels: taken.update(kernels))
+    inductor._fastest_kernels(None, 32)  # type: ignore[arg-type]
+    assert {label for _, label in taken} == {plan.label for plan in plans if not plan.is_cuda}
+    assert any(plan.is_cuda for plan in plans)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

@@ -83,13 +83,20 @@ def sites_of(program: torch.export.ExportedProgram) -> list[Site]:
     return list(found)
 
 
-def compile_all(sites: Iterable[Site], chip: int, most: int | None = None) -> tuple[Kernels, Counter[str]]:
+def compile_all(
+    sites: Iterable[Site], chip: int, most: int | None = None, traced: bool = False
+) -> tuple[Kernels, Counter[str]]:
     """The kernels of the sites' plans, the first `most` of each, by site and label, compiled side by side.
 
-    Those that cannot be compiled are left out, and counted by the reason. To be called before this process uses the GPU
-    as it starts others.
+    With `traced` those alone that a compiler launches that traces a call, see `Table.plan`. Those that cannot be
+    compiled are left out, and counted by the reason. To be called before this process uses the GPU as it starts others.
     """
-    wanted = [(site, chip, number) for site in sites for number in range(len(site.plans(chip)[:most]))]
+    wanted = [
+        (site, chip, number)
+        for site in sites
+        for number, plan in enumerate(site.plans(chip)[:most])
+        if not (traced and plan.is_cuda)
+    ]
     workers = max(1, min(len(os.sched_getaffinity(0)), 12))
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         made = list(zip(wanted, pool.map(_compile, wanted, chunksize=2), strict=True))
