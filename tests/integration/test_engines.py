@@ -19,6 +19,7 @@ from eca_build.recipes import default_recipe
 from eca_build.sessions import Kind, computes_bf16
 from eca_build.targets import Wish
 from eca_service.contract import Contract, read
+from eca_service.triton.python_backend import runtimes
 from numpy.typing import NDArray
 
 from tests.integration.conftest import FRESH, MODEL, ROOT, Service, ready
@@ -67,14 +68,14 @@ def sample() -> NDArray[np.uint8]:
     return images.load(DEMO / "images", default_recipe("resnet14_cifar"), 33)
 
 
-def asked(service: Service, name: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def asked(service: Service, name: str, pixels: NDArray[np.uint8], output: str = "probabilities") -> NDArray[np.float32]:
     """Triton's own answers, when asked for nothing else, as the gateway does."""
     tensor = grpc.InferInput("image", pixels.shape, "UINT8")
     tensor.set_data_from_numpy(pixels)
     with grpc.InferenceServerClient(f"127.0.0.1:{service.triton_port}") as client:
         answers: NDArray[np.float32] = client.infer(
-            name, [tensor], outputs=[grpc.InferRequestedOutput("probabilities")]
-        ).as_numpy("probabilities")
+            name, [tensor], outputs=[grpc.InferRequestedOutput(output)]
+        ).as_numpy(output)
         return answers
 
 
@@ -91,6 +92,18 @@ def test_what_is_served_is_what_was_verified(
     np.testing.assert_allclose(np.concatenate(parts), own, atol=1e-5)
     plain = verify.answers(repository / MODEL / "1" / "model.onnx", sample)
     assert (own.argmax(1) == plain.argmax(1)).mean() >= 0.95
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_engine_gives_the_map_that_explanations_are_made_of(
+    service: Service, repository: Path, sample: NDArray[np.uint8], name: str
+) -> None:
+    """A compiler's package has it in an order that Triton refuses: each explanation was an internal error."""
+    found = asked(service, name, sample[:3], "features")
+    engine = runtimes.open_onnxruntime(str(repository / MODEL / "1" / "model.onnx"), 1)
+    (expected,) = engine.together(("features",), sample[:3])
+    assert found.shape == expected.shape
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
 
 
 def test_a_compiler_s_files_are_cleared_away(service: Service, engines: Path, temporary: Path) -> None:

@@ -18,8 +18,11 @@ def array_of(tensor: Any) -> Any:
 
 
 def tensor_of(name: str, rows: Any) -> Any:
-    """An array of numbers as a tensor of Triton's, of the same shape and type."""
-    return pb_utils.Tensor.from_dlpack(name, _Shared(rows))
+    """An array of numbers as a tensor of Triton's, of the same shape and type.
+
+    Triton takes rows in C's order alone; a package of PyTorch's compiler gives its maps pixel by pixel.
+    """
+    return pb_utils.Tensor.from_dlpack(name, _Shared(np.ascontiguousarray(rows)))
 
 
 class _Shared:
