@@ -20,6 +20,9 @@ from eca_plugin.tuning import Site
 from tests.conftest import NO_GPU
 from tests.gpu import kernels, networks, sites
 
+# What PyTorch's compilers warn of is no fault of the kernels, and first seen on a GPU: elsewhere nothing runs here.
+pytestmark = pytest.mark.filterwarnings("default")
+
 # Sites of both networks, and shapes that fill no block: channels that are no power of two, odd maps.
 ODD = [
     tuning.site("FusedECA", {"x": (1, 24, 17, 13), "w": (9,)}, "fp16", nhwc=True, residual=True, relu=True),
