@@ -58,3 +58,8 @@ def test_a_machine_with_a_gpu_may_lack_a_plugin_and_warn(tmp_path: Path) -> None
         check=False,
     )
     assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("package", ["eca_build", "eca_plugin", "eca_service"])
+def test_a_machine_with_a_gpu_may_have_nothing_of_ours_installed(pytestconfig: pytest.Config, package: str) -> None:
+    assert any((ROOT / home / package).is_dir() for home in pytestconfig.getini("pythonpath"))
