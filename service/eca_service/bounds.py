@@ -6,9 +6,11 @@ their bytes.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,6 +30,8 @@ SIGNATURES = {
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _ONE_BYTE_TYPES = (1, 2, 6, 7)
+_SHORT, _LONG = 3, 4
+TILE_SIDES = (322, 323)
 
 
 class TooManyParts(Exception):
@@ -87,9 +91,16 @@ def claimed_pixels(data: bytes, kind: str) -> int:
 
 
 def require_few_parts(data: bytes, kind: str) -> None:
-    """Raises TooManyParts for a TIFF with a tag of many numbers."""
-    if kind == "TIFF" and _many_numbers(data):
-        raise TooManyParts(f"it has more than {MOST_NUMBERS} strips, tiles, or numbers in another tag")
+    """Raises TooManyParts for a TIFF with a tag of many numbers, and ValueError for one whose tiles are of a size that
+    Pillow may not know: of other types than TIFF's own libtiff takes it too, and the memory for it.
+    """
+    if kind != "TIFF":
+        return
+    for tag, number_type, numbers in _tags(data):
+        if number_type not in _ONE_BYTE_TYPES and numbers > MOST_NUMBERS:
+            raise TooManyParts(f"it has more than {MOST_NUMBERS} strips, tiles, or numbers in another tag")
+        if tag in TILE_SIDES and number_type not in (_SHORT, _LONG):
+            raise ValueError("the size of its tiles is neither SHORT nor LONG")
 
 
 def require_few_scans(data: bytes, pixels: int) -> None:
@@ -126,17 +137,13 @@ def _more_scans(data: bytes, most: int) -> bool:
     return True
 
 
-def _many_numbers(data: bytes) -> bool:
+def _tags(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Tag, type and count of all that a TIFF's first directory holds, as far as it is there."""
     order = "<" if data[:2] == b"II" else ">"
-    at, head, entry = ("8xQ", "Q", "2xHQ8x") if data[2:3] == b"+" else ("4xI", "H", "2xHI4x")  # "+" is BigTIFF
-    try:
+    at, head, entry = ("8xQ", "Q", "HHQ8x") if data[2:3] == b"+" else ("4xI", "H", "HHI4x")  # "+" is BigTIFF
+    with contextlib.suppress(struct.error, OverflowError):  # the decoder will say what is wrong with it
         (start,) = struct.unpack_from(order + at, data)
         (entries,) = struct.unpack_from(order + head, data, start)
+        first, size = start + struct.calcsize(order + head), struct.calcsize(order + entry)
         for index in range(min(entries, MOST_READS)):
-            place = start + struct.calcsize(order + head) + index * struct.calcsize(order + entry)
-            number_type, numbers = struct.unpack_from(order + entry, data, place)
-            if number_type not in _ONE_BYTE_TYPES and numbers > MOST_NUMBERS:
-                return True
-    except (struct.error, OverflowError):
-        pass  # the decoder will say what is wrong with it
-    return False
+            yield struct.unpack_from(order + entry, data, first + index * size)

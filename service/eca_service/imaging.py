@@ -33,7 +33,6 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 STEPS = {"L;2": 85, "L;4": 17}  # between two grays of a PNG's, as Pillow unpacks them
-TILE_SIDES = (322, 323)
 ROOM = 2.5  # a JPEG that is scaled while it is decoded stays so many times larger than the recipe's size
 # Bytes a pixel that decoding takes at most; a JPEG's coefficients besides, where it is in several scans.
 MOST_BYTES, WEBP_BYTES, COEFFICIENT_BYTES = 13, 22, 8
@@ -137,7 +136,7 @@ def _require_few(pixels: int, most: int, what: str) -> None:
 def _tile_px(opened: ImageFile.ImageFile) -> int:
     """The pixels of one of a TIFF's tiles, which is unpacked whole, however small the image; 0 for other images."""
     tags = getattr(opened, "tag_v2", {})
-    width, height = (tags.get(tag, 0) for tag in TILE_SIDES)
+    width, height = (tags.get(tag, 0) for tag in bounds.TILE_SIDES)
     return width * height if isinstance(width, int) and isinstance(height, int) else 0
 
 

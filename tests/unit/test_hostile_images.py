@@ -85,6 +85,12 @@ def test_small_claim_of_a_large_tile(fast: bool) -> None:
     tags = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1)]
     tile = [(322, 4, 1, 30_000), (323, 4, 1, 30_000), (324, 4, 1, at), (325, 4, 1, len(packed))]
     assert code(tiff(tags + tile, packed), fast) == "image_too_many_pixels"
+    at = 24 + 20 * len(tags + tile) + 8
+    signed = [*tags, (322, 17, 1, 30_000), (323, 17, 1, 30_000), (324, 4, 1, at), (325, 4, 1, len(packed))]
+    odd = struct.pack("<4sHHQQ", b"II+\0", 8, 0, 16, len(signed))
+    odd += b"".join(struct.pack("<HHQQ", *tag) for tag in signed) + bytes(8) + packed
+    assert code(odd, fast) == "image_undecodable", "of a type that libtiff knows, and Pillow does not"
+    assert grown(odd, fast, status=1) < 32 << 20
 
 
 @both
