@@ -17,8 +17,8 @@ import numpy as np
 MOST_READS = 100_000  # about 0.3 s of Pillow's header parsers, which go from part to part
 MOST_SCANS = 100  # a progressive JPEG has about ten; each costs a pass over all coefficients
 MOST_SCANNED_PX, USUAL_SCANS = 1 << 30, 20  # so a large one may have fewer: three seconds are enough
-MOST_EXIF = 100  # segments of a JPEG, which has one; Pillow joins them, and copies all before for each
-MOST_NUMBERS = 65_536  # in one tag of a TIFF: one strip a row for the highest image
+MOST_EXIF = 10  # segments of a JPEG, which has one; Pillow joins them, and makes objects of their numbers
+MOST_NUMBERS = 65_536  # in one tag of a TIFF, as EXIF is one: one strip a row for the highest image
 SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
@@ -29,7 +29,7 @@ SIGNATURES = {
 }
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
-_ONE_BYTE_TYPES = (1, 2, 6, 7)
+_TYPES_OF_BYTES = (1, 2, 7)  # whose values stay the bytes that they are
 _SHORT, _LONG = 3, 4
 TILE_SIDES = (322, 323)
 
@@ -97,7 +97,7 @@ def require_few_parts(data: bytes, kind: str) -> None:
     if kind != "TIFF":
         return
     for tag, number_type, numbers in _tags(data):
-        if number_type not in _ONE_BYTE_TYPES and numbers > MOST_NUMBERS:
+        if number_type not in _TYPES_OF_BYTES and numbers > MOST_NUMBERS:
             raise TooManyParts(f"it has more than {MOST_NUMBERS} strips, tiles, or numbers in another tag")
         if tag in TILE_SIDES and number_type not in (_SHORT, _LONG):
             raise ValueError("the size of its tiles is neither SHORT nor LONG")

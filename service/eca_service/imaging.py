@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import math
 import struct
 import warnings
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffTags, UnidentifiedImageError
 
 from eca_service import bounds, foreign, jpeg, resampling
 from eca_service.colours import to_rgb
@@ -204,9 +205,17 @@ def _srgb(profile: bytes | None) -> bool:
 
 
 def _orientation(opened: ImageFile.ImageFile) -> int:
-    """EXIF's orientation, 1 to 8; 1 also where EXIF is damaged, for the pixels may well be whole."""
+    """EXIF's orientation, 1 to 8; 1 also where EXIF is damaged, for the pixels may well be whole.
+
+    Directories within it are let go: a TIFF's Pillow would unpack as it loads it, for minutes where they are large.
+    """
     try:
-        found = opened.getexif().get(ORIENTATION, 1)
+        exif = opened.getexif()
+        if isinstance(held := getattr(exif, "fp", None), io.BytesIO):
+            bounds.require_few_parts(held.getvalue(), "TIFF")
+        found = exif.get(ORIENTATION, 1)
+        for within in exif.keys() & TiffTags.TAGS_V2_GROUPS.keys():
+            del exif[within]
     except DAMAGE:
         if not opened.info.keys() & {"exif", "Raw profile type exif"}:
             raise  # a PNG is loaded to look for it, and that failed

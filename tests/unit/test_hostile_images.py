@@ -121,6 +121,7 @@ def test_many_parts(fast: bool) -> None:
     ]
     big = struct.pack("<4sHHQ", b"II+\0", 8, 0, 16 + 8 * many) + bytes(8 * many) + struct.pack("<Q", len(strips))
     big += b"".join(struct.pack("<HHQQ", *strip) for strip in strips) + bytes(8)
+    orientations = tiff([(0x112, 5, many, files.tiff_data_at(1))], b"\1\0\0\0" * 2 * many)
     started = time.process_time()
     for data in (
         jpeg[:2] + b"\xff\xe1\0\2" * many + jpeg[2:],
@@ -131,6 +132,8 @@ def test_many_parts(fast: bool) -> None:
         tiff(strips, bytes(8 * many)),
         tiff(strips, bytes(8 * many), ">"),
         big,
+        png(np.zeros((1, 1, 3), np.uint8), 2, files.chunk(b"eXIf", orientations)),
+        encoded(halves(), "WEBP", exif=orientations),
         files.jpeg_of_scans(101),
         files.jpeg_of_scans(22, 7000),
     ):
@@ -146,6 +149,12 @@ def test_many_parts(fast: bool) -> None:
     started = time.process_time()
     assert decode(frames, RECIPE, 10**6, fast).warnings == ("first_frame",)
     assert time.process_time() - started < 0.2, "the frames are not counted"
+    at = files.tiff_data_at(6)
+    page = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (0x8769, 4, 1, at)]
+    within = struct.pack("<HHHIII", 1, 0x9999, 5, many // 4, at + 18, 0) + b"\1\0\0\0" * 2 * (many // 4)
+    started = time.process_time()
+    assert decode(tiff(page, within), RECIPE, 10**6, fast).warnings == ()
+    assert time.process_time() - started < 0.2, "directories within a TIFF are not read"
 
 
 @both
