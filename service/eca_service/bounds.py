@@ -18,6 +18,7 @@ MOST_READS = 100_000  # about 0.3 s of Pillow's header parsers, which go from pa
 MOST_SCANS = 100  # a progressive JPEG has about ten; each costs a pass over all coefficients
 MOST_SCANNED_PX, USUAL_SCANS = 1 << 30, 20  # so a large one may have fewer: three seconds are enough
 MOST_EXIF = 10  # segments of a JPEG, which has one; Pillow joins them, and makes objects of their numbers
+MOST_TABLES = 65_536  # bytes of a JPEG's frame and tables, far more than usual; Pillow makes objects of them
 MOST_NUMBERS = 65_536  # in one tag of a TIFF, as EXIF is one: one strip a row for the highest image
 SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -27,6 +28,7 @@ SIGNATURES = {
     "BMP": re.compile(rb"BM"),
     "TIFF": re.compile(rb"(II|MM)([*+]\0|\0[*+])"),
 }
+_TABLES = re.compile(rb"\xff[\xc0-\xcf\xdb\xde]..", re.DOTALL)  # the head of such a segment, with its length
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _TYPES_OF_BYTES = (1, 2, 7)  # whose values stay the bytes that they are
@@ -39,18 +41,27 @@ class TooManyParts(Exception):
 
 
 class Parts(io.BytesIO):
-    """The bytes of an image as a file that may be read MOST_READS times, and MOST_EXIF times from where EXIF begins;
-    then it raises TooManyParts.
+    """The bytes of an image as a file that may be read MOST_READS times, MOST_EXIF times from where EXIF begins, and as
+    far as MOST_TABLES where a JPEG's parser reads tables; then it raises TooManyParts.
     """
 
-    reads = exif = 0
+    reads = exif = tables = 0
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._data = data
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As of any file."""
         self.reads += 1
         if self.reads > MOST_READS:
             raise TooManyParts(f"it has more than {MOST_READS} parts")
+        head = self._data[max(0, self.tell() - 4) : self.tell()]
         found = super().read(size)
+        if _TABLES.fullmatch(head) and len(found) == int.from_bytes(head[2:], "big") - 2:  # as no other reader reads
+            self.tables += len(found)
+            if self.tables > MOST_TABLES:
+                raise TooManyParts(f"it has more than {MOST_TABLES} bytes of tables")
         self.exif += found.startswith(b"Exif\0\0")
         if self.exif > MOST_EXIF:
             raise TooManyParts(f"it has more than {MOST_EXIF} segments of EXIF")

@@ -121,12 +121,16 @@ def test_many_parts(fast: bool) -> None:
     ]
     big = struct.pack("<4sHHQ", b"II+\0", 8, 0, 16 + 8 * many) + bytes(8 * many) + struct.pack("<Q", len(strips))
     big += b"".join(struct.pack("<HHQQ", *strip) for strip in strips) + bytes(8)
+    frame_of_components = b"\xff\xc0" + struct.pack(">HBHHB", 65_534, 8, 32, 32, 3) + bytes(65_526)
+    tables = b"\xff\xdb" + struct.pack(">H", 2 + 65 * 1000) + bytes([0, *[1] * 64]) * 1000
     orientations = tiff([(0x112, 5, many, files.tiff_data_at(1))], b"\1\0\0\0" * 2 * many)
     started = time.process_time()
     for data in (
         jpeg[:2] + b"\xff\xe1\0\2" * many + jpeg[2:],
         jpeg[:2] + (b"\xff\xe1\4\0Exif\0\0" + bytes(1016)) * 8000 + jpeg[2:],
         jpeg[:2] + b"\xff\xfe\0\2" + b"\1" * many + jpeg[2:],
+        jpeg[:2] + frame_of_components * 32 + jpeg[2:],
+        jpeg[:2] + tables * 100 + jpeg[2:],
         png(np.zeros((1, 1, 3), np.uint8), 2, files.chunk(b"prVt", b"") * (many // 4)),
         gif[:frame] + b"!\xfe" + b"\1a" * many + b"\0" + gif[frame:],
         tiff(strips, bytes(8 * many)),
