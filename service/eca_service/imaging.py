@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import io
 import math
+import os
 import struct
 import warnings
 import zlib
@@ -42,6 +43,8 @@ DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, ArithmeticError
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
 warnings.filterwarnings("ignore", module="PIL")  # it warns of odd metadata that changes no pixel
 
+# So many scans libtiff decodes of a JPEG in a TIFF: each of 65,536 strips and tiles may be the same one, of 98.
+os.environ["LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER"] = str(bounds.USUAL_SCANS)
 # Of each damaged TIFF libtiff writes a line of its own to stderr, amid the log's; Pillow raises an error as well.
 with contextlib.suppress(OSError, StopIteration, AttributeError), Path("/proc/self/maps").open() as maps:
     ctypes.CDLL(next(line.split()[-1] for line in maps if "/libtiff" in line)).TIFFSetErrorHandler(None)

@@ -109,6 +109,12 @@ def tiff_of(samples: NDArray[np.generic], sample_format: int = 1, order: Literal
     return tiff(tags, data + struct.pack(order + "HHH", bits, bits, bits), order)
 
 
+def tiff_of_a_jpeg(jpeg: bytes, side: int) -> bytes:
+    """A TIFF whose one strip is a gray JPEG of that side."""
+    tags = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 7), (262, 3, 1, 1)]
+    return tiff([*tags, (273, 4, 1, tiff_data_at(7)), (279, 4, 1, len(jpeg))], jpeg)
+
+
 def turned_by_exif(image: Image.Image, orientation: int, kind: str = "PNG", **options: object) -> bytes:
     """A file whose EXIF says `orientation`."""
     exif = image.getexif()

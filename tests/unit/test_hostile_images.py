@@ -145,6 +145,9 @@ def test_many_parts(fast: bool) -> None:
     assert time.process_time() - started < 3
     for usual in (files.jpeg_of_scans(100, 256), files.jpeg_of_scans(21, 7000)):
         assert decode(usual, RECIPE, 10**8, fast).warnings == ()
+    usual, many_scans = (files.tiff_of_a_jpeg(files.jpeg_of_scans(scans, 256), 256) for scans in (15, 98))
+    assert decode(usual, RECIPE, 10**6, fast).warnings == ()
+    assert code(many_scans, fast) == "image_undecodable", "each of many strips may be the same"
     scans = b"\xff\xda\0\2" * 200
     comment = b"\xff\xfe" + struct.pack(">H", 2 + len(scans)) + scans
     aside = jpeg[:2] + comment + jpeg[2:] + b"\0\0" + scans
