@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 MOST_READS = 100_000  # about 0.3 s of Pillow's header parsers, which go from part to part
+MORE_READS_EACH = 100  # bytes of a file: a GIF's pixels are in parts of 255, and each is read twice
 MOST_SCANS = 100  # a progressive JPEG has about ten; each costs a pass over all coefficients
 MOST_SCANNED_PX, USUAL_SCANS = 1 << 30, 20  # so a large one may have fewer: three seconds are enough
 MOST_EXIF = 10  # segments of a JPEG, which has one; Pillow joins them, and makes objects of their numbers
@@ -41,8 +42,9 @@ class TooManyParts(Exception):
 
 
 class Parts(io.BytesIO):
-    """The bytes of an image as a file that may be read MOST_READS times, MOST_EXIF times from where EXIF begins, and as
-    far as MOST_TABLES where a JPEG's parser reads tables; then it raises TooManyParts.
+    """The bytes of an image as a file that may be read MOST_READS times, of a large one a little more often, MOST_EXIF
+    times from where EXIF begins, and as far as MOST_TABLES where a JPEG's parser reads tables; then it raises
+    TooManyParts.
     """
 
     reads = exif = tables = 0
@@ -50,12 +52,13 @@ class Parts(io.BytesIO):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self._data = data
+        self._most_reads = MOST_READS + len(data) // MORE_READS_EACH
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As of any file."""
         self.reads += 1
-        if self.reads > MOST_READS:
-            raise TooManyParts(f"it has more than {MOST_READS} parts")
+        if self.reads > self._most_reads:
+            raise TooManyParts(f"it has more than {self._most_reads} parts")
         head = self._data[max(0, self.tell() - 4) : self.tell()]
         found = super().read(size)
         if _TABLES.fullmatch(head) and len(found) == int.from_bytes(head[2:], "big") - 2:  # as no other reader reads

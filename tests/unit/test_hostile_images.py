@@ -156,6 +156,9 @@ def test_many_parts(fast: bool) -> None:
     started = time.process_time()
     assert decode(frames, RECIPE, 10**6, fast).warnings == ("first_frame",)
     assert time.process_time() - started < 0.2, "the frames are not counted"
+    large = encoded(noise(4000, 3000).convert("L"), "GIF")
+    assert len(large) > 255 * 50_000
+    assert decode(large, RECIPE, 10**8, fast).warnings == (), "its pixels are in many parts too"
     at = files.tiff_data_at(6)
     page = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (0x8769, 4, 1, at)]
     within = struct.pack("<HHHIII", 1, 0x9999, 5, many // 4, at + 18, 0) + b"\1\0\0\0" * 2 * (many // 4)
