@@ -181,8 +181,11 @@ def _follow(data: bytes, opened: ImageFile.ImageFile, recipe: Preprocessing, fas
     if not _srgb(opened.info.get("icc_profile")):
         notes.append("colour_profile_ignored")
     packed = str(opened.tile[0][3]) if opened.tile else ""
-    if opened.format == "PNG" and isinstance(clear := opened.info.get("transparency"), int):
-        opened.info["transparency"] = clear * STEPS.get(packed, 1)  # which Pillow leaves as it was packed
+    clear = opened.info.get("transparency")  # which Pillow leaves as a PNG has it, and unpacks the pixels
+    if opened.format == "PNG" and isinstance(clear, int):
+        opened.info["transparency"] = clear * STEPS.get(packed, 1)
+    elif isinstance(clear, tuple) and ";16" in packed:
+        opened.info["transparency"] = tuple(value >> 8 for value in clear)
     if opened.mode in {"RGB", "RGBA"} and ";16" in packed:
         notes.append("reduced_to_8_bit")  # by Pillow while it is loaded; to_rgb does the other modes
     orientation = _orientation(opened)  # a PNG is loaded here: its EXIF may lie behind its pixels

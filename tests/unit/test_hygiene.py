@@ -98,6 +98,10 @@ def test_one_transparent_colour(fast: bool) -> None:
     deep = np.full((40, 40, 1), 257 * 90, np.uint16)
     assert colour_of(png(deep, 0, files.chunk(b"tRNS", struct.pack(">H", 257 * 90))), fast)[0] == [255, 255, 255]
     assert colour_of(png(deep, 0, files.chunk(b"tRNS", struct.pack(">H", 257 * 91))), fast)[0] == [90, 90, 90]
+    deep = np.broadcast_to(np.array([1, 257, 4660], np.uint16), (40, 40, 3))
+    same, other = (files.chunk(b"tRNS", struct.pack(">HHH", *colour)) for colour in ((1, 257, 4660), (256, 1, 18)))
+    assert colour_of(png(deep, 2, same), fast) == ([255, 255, 255], ("reduced_to_8_bit", "alpha_on_white"))
+    assert colour_of(png(deep, 2, other), fast) == ([0, 1, 18], ("reduced_to_8_bit",)), "whatever the lower bytes are"
     for depth, packed, gray in ((1, 0xFF, 1), (2, 0xAA, 2), (4, 0x33, 3)):
         samples = np.full((40, 5 * depth, 1), packed, np.uint8)
         clear_one, other = (files.chunk(b"tRNS", struct.pack(">H", value)) for value in (gray, gray - 1))
@@ -119,8 +123,8 @@ def test_gray_of_16_bits(fast: bool) -> None:
 
 @both
 def test_colour_of_16_bits(fast: bool) -> None:
-    deep = np.broadcast_to(np.array([257 * 90, 257 * 10 + 255, 65535], np.uint16), (40, 40, 3))
-    wanted = ([90, 11, 255], ("reduced_to_8_bit",))
+    deep = np.broadcast_to(np.array([257 * 90, 511, 65535], np.uint16), (40, 40, 3))
+    wanted = ([90, 1, 255], ("reduced_to_8_bit",))
     assert colour_of(png(deep, 2), fast) == wanted
     assert colour_of(tiff_of(deep), fast) == wanted
     assert colour_of(tiff_of(deep, order=">"), fast) == wanted
