@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+BITS, PHOTOMETRIC = 258, 262  # tags of a TIFF
 BAND = 64  # rows of a deep image that are brought to 8 bits at a time, for the memory's sake
 
 
@@ -34,12 +35,15 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Gray of 16 bits, whole numbers or floats as L, or LA where one value stands for transparent."""
     values = np.asarray(image)
-    most = _range(values)
+    tags = getattr(image, "tag_v2", {})
+    most = 4095.0 if tags.get(BITS) == (12,) else _range(values)
     gray = np.empty(values.shape, np.uint8)
     with np.errstate(invalid="ignore", over="ignore"):  # a float may be no number, or a huge one
         for top in range(0, len(gray), BAND):
             band = np.nan_to_num(values[top : top + BAND].astype(np.float64), posinf=most, neginf=0)
             gray[top : top + BAND] = np.clip(np.rint(band * (255 / most)), 0, 255)
+    if tags.get(PHOTOMETRIC) == 0:  # white is 0: Pillow turns pixels of 8 bits and fewer alone
+        np.subtract(255, gray, gray)
     reduced = Image.fromarray(gray)
     clear = image.info.get("transparency")
     if isinstance(clear, int):

@@ -19,6 +19,7 @@ from tests.unit.image_files import KINDS, encoded, noise, png, tiff_of, turned_b
 from tests.unit.image_policy import LEFT, RECIPE, RIGHT, both, code, colour_of, halves, near
 
 EXACT: dict[str, dict[str, object]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+WHITE_IS_ZERO = struct.pack("<HHIH", 262, 3, 1, 1), struct.pack("<HHIH", 262, 3, 1, 0)  # a TIFF's tag, before and then
 
 
 @both
@@ -119,6 +120,16 @@ def test_gray_of_16_bits(fast: bool) -> None:
         assert colour_of(tiff_of(deep), fast) == wanted
         assert colour_of(tiff_of(deep, order=">"), fast) == wanted
         assert colour_of(encoded(Image.fromarray(deep), "TIFF", compression="tiff_lzw"), fast) == wanted
+        assert colour_of(tiff_of(65535 - deep).replace(*WHITE_IS_ZERO), fast) == wanted
+
+
+@both
+def test_gray_of_12_bits(fast: bool) -> None:
+    """Two values in three bytes, most significant bits first."""
+    at = files.tiff_data_at(6)
+    tags = [(256, 4, 1, 40), (257, 4, 1, 40), (258, 3, 1, 12), (262, 3, 1, 1), (273, 4, 1, at), (278, 4, 1, 40)]
+    for packed, gray in ((b"\xff\xff\xff", 255), (b"\x80\x08\x00", 128), (bytes(3), 0)):
+        assert colour_of(tiff(tags, packed * 20 * 40), fast) == ([gray] * 3, ("reduced_to_8_bit",))
 
 
 @both
