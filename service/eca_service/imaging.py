@@ -189,7 +189,10 @@ def _follow(data: bytes, opened: ImageFile.ImageFile, recipe: Preprocessing, fas
     if opened.mode in {"RGB", "RGBA"} and ";16" in packed:
         notes.append("reduced_to_8_bit")  # by Pillow while it is loaded; to_rgb does the other modes
     orientation = _orientation(opened)  # a PNG is loaded here: its EXIF may lie behind its pixels
-    turn = 1 if opened.format == "TIFF" else orientation  # Pillow turns a TIFF while it loads it
+    turn = orientation
+    if opened.format == "TIFF":  # Pillow turns it while it loads it; its size before knows of TIFF's own tag alone
+        opened.load()
+        turn = 1
     whole = opened.size
     upright = whole[::-1] if turn >= 5 else whole
     if fast:

@@ -12,6 +12,7 @@ import pytest
 from eca_service.contract import Preprocessing
 from eca_service.imaging import decode
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from tests.unit import image_files as files
 from tests.unit import test_hostile_images
@@ -44,6 +45,21 @@ def test_exif_orientation(kind: str, orientation: int, fast: bool) -> None:
     assert np.array_equal(got.pixels, upright[top : top + 32, left : left + 32])
     assert got.warnings == (("exif_rotated",) if orientation > 1 else ())
     assert (got.orientation, got.size) == (orientation, upright.shape[1::-1])
+
+
+@both
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_orientation_by_xmp(kind: str, fast: bool) -> None:
+    """As some programs write it: where EXIF says nothing, it counts."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    there: dict[str, dict[str, object]] = {"PNG": {"pnginfo": text}, "TIFF": {"tiffinfo": {700: xmp}}}
+    image = files.scene(48, 32)
+    got = decode(encoded(image, kind, **there.get(kind, {"xmp": xmp}), **EXACT.get(kind, {})), RECIPE, 10**6, fast)
+    by_exif = decode(turned_by_exif(image, 6, kind, **EXACT.get(kind, {})), RECIPE, 10**6, fast)
+    assert np.array_equal(got.pixels, by_exif.pixels)
+    assert (got.orientation, got.size, got.warnings) == (6, (32, 48), ("exif_rotated",))
 
 
 @both
