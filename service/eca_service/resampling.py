@@ -1,7 +1,8 @@
 """The recipe's resize and crop: the reference by Pillow, and the same taps over nothing but what the crop keeps.
 
 The only module that knows cykooz_resizer, Pillow's convolution by SIMD: it rounds a little differently, at most two
-levels apart. Where it has no wheel Pillow does the work, at most one level apart.
+levels apart. Where it has no wheel Pillow does the work, at most one level apart; and where an image is enlarged, for
+there cykooz_resizer reads far outside of it if bicubic's first taps are zero, as at 218 x 125 pixels for 256 and 224.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def keep(source: Image.Image | NDArray[np.uint8], box: Box, recipe: Preprocessin
     if box.right - box.left == box.bottom - box.top == recipe.crop:  # nothing is resized: the edges lie between pixels
         left, top = int(box.left), int(box.top)
         return np.asarray(source)[top : top + recipe.crop, left : left + recipe.crop]
-    if simd is not None and not (isinstance(source, Image.Image) and source.width * source.height > MOST_COPIED_PX):
+    enlarged = min(box.right - box.left, box.bottom - box.top) < recipe.crop
+    copied = isinstance(source, Image.Image) and source.width * source.height > MOST_COPIED_PX
+    if simd is not None and not enlarged and not copied:
         return _by_simd(np.asarray(source), box, recipe)
     return _by_pillow(source if isinstance(source, Image.Image) else Image.fromarray(source), box, recipe)
 

@@ -120,6 +120,22 @@ def test_any_size_has_its_place(fast: str) -> None:
         assert apart(encoded(image, "BMP"), recipe).max() <= 2
 
 
+ENLARGE = """
+import sys
+from eca_service.contract import Preprocessing
+from eca_service.imaging import decode
+
+decode(sys.stdin.buffer.read(), Preprocessing(resize=256, crop=224, filter="bicubic"), 10**7, True)
+"""
+
+
+def test_what_is_enlarged_ends_no_process() -> None:
+    """The first pixel's centre lies on one of the image's, so that bicubic's taps to its left are zero."""
+    data = file_of("PNG", 218, 125)
+    assert subprocess.run([sys.executable, "-c", ENLARGE], input=data, check=False, timeout=60).returncode == 0
+    assert apart(data, Preprocessing(resize=256, crop=224, filter="bicubic")).max() <= 2
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_previews_are_alike(fast: str, orientation: int) -> None:
     """Though a JPEG is decoded for it on its own, at a size near the one that is asked for."""
