@@ -46,7 +46,7 @@ def crop_box(size: Size, recipe: Preprocessing) -> Box:
     placed = placement(size, recipe)
     x, y = size[0] / placed.width, size[1] / placed.height
     right, bottom = placed.left + recipe.crop, placed.top + recipe.crop
-    return Box(placed.left * x, placed.top * y, right * x, bottom * y)
+    return Box(placed.left * x, placed.top * y, min(right * x, size[0]), min(bottom * y, size[1]))  # however it rounds
 
 
 def as_stored(box: Box, size: Size, orientation: int) -> Box:

@@ -52,7 +52,7 @@ def keep(source: Image.Image | NDArray[np.uint8], box: Box, recipe: Preprocessin
 
 
 def _by_pillow(image: Image.Image, box: Box, recipe: Preprocessing) -> NDArray[np.uint8]:
-    edges = (box.left, box.top, min(box.right, image.width), min(box.bottom, image.height))
+    edges = (box.left, box.top, box.right, box.bottom)
     return np.asarray(image.resize((recipe.crop, recipe.crop), Image.Resampling[recipe.filter.upper()], box=edges))
 
 

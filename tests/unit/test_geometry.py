@@ -11,7 +11,7 @@ from eca_service.geometry import Box, as_stored, crop_box
 from eca_service.imaging import TURNS, decode
 from PIL import Image
 
-from tests.unit.image_files import noise
+from tests.unit.image_files import noise, turned_by_exif
 
 RECIPE = Preprocessing(resize=64, crop=48)
 
@@ -43,6 +43,20 @@ def test_what_the_network_saw_lies_in_the_stored_box(orientation: int) -> None:
     inner = found.pixels[1:-1, 1:-1]
     assert inner.min() == 255
     assert pixels.mean() < 255 * 0.5, "the box is a part of the image alone"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_no_box_reaches_out_of_the_file(orientation: int) -> None:
+    """By a rounding either: no library crops there, and a photo that was turned could not be decoded."""
+    recipe = Preprocessing(resize=224, crop=224)
+    for side in range(1, 700):
+        for upright in ((side, side), (side, 2 * side), (3 * side, 2 * side)):
+            box = as_stored(crop_box(upright, recipe), upright, orientation)
+            width, height = upright if orientation < 5 else upright[::-1]
+            assert 0 <= box.left < box.right <= width
+            assert 0 <= box.top < box.bottom <= height
+    found = decode(turned_by_exif(noise(29, 29), orientation), recipe, 10**6, fast=True)
+    assert found.pixels.shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
