@@ -200,8 +200,7 @@ def _follow(data: bytes, opened: ImageFile.ImageFile, recipe: Preprocessing, fas
         pixels = _turned(_kept(data, opened, box, recipe, notes), turn)
     else:
         opened.load()
-        image = to_rgb(opened, notes)
-        pixels = resampling.fit(image.transpose(TURNS[turn]) if turn in TURNS else image, recipe)
+        pixels = resampling.fit(_upright(to_rgb(opened, notes), turn), recipe)
     if orientation in TURNS:
         notes.append("exif_rotated")
     preview = _preview(data, opened, whole, turn, preview_px) if preview_px else None
@@ -256,9 +255,13 @@ def _preview(data: bytes, opened: ImageFile.ImageFile, whole: Size, turn: int, l
         with Image.open(bounds.Parts(data), formats=("JPEG",)) as anew:
             anew.draft(None, (longest_px, longest_px))
             image = to_rgb(anew, [])
-    image = image.transpose(TURNS[turn]) if turn in TURNS else image.copy()
+    image = _upright(image, turn)
     image.thumbnail((longest_px, longest_px))
     return np.asarray(image)
+
+
+def _upright(image: Image.Image, turn: int) -> Image.Image:
+    return image.transpose(TURNS[turn]) if turn in TURNS else image
 
 
 def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -32,17 +32,17 @@ def peak_kb():
 data, fast = sys.stdin.buffer.read(), sys.argv[1] == "fast"
 before = peak_kb()
 try:
-    decode(data, Preprocessing(), 10**8, fast)
+    decode(data, Preprocessing(), 10**8, fast, int(sys.argv[2]))
 finally:
     print((peak_kb() - before) * 1024)
 """
 
 
-def grown(data: bytes, fast: bool, status: int = 0) -> int:
+def grown(data: bytes, fast: bool, status: int = 0, preview_px: int = 0) -> int:
     """Bytes by which decoding it makes a process of its own larger, at most; `status` 1: it cannot be decoded."""
     if sys.platform != "linux":
         pytest.skip("reads /proc")
-    command = [sys.executable, "-c", MEASURE, "fast" if fast else "reference"]
+    command = [sys.executable, "-c", MEASURE, "fast" if fast else "reference", str(preview_px)]
     done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=60)
     assert done.returncode == status, done.stderr
     return int(done.stdout)
@@ -203,3 +203,4 @@ def test_memory() -> None:
         (turned_by_exif(clear, 6, "WEBP", method=0, quality=20), False, 22),
     ):
         assert grown(data, fast) <= (most + 2) * width * height
+        assert grown(data, fast, preview_px=1024) <= (max(most, 13) + 2) * width * height
