@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, TiffTags, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, TiffTags, UnidentifiedImageError
 
 from eca_service import bounds, foreign, jpeg, resampling
 from eca_service.colours import to_rgb
@@ -40,6 +40,7 @@ ROOM = 2.5  # a JPEG that is scaled while it is decoded stays so many times larg
 MOST_BYTES, WEBP_BYTES, COEFFICIENT_BYTES = 13, 22, 8
 # What Pillow's decoders raise on damaged files: they have no common error.
 DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, ArithmeticError, LookupError, struct.error, zlib.error)
+PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # characters of a PNG, each of up to four bytes, which nothing counts
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any pixel is decoded
 warnings.filterwarnings("ignore", module="PIL")  # it warns of odd metadata that changes no pixel
 

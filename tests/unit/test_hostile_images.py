@@ -101,6 +101,10 @@ def test_packed_text(fast: bool) -> None:
         data = png(black, 2, files.chunk(kind, b"a\0\0" + packed))
         assert code(data, fast) == "image_undecodable"
         assert grown(data, fast, status=1) < 32 << 20
+    wide = zlib.compress(b"a" * ((1 << 20) - 4) + "\U0001f600".encode(), 9)  # so that each character takes four bytes
+    data = png(black, 2, *(files.chunk(b"iTXt", b"%d\0\1\0\0\0" % key + wide) for key in range(60)))
+    assert code(data, fast) == "image_undecodable"
+    assert grown(data, fast, status=1) < 96 << 20
 
 
 @both
