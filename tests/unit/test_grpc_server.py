@@ -245,6 +245,22 @@ async def test_a_method_that_nobody_knows_is_written_down_too(tmp_path: Path, ca
     assert (line["route"], line["code"]) == ("nobody.Knows/This", "unimplemented")
 
 
+async def test_a_method_whose_name_is_no_text_ends_nothing(tmp_path: Path) -> None:
+    """In HTTP/2's own bytes (RFC 9113, RFC 7541), for no library of a client would send it."""
+    fields = {b":method": b"POST", b":scheme": b"http", b":path": b"/\xff", b":authority": b"here"}
+    fields |= {b"te": b"trailers", b"content-type": b"application/grpc"}
+    head = b"".join(b"\0%c%b%c%b" % (len(name), name, len(value), value) for name, value in fields.items())
+    settings, call = bytes(3) + b"\4" + bytes(5), len(head).to_bytes(3, "big") + b"\1\5\0\0\0\1"
+    async with answering(tmp_path) as (core, _, stub):
+        reader, writer = await asyncio.open_connection("127.0.0.1", core.settings.grpc_port)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + call + head)
+        answer = b""
+        while b"grpc-status" not in answer:
+            answer += await asyncio.wait_for(reader.read(1 << 16), 10)
+        writer.close()
+        assert (await stub.ServerLive(service_pb2.ServerLiveRequest())).live
+
+
 async def test_a_model_is_ready_while_it_is_golden_and_the_service_stays(core: Core) -> None:
     port: Any = Inference(core)
 
