@@ -65,9 +65,12 @@ class Seldom(logging.Filter):
 
 def _tells(record: logging.LogRecord) -> bool:
     """Not so what grpc.aio writes, with a traceback, where a call's deadline passed or its caller left just as its
-    answer was being sent: it knows of that only where the news comes before the failure."""
+    answer was being sent: it knows of that only where the news comes before the failure. Nor what it writes of metadata
+    and methods that are no UTF-8: it repeats them, keys too, and whoever likes has it write some at each call."""
     error = record.exc_info[1] if record.exc_info else None
-    return not (type(error).__name__ == "ExecuteBatchError" and str(error).startswith('Failed "execute_batch"'))
+    return not isinstance(error, UnicodeDecodeError) and not (
+        type(error).__name__ == "ExecuteBatchError" and str(error).startswith('Failed "execute_batch"')
+    )
 
 
 class JsonLines(logging.Formatter):

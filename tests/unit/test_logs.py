@@ -97,3 +97,19 @@ def test_a_caller_who_left_as_the_answer_was_sent_is_no_error() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     (line,) = map(json.loads, done.stderr.splitlines())
     assert line["exception"].endswith("ExecuteBatchError: Failed: 8")
+
+
+def test_metadata_that_are_no_text_are_not_repeated() -> None:
+    """grpc.aio does so, with a traceback, for whoever sends some."""
+    script = """if True:
+        import logging
+        from grpc._cython import cygrpc
+        from eca_service import logs
+        logs.start("json", "info")
+        try:
+            b"Bearer secret\\xff".decode()
+        except UnicodeDecodeError as error:
+            logging.getLogger(cygrpc.__name__).exception("Invalid encoding on %s", error.object)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
