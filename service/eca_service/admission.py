@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from eca_service import metrics
 from eca_service.errors import ServiceError
 from eca_service.journal import Entry
@@ -18,6 +21,7 @@ class Admission:
         self.images = 0
         self.size = 0
         self.requests = 0
+        self._answers: dict[Callable[[], None], int] = {}  # what cuts each off, and its bytes; the oldest first
 
     def enter(self, size: int, entry: Entry) -> Permit:
         """A permit for a request of one image and `size` bytes; overloaded where there is no room for it.
@@ -30,6 +34,30 @@ class Admission:
         self.requests += 1
         metrics.inflight.set(self.requests)
         return permit
+
+    @contextmanager
+    def answering(self, size: int, cut: Callable[[], None]) -> Iterator[None]:
+        """Around an answer of `size` bytes while its caller takes it, which may be never. It counts like a body and
+        gives way to whatever comes later: where there is no room for that, `cut` is called for the oldest.
+        """
+        self.clear(size)
+        self._answers[cut] = size
+        self.size += size
+        try:
+            yield
+        finally:
+            self._drop(cut)
+
+    def clear(self, size: int) -> None:
+        """Cuts off answers until there is room for `size` bytes, or there are none."""
+        while self._answers and self.size + size > self.max_bytes:
+            oldest = next(iter(self._answers))
+            self._drop(oldest)
+            metrics.rejected.labels("overloaded").inc()
+            oldest()
+
+    def _drop(self, cut: Callable[[], None]) -> None:
+        self.size -= self._answers.pop(cut, 0)
 
 
 class Permit:
@@ -46,6 +74,8 @@ class Permit:
     def grow(self, images: int = 0, size: int = 0) -> None:
         """Takes more, or raises overloaded and takes nothing."""
         house = self._admission
+        if size:
+            house.clear(size)
         if house.images + images > house.max_images or house.size + size > house.max_bytes:
             metrics.rejected.labels("overloaded").inc()
             raise ServiceError(

@@ -16,6 +16,7 @@ from eca_service.errors import ServiceError, problem, refusal
 from eca_service.journal import Entry
 
 SPOILED = "eca_spoiled"  # in a request's scope, where its body cannot be read to its end
+ABORT = "eca_abort"  # there too: what cuts its connection off, and drops what waits there for the caller
 LOOK_S = 0.001  # before a caller is given up, what it has sent is read: the process may have stood still
 LINGER_S = 2.0  # a caller that is answered before it has sent all may go on for so long, to see the answer
 
@@ -114,6 +115,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._heads += 1
         super().on_headers_complete()
+        self.cycle.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
         self.cycle.transport = _Outlet(self)  # type: ignore[assignment]
 
     def on_response_complete(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from eca_service.admission import Permit
 from eca_service.arrivals import Arrivals
-from eca_service.connections import SPOILED
+from eca_service.connections import ABORT, SPOILED
 from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.journal import Entry
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
+PIECE_BYTES = 64 << 10  # of an answer: more waits for the line in memory that nobody counts
 QUIET = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"}
 # What every answer says to a browser, unless its route says otherwise: show nothing, load nothing, keep nothing.
 HEADERS = (
@@ -135,7 +136,19 @@ class Guard:
             if exchange.permit:  # before it waits for a caller that takes no answers, which may be for ever
                 exchange.permit.release()
                 exchange.permit = None
-            await send(message)
+            body = message.get("body", b"")
+            if len(body) <= PIECE_BYTES:
+                await send(message)
+                return
+            with self.core.admission.answering(len(body), cut_off):
+                for at in range(0, len(body), PIECE_BYTES):
+                    more = at + PIECE_BYTES < len(body) or message.get("more_body", False)
+                    await send({**message, "body": body[at : at + PIECE_BYTES], "more_body": more})
+
+        def cut_off() -> None:
+            entry.code = "overloaded"
+            if abort := scope.get(ABORT):
+                abort()
 
         try:
             if not access.is_open(scope["path"]):

@@ -45,6 +45,20 @@ def test_a_large_body_that_is_only_announced_takes_a_part() -> None:
     assert house.size == 2 * TAKEN_ON_TRUST
 
 
+def test_answers_that_nobody_takes_give_way() -> None:
+    house, cut = Admission(max_images=9, max_bytes=100), []
+    with house.answering(60, lambda: cut.append(1)), house.answering(40, lambda: cut.append(2)):
+        assert (house.size, cut) == (100, [])
+        with house.answering(50, lambda: cut.append(3)):
+            assert (house.size, cut) == (90, [1])
+            permit = house.enter(60, Entry("http"))
+            assert (house.size, cut) == (60, [1, 2, 3])
+            with house.answering(200, lambda: cut.append(4)):
+                assert house.size == 260, "one that is there is sent, however large"
+            permit.release()
+    assert (house.size, cut) == (0, [1, 2, 3])
+
+
 def test_a_margin_for_one_late_answer_in_a_hundred() -> None:
     margin = Margin()
     for late, share in ((True, Margin.LEAST), (False, Margin.MOST)):

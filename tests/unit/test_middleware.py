@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from eca_service import arrivals, metrics, page
 from eca_service.app import create_app
+from eca_service.connections import ABORT
 from eca_service.errors import ServiceError
 from eca_service.keys import make
 from eca_service.logs import JsonLines
@@ -162,6 +164,45 @@ async def test_who_takes_no_answer_holds_no_permit(tmp_path: Path) -> None:
     for path in ("/v1/classify", "/v1/models/none/explain", "/nothing"):
         await app(scope | {"path": path}, receive, send)
     assert set(held) == {(0, 0, 0)}
+
+
+async def test_who_takes_no_answer_does_not_keep_it_for_ever(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A picture is 39 MB at most, and one who takes a byte now and then is no idle caller."""
+    app = application(tmp_path, max_inflight_bytes=1 << 20)
+
+    @app.get("/large")
+    async def large() -> Response:
+        return Response(bytes(600 << 10))
+
+    async def ask(taken: asyncio.Event, cut_off: asyncio.Event) -> int:
+        size = 0
+
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request"}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            nonlocal size
+            size += len(message.get("body", b""))
+            if size and not cut_off.is_set():
+                await taken.wait()
+
+        scope = {"type": "http", "method": "GET", "path": "/large", "query_string": b"", "headers": [], "root_path": ""}
+        await app(scope | {ABORT: cut_off.set}, receive, send)
+        return size
+
+    never, now = asyncio.Event(), asyncio.Event()
+    now.set()
+    cuts = [asyncio.Event() for _ in range(3)]
+    with caplog.at_level(logging.INFO):
+        slow = [asyncio.create_task(ask(never, cut)) for cut in cuts[:2]]
+        await asyncio.sleep(0.1)
+        assert await ask(now, cuts[2]) == 600 << 10
+        assert [cut.is_set() for cut in cuts] == [True, True, False]
+        never.set()
+        await asyncio.gather(*slow)
+    assert app.state.core.admission.size == 0
+    codes = [record.fields["code"] for record in caplog.records if hasattr(record, "fields")]
+    assert codes == ["ok", "overloaded", "overloaded"]
 
 
 @pytest.mark.parametrize("dribbles", [False, True])
