@@ -169,10 +169,14 @@ def _parameter(request: Any, name: str) -> Any:
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """grpc.health.v1, asked of the service as a whole or of its one service."""
+    """grpc.health.v1, asked of the service as a whole or of its one service.
+
+    Anybody may watch, by thousands of streams: one task looks for all of them.
+    """
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._looking: asyncio.Task[None] | None = None
 
     async def Check(self, request: Any, context: Context) -> Any:
         """SERVING while every model is golden."""
@@ -183,13 +187,24 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """The state now, and again whenever it changes."""
         told = None
-        while not self._core.leaving or told is None:
+        while not self._core.leaving:
             status = self._status(request.service)
             if status != told:
                 yield status
                 told = status
-            await asyncio.sleep(WATCH_EVERY_S)
+            else:  # at once, so that no change is missed
+                await self._change()
         yield self._status(request.service)
+
+    async def _change(self) -> None:
+        """Returns once the state is another than it is now."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(self._core.ready, self._core.leaving))
+        await asyncio.shield(self._looking)  # of many who wait one may leave
+
+    async def _look(self, *state: bool) -> None:
+        while (self._core.ready, self._core.leaving) == state:
+            await asyncio.sleep(WATCH_EVERY_S)
 
     def _status(self, service: str) -> Any:
         kinds = health_pb2.HealthCheckResponse

@@ -292,6 +292,30 @@ async def test_who_watches_is_told_of_each_change_and_of_the_end(core: Core, ser
     assert told == [NOT_SERVING, SERVING, NOT_SERVING]
 
 
+async def test_many_who_watch_cost_no_more_than_one(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may, with no key: thousands of streams each looked twice a second."""
+    health: Any = Health(core)
+    looks = 0
+
+    def ready(_: Core) -> bool:
+        nonlocal looks
+        looks += 1
+        return bool(core.readiness.ready)
+
+    watched = [health.Watch(HealthCheckRequest(), None) for _ in range(100)]
+    for one in watched:
+        await anext(one)
+    later = [asyncio.ensure_future(anext(one)) for one in watched]
+    await asyncio.sleep(0.1)
+    later.pop().cancel()
+    with monkeypatch.context() as patch:
+        patch.setattr(Core, "ready", property(ready))
+        await asyncio.sleep(1)
+    assert 0 < looks < 10
+    be_golden(core)
+    assert {answer.status for answer in await asyncio.wait_for(asyncio.gather(*later), 10)} == {SERVING}
+
+
 async def test_who_watches_what_there_is_not_is_told_so_also_at_the_end(core: Core) -> None:
     core.leaving = True
     watched = Health(core).Watch(HealthCheckRequest(service="another"), None)
