@@ -23,6 +23,7 @@ MOST_MEMBERS = 10_000  # of a gzip body; bgzip has one for each 64 KB, and an em
 PIECE_BYTES = 16 << 10  # given to zlib at a time: of each member it copies what follows it
 MOST_TYPE_BYTES = 1000  # to parse many parameters takes the square of their time
 MOST_COMMAS = 10_000  # in JSON: one between any two values; a text of megabytes could be millions of them
+WIDE_BYTES = 8 << 20  # of JSON: one character beyond Latin-1 makes two or four bytes of each of a text's
 
 
 def header(request: Request, name: bytes) -> str:
@@ -75,6 +76,8 @@ def parsed(text: bytes) -> Any:
     """The value that the text is as JSON. Raises bad_request where it is none, or more than any request needs."""
     if text.count(b",") > MOST_COMMAS:
         raise ServiceError("bad_request", f"the JSON has more than {MOST_COMMAS} values")
+    if len(text) > WIDE_BYTES and not (text.isascii() and text.count(rb"\u") == text.count(rb"\u00")):
+        raise ServiceError("bad_request", f"JSON of more than {WIDE_BYTES} bytes must be ASCII, as base64 is")
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -13,6 +13,7 @@ from eca_service.bodies import (
     MOST_COMMAS,
     MOST_MEMBERS,
     PIECE_BYTES,
+    WIDE_BYTES,
     _base64,
     _expanded,
     from_base64,
@@ -57,6 +58,16 @@ def test_json_may_have_as_many_values_as_any_request_needs() -> None:
     for none in (b"", b"{", b'"\xff"', b"[" * 100_000):
         with pytest.raises(ServiceError, match="bad_request: the body is not valid JSON"):
             parsed(none)
+
+
+@pytest.mark.parametrize("wide", ["\U0001f600".encode(), rb"\ud83d\ude00", "\u20ac".encode(), rb"\u20AC"])
+def test_large_json_is_ascii(wide: bytes) -> None:
+    """For one emoji in 32 MB each letter took four bytes, twice."""
+    large = b"A" * WIDE_BYTES
+    assert parsed(b'"%b"' % wide) == parsed(b'["%b"]' % wide)[0]
+    assert len(parsed(rb'"\u002B\/%b"' % large)) == WIDE_BYTES + 2, "as .NET and PHP write base64"
+    with pytest.raises(ServiceError, match=f"bad_request: JSON of more than {WIDE_BYTES} bytes must be ASCII"):
+        parsed(b'["%b", "%b"]' % (wide, large))
 
 
 def form(told: str, body: bytes) -> Request:
