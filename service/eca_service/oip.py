@@ -26,6 +26,7 @@ from eca_service.query import require_no_option
 
 PLATFORM = "eca-serve"
 OUTPUTS = {"label": "BYTES", "index": "INT32", "score": "FP32"}
+TOLD = 100  # characters of what a caller wrote: to quote megabytes takes four times as many
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 
 
@@ -128,9 +129,9 @@ def _number(value: Any, field: Any) -> Any:
 def require_input(name: str, datatype: str, shape: Sequence[int], most: int) -> int:
     """The number of images that an input tensor announces, at most `most`. Raises bad_request where it is not ours."""
     if name != INPUT:
-        raise ServiceError("bad_request", f"there is no input {name!r}; the input is {INPUT!r}")
+        raise ServiceError("bad_request", f"there is no input {name[:TOLD]!r}; the input is {INPUT!r}")
     if datatype != "BYTES":
-        raise ServiceError("bad_request", f"{INPUT} has datatype {datatype!r}; it is BYTES: encoded images")
+        raise ServiceError("bad_request", f"{INPUT} has datatype {datatype[:TOLD]!r}; it is BYTES: encoded images")
     if not shape or shape[0] < 1 or list(shape[1:]) not in ([], [1]):
         raise ServiceError("bad_request", f"{INPUT} has shape {list(shape)}; it is [number of images]")
     require_few(shape[0], most)
@@ -144,7 +145,7 @@ def require_outputs(names: Sequence[str]) -> list[str]:
     """
     for name in names:
         if name not in OUTPUTS:
-            raise ServiceError("bad_request", f"there is no output {name!r}; there are: {', '.join(OUTPUTS)}")
+            raise ServiceError("bad_request", f"there is no output {name[:TOLD]!r}; there are: {', '.join(OUTPUTS)}")
     if len(set(names)) < len(names):
         raise ServiceError("bad_request", "an output is named twice")
     return list(names) or list(OUTPUTS)

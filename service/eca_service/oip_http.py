@@ -165,26 +165,27 @@ def _parse(body: bytes, header_length: str | None, contract: Contract, most_imag
     shape = given.get("shape")
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
         raise ServiceError("bad_request", f"the shape of {INPUT} must be a list of whole numbers")
-    count = oip.require_input(str(given.get("name")), str(given.get("datatype")), shape, most_images)
+    count = oip.require_input(_text(given, "name"), _text(given, "datatype"), shape, most_images)
     oip.require_plain(INPUT, _parameters(given))
     size = _parameters(given).get("binary_data_size")
     if size is None:
         images = _from_json(given.get("data"), count)
     elif size != len(body) - length:
-        raise ServiceError("bad_request", f"binary_data_size is {size!r}, {len(body) - length} bytes follow the header")
+        quoted = str(size)[: oip.TOLD]
+        raise ServiceError("bad_request", f"binary_data_size is {quoted}, {len(body) - length} bytes follow the header")
     else:
         images = oip.unpack(memoryview(body)[length:], count)
     parameters = _parameters(head)
     oip.require_parameters(parameters)
     wanted = [_object(output, "an output") for output in _list(head, "outputs")]
-    names = oip.require_outputs([str(output.get("name")) for output in wanted])
+    names = oip.require_outputs([_text(output, "name") for output in wanted])
     for output in wanted:
-        oip.require_plain(str(output.get("name")), _parameters(output))
+        oip.require_plain(_text(output, "name"), _parameters(output))
     everything = parameters.get("binary_data_output") is True
-    said = {str(output.get("name")): _parameters(output).get("binary_data", everything) for output in wanted}
+    said = {_text(output, "name"): _parameters(output).get("binary_data", everything) for output in wanted}
     binary = {name for name in names if said.get(name, everything) is True}
     top_k = top_k_of(parameters.get("top_k"), contract)
-    return _Asked(images, top_k, str(head.get("id") or ""), names, binary)
+    return _Asked(images, top_k, _text(head, "id"), names, binary)
 
 
 def _from_json(data: Any, count: int) -> Images:
@@ -211,7 +212,16 @@ def _list(holder: dict[str, Any], key: str) -> list[Any]:
 
 
 def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
-    return _object({} if holder.get("parameters") is None else holder["parameters"], "parameters")
+    found = _object({} if holder.get("parameters") is None else holder["parameters"], "parameters")
+    if any(isinstance(value, list | dict) for value in found.values()):
+        raise ServiceError("bad_request", "a parameter must be a text, a number, true or false")
+    return found
+
+
+def _text(holder: dict[str, Any], key: str) -> str:
+    """A text or number as a text; empty for all else, which is neither a name nor an id."""
+    value = holder.get(key)
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 def _contract(core: Core, model: str, version: str) -> Contract:

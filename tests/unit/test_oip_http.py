@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -103,3 +104,26 @@ def test_what_cannot_be_asked_is_told(head: dict[str, Any], told: str) -> None:
 def test_a_head_s_length_is_a_number_within_the_body(length: str) -> None:
     with pytest.raises(ServiceError, match=f"bad_request: Inference-Header-Content-Length is '{length}' of 2 bytes"):
         _parse(b"{}", length, CONTRACT, 4)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"inputs": [TENSOR | {"name": "\x7f" * (1 << 20)}]},
+        {"inputs": [TENSOR | {"datatype": "\x7f" * (1 << 20)}]},
+        {"inputs": [TENSOR | {"datatype": ["\x7f" * (1 << 20)]}]},
+        {"inputs": [TENSOR | {"parameters": {"binary_data_size": "\x7f" * (1 << 20)}}]},
+        {"inputs": [PLAIN], "parameters": {"top_k": ["\x7f" * (1 << 20)]}},
+        {"inputs": [PLAIN], "outputs": [{"name": "\x7f" * (1 << 20)}]},
+    ],
+)
+def test_what_is_long_is_not_quoted_whole(head: dict[str, Any]) -> None:
+    """Each of these letters has four in quotation marks."""
+    text = json.dumps(head, ensure_ascii=False).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ServiceError):
+            _parse(text, None, CONTRACT, 4)
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
