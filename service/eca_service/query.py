@@ -11,12 +11,13 @@ from eca_service.errors import ServiceError
 
 SEVERAL = frozenset({"models"})  # parameters that may be given more than once
 TAKEN = ("class", "gates", "models", "opacity", "side", "top_k")  # by any route: a test compares
+MOST_NAME = 40  # characters that are looked at: JSON's may have millions, which takes the interpreter ten seconds
 PATH = frozenset({"model", "version"})  # what a route has there
 
 
 def _bare(name: str) -> str:
     """The name without what is easily mistaken: case, separators, a plural."""
-    return re.sub(r"[^a-z]", "", name.lower()).removesuffix("s")
+    return re.sub(r"[^a-z]", "", name[:MOST_NAME].lower()).removesuffix("s")
 
 
 READ = (

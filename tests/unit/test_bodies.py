@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import encodings
 import gzip
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,19 @@ async def test_of_a_form_s_type_the_boundary_alone_counts(tmp_path: Path) -> Non
             await read_images(form("multipart/form-data; boundary=b" + ";" * 1000, b""), core)
     finally:
         await core.close()
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_name_in_json_may_be_long(inner: bool) -> None:
+    """Each of its dashes took the time and memory of a match: one request had all others wait for ten seconds."""
+    name = b"-" * (1 << 20)
+    body = b'{"images": [{"b64": "YQ==", "%b": 1}]}' if inner else b'{"images": [{"b64": "YQ=="}], "%b": 1}'
+    tracemalloc.start()
+    try:
+        assert _base64(body % name) == [b"a"]
+        assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_images_in_json() -> None:
