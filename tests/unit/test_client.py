@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from eca_service.client import calls
+from eca_service.client import AsyncClient, Client, calls
 from eca_service.client.failures import FATAL, OWN, ClientError, Retry
 from eca_service.client.files import as_names, batches
 from eca_service.errors import CODES
@@ -57,6 +58,26 @@ def test_models_are_named_once() -> None:
     assert as_names(None) == []
     assert as_names("a") == ["a"]
     assert as_names(["a", "b", "a"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:99999", "grpc://127.0.0.1:99999", "http://[::1", f"http://{'a' * 70}"]
+)
+async def test_what_cannot_be_an_address_is_an_error_of_ours(url: str) -> None:
+    """The libraries below raise what they like: an ExceptionGroup, a UnicodeError, an error of every other call's."""
+
+    def blocking() -> None:
+        with Client(url, retry=Retry(attempts=1)) as client:
+            client.classify(b"x")
+
+    async def looping() -> None:
+        async with AsyncClient(url, retry=Retry(attempts=1)) as client:
+            await client.classify(b"x")
+
+    for ask in (asyncio.to_thread(blocking), looping()):
+        with pytest.raises(ClientError) as told:
+            await ask
+        assert told.value.code in {"unsupported", "unreachable"}
 
 
 def test_an_error_reaches_another_process_whole() -> None:

@@ -6,13 +6,21 @@ import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from eca_service.client.calls import DEFAULT_URL
 from eca_service.client.failures import ClientError
 
 KEY = re.compile(r"[!-~]+")
 
 
 def as_address(url: str) -> str:
-    """The address without a slash at its end, its scheme in lower case: schemes are compared, and may be given so."""
+    """The address without a slash at its end, its scheme in lower case: schemes are compared, and may be given so.
+
+    Raises ClientError, `unsupported`, where its host or port cannot be one: asyncio would raise an ExceptionGroup.
+    """
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise ClientError("unsupported", f"{url} is no address such as {DEFAULT_URL}") from None
     scheme, separator, rest = url.rstrip("/").partition("://")
     return scheme.lower() + separator + rest
 
