@@ -10,6 +10,7 @@ from eca_service.errors import ServiceError
 from eca_service.journal import Entry
 
 TAKEN_ON_TRUST = 1 << 20  # bytes
+MOST_PREDICTIONS = 1 << 16  # in an answer: a million would hold up everybody for seconds, and take half a gigabyte
 
 
 class Admission:
@@ -124,3 +125,13 @@ def require_few(images: int, most: int) -> None:
     """Raises bad_request for too many images in a request; asked before any is unpacked, for there may be millions."""
     if images > most:
         raise ServiceError("bad_request", f"the request holds {images} images, at most {most} are taken")
+
+
+def require_short(parts: int, predictions: int) -> None:
+    """Raises bad_request where several images, or models, would have too many together; one may have all."""
+    if parts > 1 and predictions > MOST_PREDICTIONS:
+        raise ServiceError(
+            "bad_request",
+            f"the answer would hold {predictions} predictions, at most {MOST_PREDICTIONS} are given for several; "
+            "ask for fewer at once, or for a smaller top_k",
+        )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eca_service.admission import Permit
+from eca_service.admission import Permit, require_short
 from eca_service.answers import Answer
 from eca_service.cancellation import all_of
 from eca_service.contract import Contract
@@ -74,8 +74,10 @@ async def compare(
 ) -> Comparison:
     """Each model's answer, of its `counts` best classes.
 
-    Raises what decoding raises; and where every model fails, the first one's error.
+    Raises bad_request for too many predictions, what decoding raises; and where every model fails, the first one's
+    error.
     """
+    require_short(len(models), sum(counts))
     entry = permit.entry
     entry.images = len(models)
     permit.grow(images=len(models) - 1)

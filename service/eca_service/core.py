@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from eca_service import disk, metrics
 from eca_service.access import Access
-from eca_service.admission import Admission, Margin, Permit, require_few
+from eca_service.admission import Admission, Margin, Permit, require_few, require_short
 from eca_service.answers import Answer, Prediction, Result, best_classes
 from eca_service.backend import Triton
 from eca_service.batching import Totals
@@ -135,6 +135,7 @@ class Core:
         if not images:
             raise ServiceError("bad_request", "the request holds no image; send its bytes as the body, or in a form")
         require_few(len(images), self.most_images)
+        require_short(len(images), len(images) * top_k)
         if len(images) > 1:
             permit.grow(images=len(images) - 1)
             self.access.charge(entry.account, len(images) - 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eca_service import admission
 from eca_service.answers import Answer
 from eca_service.cancellation import in_time
 from eca_service.comparison import compare
@@ -83,6 +84,32 @@ async def test_every_image_of_a_request_takes_room(
     await all_sent(engine, 1)
     engine.go.set()
     assert [len(answer.results) for answer in await asyncio.gather(three, one)] == [3, 1]
+
+
+async def test_an_answer_has_so_many_predictions_at_most(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million would hold up everybody while they are written; one image may have all of its classes."""
+    core = core_with(engine, tmp_path, monkeypatch)
+    engine.go.set()
+    models = [model(tmp_path / name, name) for name in ("a", "b")]
+    permit = core.enter(0, Entry("http"))
+    deadline = asyncio.get_running_loop().time() + 20
+    try:
+        monkeypatch.setattr(admission, "MOST_PREDICTIONS", 3)
+        for refused in (
+            core.classify(models[0], [IMAGE] * 2, 2, deadline, permit),
+            compare(core, models, IMAGE, [2, 2], deadline, permit),
+        ):
+            with pytest.raises(ServiceError, match="bad_request: the answer would hold 4 predictions, at most 3"):
+                await refused
+        assert len((await core.classify(models[0], [IMAGE] * 3, 1, deadline, permit)).results) == 3
+        monkeypatch.setattr(admission, "MOST_PREDICTIONS", 1)
+        (one,) = (await core.classify(models[0], [IMAGE], 2, deadline, permit)).results
+        assert len(one.predictions) == 2
+    finally:
+        permit.release()
+        await core.close()
 
 
 async def test_images_that_would_be_answered_too_late_are_not_taken(
