@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from eca_service.errors import ServiceError, problem, refusal
 from eca_service.journal import Entry
@@ -36,6 +36,7 @@ class Connection(HttpToolsProtocol):
             idle_ms = 1000 * self.timeout_keep_alive
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, idle_ms)
         self._closing: asyncio.TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None  # those that were sent behind it wait in `pipeline`
         self._refused = False
         self._fault = "this is not an HTTP request"
         self._heard = False  # a head is fed once more, see _unsupported_upgrade_warning
@@ -46,11 +47,14 @@ class Connection(HttpToolsProtocol):
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops all clocks."""
+        """Stops all clocks, and tells the request that is being answered: uvicorn tells the one that came last."""
         self._head_timer.cancel()
         if self._closing:
             self._closing.cancel()
         super().connection_lost(exc)
+        if self._answering and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Counts the bytes of a head for as long as it is not complete."""
@@ -115,11 +119,15 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._heads += 1
         super().on_headers_complete()
+        if not self.pipeline:
+            self._answering = self.cycle
         self.cycle.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
         self.cycle.transport = _Outlet(self)  # type: ignore[assignment]
 
     def on_response_complete(self) -> None:
         """Where the caller is still sending what nobody will read, it gets a moment to notice the answer."""
+        if self.pipeline:
+            self._answering = self.pipeline[-1][0]
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
             self._linger()
