@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from eca_service.errors import ServiceError, problem, refusal
@@ -18,6 +19,7 @@ from eca_service.journal import Entry
 SPOILED = "eca_spoiled"  # in a request's scope, where its body cannot be read to its end
 ABORT = "eca_abort"  # there too: what cuts its connection off, and drops what waits there for the caller
 LOOK_S = 0.001  # before a caller is given up, what it has sent is read: the process may have stood still
+PIECE_BYTES = 16 << 10  # parsed at a time: some hundred heads, if they are short
 LINGER_S = 2.0  # a caller that is answered before it has sent all may go on for so long, to see the answer
 
 
@@ -42,7 +44,9 @@ class Connection(HttpToolsProtocol):
         self._heard = False  # a head is fed once more, see _unsupported_upgrade_warning
         self._in_head = True
         self._heads = self._head_bytes = self._fields_bytes = 0
-        self._fed = self._behind = b""
+        self._fed = self._behind = b""  # what is being parsed, and what waits to be
+        self._again = 0  # bytes at the end of `_fed` that are to be parsed once more
+        self.flow = _Flow(self, transport)
         self._began = time.perf_counter()
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
 
@@ -57,11 +61,27 @@ class Connection(HttpToolsProtocol):
             self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
+        """Requests behind the one that is being answered wait as bytes, and no more are read: uvicorn reads on at each
+        answer, and makes objects of thousands.
+        """
+        self._behind += data
+        self._feed()
+
+    def _feed(self) -> None:
+        """Parses what has come, until a request waits behind another."""
+        data, at = self._behind, 0
+        while at < len(data) and not self.pipeline and not self._refused:
+            self._fed, self._again = data[at : at + PIECE_BYTES], 0
+            self._parse(self._fed)
+            at += len(self._fed) - self._again
+        self._behind = b"" if self._refused else data[at:]
+        if self._behind:
+            self.flow.pause_reading()
+
+    def _parse(self, data: bytes) -> None:
         """Counts the bytes of a head for as long as it is not complete."""
-        heads, in_head, self._behind = self._heads, self._in_head, data
-        while self._behind and not self._refused:
-            self._fed, self._behind = self._behind, b""
-            super().data_received(self._fed)
+        heads, in_head = self._heads, self._in_head
+        super().data_received(data)
         if self._in_head and heads == self._heads and not self._refused:
             self._head_bytes += len(data) if in_head else 1  # behind a body: the parser does not say how much is a head
             if self._head_bytes > self.max_head_bytes:
@@ -79,7 +99,7 @@ class Connection(HttpToolsProtocol):
         self.parser, self._heard = httptools.HttpRequestParser(self), True
         self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % field for field in fields))
         self._heard = False
-        self._behind = self._fed[ended.args[0] :]
+        self._again = len(self._fed) - ended.args[0]
 
     def on_message_begin(self) -> None:
         """Another head begins."""
@@ -131,6 +151,9 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
             self._linger()
+        if self._behind and not self.transport.is_closing():
+            self._feed()
+            self.flow.resume_reading()
 
     def _linger(self) -> None:
         if not self._closing:
@@ -212,6 +235,19 @@ class Connection(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[status] + (head + text).encode())
         self._head_timer.cancel()
         self._closing = self.loop.call_later(LINGER_S if status != 408 else 0, self.transport.close)
+
+
+class _Flow(FlowControl):
+    """A connection's, which reads nothing more while what has come waits to be parsed."""
+
+    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._connection = connection
+
+    def resume_reading(self) -> None:
+        """Unless something waits."""
+        if not self._connection._behind:
+            super().resume_reading()
 
 
 class _Outlet:
