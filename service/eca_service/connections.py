@@ -7,14 +7,13 @@ import json
 import socket
 import sys
 import time
-from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from eca_service.errors import ServiceError, problem, refusal
 from eca_service.journal import Entry
+from eca_service.passages import Inlet, Outlet
 
 SPOILED = "eca_spoiled"  # in a request's scope, where its body cannot be read to its end
 ABORT = "eca_abort"  # there too: what cuts its connection off, and drops what waits there for the caller
@@ -46,7 +45,7 @@ class Connection(HttpToolsProtocol):
         self._heads = self._head_bytes = self._fields_bytes = 0
         self._fed = self._behind = b""  # what is being parsed, and what waits to be
         self._again = 0  # bytes at the end of `_fed` that are to be parsed once more
-        self.flow = _Flow(self, transport)
+        self.flow = Inlet(transport, lambda: bool(self._behind))
         self._began = time.perf_counter()
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
 
@@ -142,7 +141,7 @@ class Connection(HttpToolsProtocol):
         if not self.pipeline:
             self._answering = self.cycle
         self.cycle.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
-        self.cycle.transport = _Outlet(self)  # type: ignore[assignment]
+        self.cycle.transport = Outlet(self.transport, self.cycle, self.loop, self.close_answered)  # type: ignore[assignment]
 
     def on_response_complete(self) -> None:
         """Where the caller is still sending what nobody will read, it gets a moment to notice the answer."""
@@ -235,56 +234,6 @@ class Connection(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[status] + (head + text).encode())
         self._head_timer.cancel()
         self._closing = self.loop.call_later(LINGER_S if status != 408 else 0, self.transport.close)
-
-
-class _Flow(FlowControl):
-    """A connection's, which reads nothing more while what has come waits to be parsed."""
-
-    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
-        super().__init__(transport)
-        self._connection = connection
-
-    def resume_reading(self) -> None:
-        """Unless something waits."""
-        if not self._connection._behind:
-            super().resume_reading()
-
-
-class _Outlet:
-    """A cycle's transport. An answer's head waits for the first of its body, so that both leave in one packet: each
-    costs the event loop as much as the rest of what uvicorn does, and wakes the caller. uvicorn closes it with the last
-    byte of an answer whose connection is not kept alive.
-    """
-
-    __slots__ = ("_connection", "_cycle", "_head", "_write")
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._cycle = connection.cycle
-        self._head: bytes | None = None
-        self._write = connection.transport.write
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection.transport, name)
-
-    def write(self, data: bytes) -> None:
-        if self._head is None and self._cycle.response_started:  # before it, there may be a 100 Continue
-            self._head = data
-            self._connection.loop.call_soon(self._flush)  # a body that is not there yet is not awaited
-        elif self._head:
-            self._head, data = b"", self._head + data
-            self._write(data)
-        else:
-            self._write(data)
-
-    def _flush(self) -> None:
-        if self._head and not self._connection.transport.is_closing():
-            self._write(self._head)
-        self._head = b""
-
-    def close(self) -> None:
-        self._flush()
-        self._connection.close_answered()
 
 
 def _has_end(name: bytes, value: bytes) -> bool:

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.unit import image_files as files
 from tests.unit import test_hostile_images
-from tests.unit.image_files import KINDS, encoded, noise, png, tiff_of, turned_by_exif
+from tests.unit.image_files import KINDS, encoded, noise, png, tiff, tiff_of, turned_by_exif
 from tests.unit.image_policy import LEFT, RECIPE, RIGHT, both, code, colour_of, halves, near
 
 EXACT: dict[str, dict[str, object]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}

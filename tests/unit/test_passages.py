@@ -1,4 +1,4 @@
-"""What leaves one HTTP connection in one packet. tests/integration/test_connections.py has it on real sockets."""
+"""What leaves an HTTP connection in one packet. tests/integration/test_connections.py has it on real sockets."""
 
 from __future__ import annotations
 
