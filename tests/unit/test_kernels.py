@@ -137,6 +137,13 @@ def test_ptx_that_does_not_assemble_is_a_sentence() -> None:
         assemble(Compiled("k", ".version 8.0\n.target sm_80\nnonsense", 0, 32, 0), 90)
 
 
+def test_what_cannot_be_compiled_says_why() -> None:
+    plan, dtype, residual, _ = PLANS["fused-56-nhwc"]
+    wrong = Plan(plan.kernel, {**plan.constants, "HALO": 0}, 1, 4, "a fault in a function that it calls")
+    with pytest.raises(KernelError, match="cannot be compiled: arange's end argument must be greater"):
+        compile_plan(wrong, dtype, residual)
+
+
 def test_a_kernel_too_large_for_a_plain_launch_is_a_sentence() -> None:
     plan = gated_conv1x1.plans(512, 256, 49, nhwc=True, relu=True, value_bytes=2)[0]
     large = {**plan.constants, "BLOCK_ROWS": 128, "BLOCK_CHANNELS": 128, "BLOCK_INPUTS": 64, "HALVES": True}

@@ -130,8 +130,7 @@ def _compile(
                 ASTSource(kernel, signature, values, aligned), target=GPUTarget("cuda", capability, 32), options=options
             )
     except Exception as error:  # of the compiler's many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # the lines before it quote the source
-        raise KernelError(f"the kernel {kernel.__name__} cannot be compiled: {reason}") from error
+        raise KernelError(f"the kernel {kernel.__name__} cannot be compiled: {_reason(error)}") from error
     if done.metadata.global_scratch_size or done.metadata.profile_scratch_size:
         raise KernelError(f"the kernel {kernel.__name__} wants scratch memory, which a plugin cannot give it")
     if done.metadata.shared > SHARED_BYTES:
@@ -143,6 +142,13 @@ def _compile(
     ptx = without_hidden_parameters(done.asm["ptx"], done.metadata.name, declared)
     target = "sm_90a" if ".target sm_90a" in ptx else None
     return _named(done.metadata.name, ptx, declared, 32 * warps, done.metadata.shared, target)
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what went wrong first: the lines before it quote the source, as do the errors that follow."""
+    while error.__cause__:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def without_hidden_parameters(ptx: str, name: str, declared: int) -> str:
