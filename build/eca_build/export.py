@@ -79,9 +79,11 @@ class Served(nn.Module):
 
 @torch.inference_mode()
 def reference(network: Network, recipe: Preprocessing, images: Tensor, batch: int = 32) -> Tensor:
-    """What the trained network itself answers in fp32: uint8 [N, crop, crop, 3] -> probabilities float [N, K]."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
-    parts = [network((part.permute(0, 3, 1, 2).float() / 255 - mean) / std).softmax(1) for part in images.split(batch)]
+    """What the trained network itself answers, in its own type: uint8 [N, crop, crop, 3] -> probabilities [N, K]."""
+    dtype = network.head.weight.dtype
+    mean, std = (torch.tensor(v, dtype=dtype).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
+    pixels = (part.permute(0, 3, 1, 2).to(dtype) / 255 for part in images.split(batch))
+    parts = [network((part - mean) / std).softmax(1) for part in pixels]
     return torch.cat(parts)
 
 

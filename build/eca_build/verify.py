@@ -30,6 +30,7 @@ RUNNER = runner("onnxruntime")
 MOST_LOST = 0.005  # of the accuracy
 LEAST_CORRELATION = 0.25  # bf16 has 0.90 and more, int8 0.49: both on random MobileNets, which round worst
 ALIKE = 1e-6  # probabilities that float32 hardly tells apart
+LEAST_TOLD = 1e-20  # of a probability: below float32 has fewer digits
 BATCH = 32
 
 
@@ -108,6 +109,16 @@ def compare(
             "reference_accuracy": float(there.mean()),
         }
     )
+
+
+def rounding(answers: NDArray[np.float32], exact: NDArray[np.float64]) -> float:
+    """How far float32 rounds a network's answers, both [N, K]: the largest difference from `exact`, relative to it.
+
+    That is how far logits are off, which many answers tell alike. A probability moves by a quarter of it at most: an
+    engine within this is as good as float32, or its logits are off by four times as much.
+    """
+    told = exact > LEAST_TOLD
+    return float((np.abs(answers - exact)[told] / exact[told]).max())
 
 
 def correlation(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
