@@ -156,6 +156,12 @@ def test_tensorrt_s_scheme(model: Path, sample: NDArray[np.uint8], tmp_path: Pat
     assert (got.argmax(1) == verify.answers(model, sample).argmax(1)).mean() >= 0.95
 
 
+def test_the_ranges_come_from_every_image(sample: NDArray[np.uint8]) -> None:
+    for count in (1, 32, 33, 60):
+        handed = list(iter(quantise._Images(sample[:count]).get_next, None))
+        np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in handed]), sample[:count])
+
+
 def test_a_full_disk_is_a_sentence(model: Path, sample: NDArray[np.uint8], tmp_path: Path) -> None:
     """The model fits, but not with the shapes that onnx writes into it."""
     bare = onnx.load(model)
