@@ -79,6 +79,11 @@ class EcaMobileNetV2(nn.Module):
         self.features = nn.Sequential(*layers, conv_bn_relu(channels, 1280))
         self.classifier = nn.Sequential(nn.Dropout(0.25), nn.Linear(1280, classes))
 
+    @property
+    def head(self) -> nn.Module:
+        """The classifier."""
+        return self.classifier[1]
+
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
         return logits

@@ -21,6 +21,7 @@ from eca_build.networks.attention import (
     UnsharedECA,
     adaptive_kernel_size,
 )
+from eca_build.networks.cifar_resnet import PaddedShortcut
 
 from tests.load.paper import TABLE_2, TABLE_3, Published, flops_unit
 
@@ -105,6 +106,14 @@ def test_flops_are_the_published_ones(row: Published) -> None:
     same = int(digits * flops) == round(digits * row.flops)  # the tables cut off
     assert same == (most is None)
     assert most is None or abs(flops - row.flops) < most / digits
+
+
+def test_new_channels_of_a_padded_shortcut_are_on_both_sides() -> None:
+    x = torch.arange(1.0, 33).view(1, 2, 4, 4)
+    y = PaddedShortcut(2, stride=2)(x)
+    torch.testing.assert_close(y[:, 1:3], x[:, :, ::2, ::2])
+    assert y.shape == (1, 4, 2, 2)
+    assert not y[:, [0, 3]].any()
 
 
 def test_grouped_gate_mixes_within_its_groups_alone() -> None:
