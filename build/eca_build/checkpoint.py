@@ -194,7 +194,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         if "TorchScript" in str(error):
             raise BuildError(f"{path} is a TorchScript program; save its state_dict() and give that") from None
         raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
-    except (EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, zipfile.BadZipFile):
+    except BuildError:
+        raise
+    except Exception:  # of a damaged file its unpickler raises anything: struct.error, AssertionError ...
         raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
     for _ in range(MOST_WRAPPED):
         if isinstance(raw, dict):

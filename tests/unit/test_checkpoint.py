@@ -196,6 +196,22 @@ def test_damaged_files(tmp_path: Path) -> None:
             load(tmp_path / missing)
 
 
+def test_wherever_a_file_of_the_older_kind_is_cut_off_it_is_a_sentence(tmp_path: Path) -> None:
+    """Within the numbers and keys of its pickle PyTorch raises errors of its own; half of a name is an unknown one."""
+    path = tmp_path / "m.pth"
+    torch.save({"epoch": 100_000, "lr": 0.1, "m": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for end in range(1, len(whole)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(BuildError, match=r"is damaged or no checkpoint; copy it again|wants to run code"):
+            load(path)
+    key = re.findall(rb"(?<=X.\0\0\0)\d{6,}", whole)[-1]  # of a storage, in the list of those that the file holds
+    at = whole.rindex(key)
+    path.write_bytes(whole[:at] + bytes(key[:-1]) + b"x" + whole[at + len(key) :])
+    with pytest.raises(BuildError, match="is damaged or no checkpoint; copy it again"):
+        load(path)
+
+
 def test_a_small_file_that_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
     whole, packed = save(tmp_path / "whole.pth"), tmp_path / "packed.pth"
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
