@@ -84,7 +84,9 @@ def load(path: Path, arch: str | None = None, attention: Kind | None = None) -> 
         raw, notes = read_safetensors(path)
     else:
         raw = read_torch(path)
-    state, origin = canonical(floats(path, strip(raw)))
+    state = strip(raw)
+    require_plain(path, state, size=before[1])
+    state, origin = canonical(state)
     spec = detect(state, path)
     if spec.attention == "none" and (attention or notes.get("attention")) == "se-var1":
         spec = replace(spec, attention="se-var1")
@@ -249,18 +251,22 @@ def first(key: str) -> str:
     return key.partition(".")[0]
 
 
-def floats(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same in float32; BuildError naming the first tensor that is not plain, or larger than what is there."""
+def require_plain(path: Path, state: dict[str, Tensor], size: int) -> None:
+    """BuildError naming the first tensor that is not plain, or with which they are more than `size` bytes can hold.
+
+    Tensors may share what they hold, and so may all elements of one.
+    """
+    left = MOST_PACKED * size
     for key, value in state.items():
         if value.dtype not in FLOATS or value.layout != torch.strided or value.is_meta or value.is_nested:
             layout = "nested" if value.is_nested else value.layout
             what = f"{value.dtype}, {layout}, on {value.device}".replace("torch.", "")
             raise BuildError(f"{path}: {key} is no plain tensor of floats ({what}); save the weights as such")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        left -= value.numel() * value.element_size()
+        if left < 0:
             raise BuildError(f"{path}: {key} has more values than the file holds; save the weights as plain tensors")
         if value.ndim == 0:
             raise BuildError(f"{path}: {key} has 0 axes, as no weight of the networks here")
-    return {key: value.float() for key, value in state.items()}
 
 
 def check(path: Path, arch: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -276,6 +282,7 @@ def check(path: Path, arch: str, state: dict[str, Tensor], wanted: dict[str, Ten
     for key, value in state.items():
         if value.shape != wanted[key].shape:
             raise BuildError(f"{path}: {key} has shape {list(value.shape)}, {arch} needs {list(wanted[key].shape)}")
+        value = value.float()  # only now, and one at a time: a large file may be of another network
         if not torch.isfinite(value).all():
             raise BuildError(f"{path}: {key} holds values that are not finite; the training diverged, use another file")
         if key.endswith("running_var") and (value < 0).any():

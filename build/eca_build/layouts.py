@@ -113,7 +113,7 @@ def _cbam(state: State, swapped: bool) -> State:
         if gain is not None and offset is not None and mean is not None and variance is not None:
             if any(part.shape != (1,) for part in (gain, offset, mean, variance)):
                 raise BuildError(f"the checkpoint has {site}.bn of other shapes than [1], as CBAM has; it is another")
-            scale = gain / (variance + 1e-5).sqrt()
+            scale = gain / (variance.float() + 1e-5).sqrt()
             weight, bias = weight * scale.view(-1, 1, 1, 1), offset - mean * scale
         _put(renamed, f"{site}.weight", weight.flip(1) if swapped else weight)
         _put(renamed, f"{site}.bias", bias)

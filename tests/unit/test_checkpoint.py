@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import resource
 import warnings
 import zipfile
 from pathlib import Path, PureWindowsPath
@@ -222,6 +224,37 @@ def test_a_small_file_that_asks_for_much_memory_is_refused(tmp_path: Path) -> No
         archive.writestr("archive/data/none", bytes(20 * packed.stat().st_size))
     with pytest.raises(BuildError, match=r"packed\.pth would be \d+ bytes when it is unpacked"):
         load(packed)
+
+
+def test_tensors_that_share_what_they_hold_are_counted_each(tmp_path: Path) -> None:
+    """As many as a small file can name would be copied one by one."""
+    one = torch.zeros(1 << 20, dtype=torch.float16)
+    with pytest.raises(BuildError, match=r"more\.\d+ has more values than the file holds"):
+        load(save(tmp_path / "m.pth", **{f"more.{index}": one[:] for index in range(300)}))
+
+
+def test_of_a_large_file_of_another_network_nothing_is_copied(tmp_path: Path) -> None:
+    """It may be a language model's; what is not looked at of it is not even read."""
+    path, most = tmp_path / "m.safetensors", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size = 3 << 30
+    header = json.dumps({"lm_head.weight": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)  # all holes
+    with pytest.raises(BuildError, match="is no network known here, its weights are in weight"):
+        load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < most + (size >> 11)
+
+
+def test_halves_of_a_folded_batch_norm(tmp_path: Path) -> None:
+    """Folded in float32, whatever the file's type."""
+    origin = next(convert for name, _, _, convert in CBAM_CASES if name == "timm CBAM")
+    assert callable(origin)
+    halves = {key: value.half() for key, value in origin(state_of(CBAM18)).items()}
+    torch.save(halves, tmp_path / "halves.pth")
+    torch.save({key: value.float() for key, value in halves.items()}, tmp_path / "floats.pth")
+    found, wanted = (load(tmp_path / f"{name}.pth").network.state_dict() for name in ("halves", "floats"))
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path) -> None:
