@@ -7,6 +7,8 @@ import json
 import os
 import re
 import resource
+import subprocess
+import sys
 import warnings
 import zipfile
 from pathlib import Path, PureWindowsPath
@@ -163,6 +165,23 @@ def test_content_counts_not_the_name(tmp_path: Path) -> None:
     save_file(state, tmp_path / "m.pth")
     torch.save(state, tmp_path / "m.safetensors")
     assert load(tmp_path / "m.pth").spec == load(tmp_path / "m.safetensors").spec == ECA18
+
+
+def test_a_name_in_another_encoding(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr"))
+    folder.mkdir()
+    save_file(state_of(ECA18), tmp_path / "m.safetensors")
+    assert load((tmp_path / "m.safetensors").rename(folder / os.fsdecode(b"\xfc.safetensors"))).spec == ECA18
+    assert load(save(folder / "m.pth")).spec == ECA18
+
+
+def test_a_name_in_another_encoding_is_shown_as_it_is(tmp_path: Path) -> None:
+    file = os.fsencode(tmp_path) + b"/f\xfcr.pth"
+    torch.save(state_of(with_formula("resnet14_cifar", "eca", 10)), os.fsdecode(file))
+    command = [sys.executable, "-c", "from eca_build.cli import main; main()", "inspect", file]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}  # as with a locale other than C
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, file in done.stdout) == (0, True), done.stderr
 
 
 def test_other_kinds_of_files(tmp_path: Path) -> None:

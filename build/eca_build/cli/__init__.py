@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
@@ -38,6 +39,8 @@ class _Commands(click.Group):
 @click.version_option(package_name="eca-serve")
 def main() -> None:
     """Turns trained checkpoints into verified, published model versions."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are no UTF-8 are written as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
     # `docker stop`: as Ctrl-C, so that what it started ends and nothing it wrote stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # of unlike GPUs CUDA's first is another than nvidia-smi's
