@@ -74,7 +74,8 @@ def staging(repository: Path) -> Iterator[Path]:
                 folder.mkdir()
             yield folder
         except OSError as error:
-            where = error.filename or f"in {root.parent} or {tempfile.gettempdir()}"
+            # the folder that Python found for temporary files; on a full disk it may have found none, and that is told
+            where = error.filename or f"in {root.parent} or {tempfile.tempdir or 'where temporary files are'}"
             why = error.strerror or f"{error}; is a disk full?"
             raise BuildError(f"the build could not read or write a file: {where}: {why}") from None
         finally:

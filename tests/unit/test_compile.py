@@ -283,6 +283,14 @@ def test_the_locale_does_not_matter(tmp_path: Path) -> None:
     assert (tmp_path / "models" / "m" / "labels.txt").read_text("utf-8") == labels
 
 
+def test_an_output_that_is_full_is_a_sentence() -> None:
+    command = [sys.executable, "-c", "from eca_build.cli import main; main()", "archs"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    told = "eca-build: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
 def test_checkpoints_of_one_name_are_not_versions_of_one_model(tmp_path: Path) -> None:
     files = [tmp_path / "first" / "mine.pth", tmp_path / "second" / "mine.safetensors"]
     done = CliRunner().invoke(main, ["compile", *map(str, files), "--repository", str(tmp_path / "models")])

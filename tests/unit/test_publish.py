@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from eca_build.errors import BuildError
 from eca_build.publish import publish, staging, versions
+from eca_build.scratch import scratch
 
 
 def fill(staged: Path, version: int, config: str = 'name: "m"', labels: str = "a\nb\n") -> None:
@@ -223,7 +224,7 @@ def test_what_else_cannot_be_written_is_not_the_repository_s(tmp_path: Path) -> 
     sentence = r"^the build could not read or write a file: /tmp/full: No space left on device$"
     with pytest.raises(BuildError, match=sentence), staging(tmp_path / "r"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/full")
-    places = re.escape(f"in {tmp_path} or {tempfile.gettempdir()}")
+    places = re.escape(f"in {tmp_path} or {tempfile.gettempdir()}")  # which finds it, as every build does
     with pytest.raises(BuildError, match=f"a file: {places}: No space left on device$"), staging(tmp_path / "r"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a file that was open already
     with (
@@ -231,3 +232,18 @@ def test_what_else_cannot_be_written_is_not_the_repository_s(tmp_path: Path) -> 
         staging(tmp_path / "r"),
     ):
         raise OSError("80 requested and 0 written")  # numpy's, which names no file
+
+
+def test_a_disk_too_full_for_any_temporary_folder_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python tries whether it can write to one."""
+
+    def none_fits() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._get_default_tempdir", none_fits)
+    sentence = rf"in {tmp_path} or where temporary files are: No usable temporary directory found in \['/tmp'\]$"
+    with pytest.raises(BuildError, match=sentence), staging(tmp_path / "r"), scratch("verify"):
+        pytest.fail("there is none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import io
 import os
@@ -20,7 +21,8 @@ EXTRA = {"torch", "safetensors", "onnx", "onnxruntime", "onnxscript"}  # what py
 
 
 class _Commands(click.Group):
-    """Turns a BuildError of any command, and a base install without the extra, into its sentence and exit code 2."""
+    """Turns what a user can mend into its sentence and exit code 2: a BuildError of any command, a base install without
+    the extra, an output that is full."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -32,6 +34,11 @@ class _Commands(click.Group):
             if error.name not in EXTRA:
                 raise
             click.echo(f"eca-build: {error.name} is not installed; pip install 'eca-serve[build]'", err=True)
+            ctx.exit(2)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            click.echo(f"eca-build: the output cannot be written: {error.strerror}", err=True)
             ctx.exit(2)
 
 
