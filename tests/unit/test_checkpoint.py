@@ -176,12 +176,12 @@ def test_a_name_in_another_encoding(tmp_path: Path) -> None:
 
 
 def test_a_name_in_another_encoding_is_shown_as_it_is(tmp_path: Path) -> None:
-    file = os.fsencode(tmp_path) + b"/f\xfcr.pth"
-    torch.save(state_of(with_formula("resnet14_cifar", "eca", 10)), os.fsdecode(file))
+    file = os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr.pth")
+    torch.save(state_of(with_formula("resnet14_cifar", "eca", 10)), file)
     command = [sys.executable, "-c", "from eca_build.cli import main; main()", "inspect", file]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}  # as with a locale other than C
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert (done.returncode, file in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, os.fsencode(file) in done.stdout) == (0, True), done.stderr
 
 
 def test_other_kinds_of_files(tmp_path: Path) -> None:
