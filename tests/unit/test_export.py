@@ -111,7 +111,13 @@ def test_disagreement_is_refused_with_the_figures() -> None:
     moved = expected + np.array([2e-3, -2e-3], np.float32)
     with pytest.raises(BuildError, match=r"agreement 100.00%.*2\.00e-03 .*nothing was published"):
         verify.compare(expected, moved, 1e-3, 1.0, "test")
-    assert verify.compare(expected, moved, 3e-3, 1.0, "test").largest_difference == pytest.approx(2e-3, rel=1e-3)
+    with pytest.raises(BuildError, match=r"2\.00e-03 .*nothing was published"):
+        verify.compare(expected, moved, 1.9e-3, 1.0, "test")
+    assert verify.compare(expected, moved, 2.1e-3, 1.0, "test").largest_difference == pytest.approx(2e-3, rel=1e-3)
+    expected = np.array([[0.4, 0.2, 0.2, 0.2], [0.7, 0.1, 0.1, 0.1]], np.float32)
+    fallen = expected + np.array([-3e-3, 1e-3, 1e-3, 1e-3], np.float32)  # no other rises by as much
+    with pytest.raises(BuildError, match=r"agreement 100.00%.*3\.00e-03 .*nothing was published"):
+        verify.compare(expected, fallen, 2e-3, 1.0, "test")
 
 
 def test_what_is_no_number_is_refused() -> None:
@@ -159,6 +165,9 @@ def test_accuracy_that_is_lost_beyond_chance_is_refused() -> None:
     wrong[:100] = 1 - wrong[:100]  # a point of ten thousand images is no chance
     with pytest.raises(BuildError, match=r"less accurate.*9900 of 10000 images right, where the network has 10000"):
         verify.compare(rows(many.tolist()), rows(wrong.tolist()), 1.0, 0.95, "test", many)
+    half = np.where(np.arange(100) < 50, known, -1)  # of which alone it is known what they show
+    figures = verify.compare(right, few_wrong, 1.0, 0.95, "test", half)
+    assert (figures.labelled, figures.accuracy, figures.reference_accuracy) == (50, 0.92, 1.0)
     unknown = np.full(100, -1)
     assert verify.compare(right, more_wrong, 1.0, 0.95, "test", unknown).accuracy is None
     with pytest.raises(BuildError, match=r"agreement 90.00%.*95% is asked"):

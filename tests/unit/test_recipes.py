@@ -86,6 +86,7 @@ TIMM: dict[str, object] = {
 LITTLE: dict[str, object] = {"input_size": [3, 224, 224]}
 AS_TIMM = Preprocessing(resize=269, crop=256, filter="bilinear", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 AS_TIMM_WITHOUT_A_WORD = Preprocessing(resize=256, crop=224, filter="bicubic")
+AS_TIMM_ROUNDS = Preprocessing(resize=235, crop=224, filter="bicubic")  # down, from 235.8
 
 
 @pytest.mark.parametrize(
@@ -93,10 +94,12 @@ AS_TIMM_WITHOUT_A_WORD = Preprocessing(resize=256, crop=224, filter="bicubic")
     [
         ({"architecture": "ecaresnet26t", "pretrained_cfg": TIMM}, AS_TIMM),
         ({"architecture": "gluon_resnet26t", "pretrained_cfg": TIMM}, AS_TIMM),
+        ({"architecture": "resnet26t", "pretrained_cfg": LITTLE | {"crop_pct": 0.95}}, AS_TIMM_ROUNDS),
         ({"architecture": "resnet26t", "pretrained_cfg": LITTLE}, AS_TIMM_WITHOUT_A_WORD),
         ({"architecture": "seresnet26t", "pretrained_cfg": LITTLE | {"mean": None}}, AS_TIMM_WITHOUT_A_WORD),
         ({"architectures": ["ResNetForImageClassification"], "num_channels": 3}, None),
         ({"architecture": "x", "pretrained_cfg": None}, None),
+        ({"architecture": "resnet26t", "num_classes": 10}, None),
         ({"architecture": "resnet26t"} | LITTLE, AS_TIMM_WITHOUT_A_WORD),
         ({"architecture": "ecaresnet26t"} | TIMM, AS_TIMM),
         (LITTLE, None),
@@ -122,7 +125,16 @@ def test_a_config_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None
         recipe_beside(tmp_path / "folder" / "m.pth", "resnet26t")
 
 
-@pytest.mark.parametrize("argument", [{"global_pool": "max"}, {"output_stride": 8}, {"act_layer": "silu"}])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"global_pool": "max"},
+        {"output_stride": 8},
+        {"act_layer": "silu"},
+        {"aa_layer": "blurpool"},
+        {"pad_type": "same"},
+    ],
+)
 def test_a_network_of_other_answers_by_its_config_is_refused(argument: dict[str, object], tmp_path: Path) -> None:
     """Its weights have the same names and shapes."""
     asked = {"num_classes": 10, "drop_rate": 0.1, "global_pool": "avg", "output_stride": 32}
@@ -146,6 +158,7 @@ def test_a_network_of_other_answers_by_its_config_is_refused(argument: dict[str,
         ({"interpolation": "lanczos"}, "does not say what is done .* 'bilinear' or 'bicubic'; move it away"),
         ({"mean": [123.7, 116.3, 103.5]}, "mean and std are between 0 and 1"),
         ({"std": [0.2, 0, 0.2]}, "mean and std are between 0 and 1"),
+        ({"mean": [0, 0, 0], "std": [58.4, 57.1, 57.4]}, "mean and std are between 0 and 1"),
         ({"std": [0.2, float("nan"), 0.2]}, "does not say what is done to images"),
         ({"mean": [0.5]}, "does not say what is done to images"),
     ],
