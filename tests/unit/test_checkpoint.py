@@ -85,6 +85,14 @@ def test_averages_are_taken_where_they_are_alone(tmp_path: Path, wrap: str) -> N
     assert load(tmp_path / "m.pth").spec == ECA18
 
 
+@pytest.mark.parametrize("wrap", ["state_dict_ema", "model_ema"])
+def test_beside_the_trained_weights_their_averages_are_not_taken(tmp_path: Path, wrap: str) -> None:
+    state = state_of(ECA18)
+    averages = {key: value + 1 for key, value in state.items()}
+    torch.save({wrap: averages, "epoch": 3, wrap.replace("_ema", ""): state}, tmp_path / "m.pth")
+    assert torch.equal(load(tmp_path / "m.pth").network.head.weight, state["fc.weight"])
+
+
 @pytest.mark.parametrize("wrap", [None, "model_ema"])
 def test_averages_as_pytorch_counts_them(tmp_path: Path, wrap: str | None) -> None:
     network = create(ECA18)
@@ -122,8 +130,10 @@ def test_newer_protocols_of_pickle_are_not_called_damaged(tmp_path: Path) -> Non
         load(tmp_path / "m.pth")
 
 
-def test_lightning_s_prefix(tmp_path: Path) -> None:
-    torch.save({"state_dict": {f"model.{key}": value for key, value in state_of(ECA18).items()}}, tmp_path / "m.ckpt")
+@pytest.mark.parametrize("prefix", ["model.", "model_ema.module."])
+def test_lightning_s_prefix(tmp_path: Path, prefix: str) -> None:
+    """Averages too, where there is nothing else."""
+    torch.save({"state_dict": {prefix + key: value for key, value in state_of(ECA18).items()}}, tmp_path / "m.ckpt")
     assert load(tmp_path / "m.ckpt").spec == ECA18
 
 
@@ -132,7 +142,8 @@ def test_what_lightning_modules_have_beside_their_network(tmp_path: Path, name: 
     state = {f"{name}.{key}": value for key, value in state_of(ECA18).items()}
     beside: State = {"criterion.weight": torch.ones(7), "val_loss.weight": torch.ones(7)}
     beside |= {"val_metrics.accuracy.tp": torch.zeros(7, dtype=torch.long)}
-    beside |= {f"model_ema.module.{key}": value + 1 for key, value in state_of(ECA18).items()}
+    for average in ("model_ema", "ema_model", "ema"):
+        beside |= {f"{average}.module.{key}": value + 1 for key, value in state_of(ECA18).items()}
     torch.save({"state_dict": state | beside}, tmp_path / "m.ckpt")
     found = load(tmp_path / "m.ckpt")
     assert found.spec == ECA18
@@ -290,6 +301,7 @@ def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path) -> None:
     [
         ({"layer1.0.bn1.bias": torch.tensor([float("nan")] + [0.0] * 63)}, r"layer1\.0\.bn1\.bias.*not finite"),
         ({"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, r"layer1\.0\.conv1\.weight has shape"),
+        ({"layer1.0.bn1.weight": torch.ones(64, 1)}, r"bn1\.weight has shape \[64, 1\], resnet18 needs \[64\]"),
         ({"layer1.0.bn1.weight": torch.full((64,), 1e300, dtype=torch.float64)}, r"layer1\.0\.bn1\.weight.*not finite"),
         (
             {"layer1.0.bn1.weight": torch.ones(64, dtype=torch.float8_e4m3fn)},
