@@ -32,6 +32,8 @@ MARKS: dict[str, tuple[Kind, int, int]] = {
 
 def detect(state: State, path: Path) -> NetworkSpec:
     """The specification of the network in `state`, whose keys are ours; BuildError where it is none of ours."""
+    if not state:
+        raise BuildError(f"{path} holds no weights; save the network's state_dict() and give that")
     heads = [state[key] for key in ("classifier.1.weight", "fc.weight") if key in state]
     if any(head.ndim != 2 for head in heads):
         raise BuildError(f"{path} has a classifier of {heads[0].ndim} axes; the networks here end in a linear layer")

@@ -41,7 +41,7 @@ def recipe_beside(checkpoint: Path, arch: str) -> dict[str, object]:
         return {}
     except OSError as error:
         raise BuildError(f"{file} cannot be read: {error.strerror}; {INSTEAD}") from None
-    except ValueError:
+    except (ValueError, RecursionError):  # of lists in lists without end
         raise BuildError(f"{file} is damaged or no JSON; {INSTEAD}") from None
     if not isinstance(found, dict):
         return {}

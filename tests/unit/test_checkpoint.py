@@ -276,17 +276,6 @@ def test_of_a_large_file_of_another_network_nothing_is_copied(tmp_path: Path) ->
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < most + (size >> 11)
 
 
-def test_halves_of_a_folded_batch_norm(tmp_path: Path) -> None:
-    """Folded in float32, whatever the file's type."""
-    origin = next(convert for name, _, _, convert in CBAM_CASES if name == "timm CBAM")
-    assert callable(origin)
-    halves = {key: value.half() for key, value in origin(state_of(CBAM18)).items()}
-    torch.save(halves, tmp_path / "halves.pth")
-    torch.save({key: value.float() for key, value in halves.items()}, tmp_path / "floats.pth")
-    found, wanted = (load(tmp_path / f"{name}.pth").network.state_dict() for name in ("halves", "floats"))
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
-
-
 def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path) -> None:
     with zipfile.ZipFile(save(tmp_path / "cpu.pth")) as source, zipfile.ZipFile(tmp_path / "m.pth", "w") as archive:
         for name in source.namelist():

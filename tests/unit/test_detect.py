@@ -13,6 +13,7 @@ from eca_build.detect import detect
 from eca_build.errors import BuildError
 from eca_build.networks import create, with_formula
 from eca_build.networks.attention import Kind
+from safetensors.torch import save_file
 
 from tests.unit.checkpoints import ECA18, state_of
 
@@ -86,3 +87,6 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "m.pth")
     with pytest.raises(BuildError, match="no state_dict"):
         load(tmp_path / "m.pth")
+    save_file({"bn1.num_batches_tracked": torch.zeros(1)}, tmp_path / "m.safetensors")
+    with pytest.raises(BuildError, match=r"m\.safetensors holds no weights; save the network's state_dict\(\)"):
+        load(tmp_path / "m.safetensors")

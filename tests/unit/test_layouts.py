@@ -268,3 +268,14 @@ def test_a_cbam_with_another_batch_norm_or_for_positions_alone(tmp_path: Path) -
     torch.save({k: v for k, v in state_of(CBAM18).items() if ".attention.fc" not in k}, tmp_path / "m.pth")
     with pytest.raises(BuildError, match="CBAM for positions alone"):
         load(tmp_path / "m.pth")
+
+
+def test_halves_of_a_folded_batch_norm(tmp_path: Path) -> None:
+    """Folded in float32, whatever the file's type."""
+    origin = next(convert for name, _, _, convert in CBAM_CASES if name == "timm CBAM")
+    assert callable(origin)
+    halves = {key: value.half() for key, value in origin(state_of(CBAM18)).items()}
+    torch.save(halves, tmp_path / "halves.pth")
+    torch.save({key: value.float() for key, value in halves.items()}, tmp_path / "floats.pth")
+    found, wanted = (load(tmp_path / f"{name}.pth").network.state_dict() for name in ("halves", "floats"))
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)

@@ -117,9 +117,11 @@ def test_without_timm_s_config_nothing_is_told(tmp_path: Path) -> None:
 
 
 def test_a_config_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes(b"\xff{ // not JSON")
-    with pytest.raises(BuildError, match=r"config\.json is damaged or no JSON; move it away, or give all of --resize"):
-        recipe_beside(tmp_path / "m.pth", "resnet26t")
+    sentence = r"config\.json is damaged or no JSON; move it away, or give all of --resize"
+    for content in (b"\xff{ // not JSON", b"[" * 100_000):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(BuildError, match=sentence):
+            recipe_beside(tmp_path / "m.pth", "resnet26t")
     (tmp_path / "folder" / "config.json").mkdir(parents=True)
     with pytest.raises(BuildError, match=r"config\.json cannot be read: Is a directory; move it away, or give all of"):
         recipe_beside(tmp_path / "folder" / "m.pth", "resnet26t")
