@@ -165,13 +165,11 @@ def begins(path: Path) -> bytes:
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file and its metadata; BuildError where it is damaged."""
     try:
-        with (
-            path.open("rb") as opened,  # its library takes no name that is not in UTF-8
-            safetensors.safe_open(f"/proc/self/fd/{opened.fileno()}", framework="pt") as file,
-        ):
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except OSError as error:
-        raise BuildError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
+        with readable(path), path.open("rb") as opened:
+            # its library takes no name that is not in UTF-8
+            name = path if str(path).isascii() else f"/proc/self/fd/{opened.fileno()}"
+            with safetensors.safe_open(name, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise BuildError(f"{path} is damaged or no safetensors file ({error}); copy it again") from None
 

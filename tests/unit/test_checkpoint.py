@@ -19,7 +19,7 @@ import torch
 from eca_build.checkpoint import load, strip
 from eca_build.errors import BuildError
 from eca_build.layouts import canonical
-from eca_build.networks import create
+from eca_build.networks import create, with_formula
 from safetensors.torch import save_file
 
 from tests.unit.checkpoints import ECA18, State, authors, state_of
