@@ -118,7 +118,7 @@ class Certificate:
             self._warn_at = now + DAY_S
         elif soon := self.expires_soon():
             logger.warning("%s; renewed files are taken over by themselves", soon)
-            self._warn_at = end
+            self._warn_at = end + 1  # OpenSSL counts whole seconds, by a clock a little behind
         else:
             self._warn_at = end - SOON_S
 

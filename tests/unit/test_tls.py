@@ -100,7 +100,7 @@ async def test_one_that_expires_is_told_before_and_each_day_after(
         await asyncio.sleep(0.5)
         assert shown() == end
         assert caplog.text.count(f"ECA_TLS_CERT={chain} expires on ") == 1
-        await asyncio.sleep(end - time.time() + 1.2)
+        await asyncio.sleep(end - time.time() + 2.2)
         assert caplog.text.count(f"ECA_TLS_CERT={chain} expires on ") == 1
         assert 2 <= caplog.text.count(f"callers refuse ECA_TLS_CERT={chain}: certificate has expired") <= 5
         caplog.clear()
