@@ -79,8 +79,13 @@ def measure(
         plan.write_text(json.dumps(asked | {"engines": [asdict(engine) for engine in engines]}))
         np.save(source, images[np.arange(max(batches)) % len(images)])
         command = [*processes.module("eca_build.measure"), str(plan), str(source), str(target)]
-        processes.run(command, "the engines could not be measured")
+        processes.run(command, "the engines could not be measured", _told)
         return speeds(np.load(target), batches)
+
+
+def _told(written: str, status: int) -> str:
+    """All are open at once, and one may end the process: without a choice nothing is measured."""
+    return f"{processes.last_line(written, status)}; name one, by --precision, --runtime and --attention-graph"
 
 
 def speeds(rates: NDArray[np.float64], batches: Sequence[int]) -> list[Speed]:

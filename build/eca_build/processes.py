@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,8 +47,12 @@ def module(name: str) -> list[str]:
 
 
 def last_line(written: str, status: int) -> str:
-    """What a process said last, or how it ended."""
-    return (written.strip().splitlines() or [f"exit status {status}"])[-1].strip()
+    """What a process said last, and how it ended where a signal ended it or it said nothing."""
+    said = [line.strip() for line in written.strip().splitlines()[-1:]]
+    if status < 0:
+        why = ", as Linux does where memory runs out" if status == -signal.SIGKILL else ""
+        said.append(f"{signal.Signals(-status).name} ended it{why}")
+    return "; ".join(said) or f"exit status {status}"
 
 
 def run(

@@ -183,7 +183,7 @@ def test_engines_are_measured_as_they_are(tmp_path: Path) -> None:
         assert (first.relative, set(first.images_per_s)) == (1.0, {1, 8})
         assert second.relative > 1.3
     runnables[1] = Runnable("onnxruntime", "fp32", str(tmp_path / "absent.onnx"))
-    with pytest.raises(BuildError, match=r"could not be measured: .*absent\.onnx"):
+    with pytest.raises(BuildError, match=r"could not be measured: .*absent\.onnx.*; name one, by --precision"):
         measure.measure(runnables, images.synthetic(32, 4), 8)
 
 

@@ -146,5 +146,12 @@ def test_what_it_printed() -> None:
 def test_what_it_says_last_is_told() -> None:
     with pytest.raises(BuildError, match=r"^it failed: no such thing$"):
         processes.run([sys.executable, "-c", "import sys; sys.exit('one\\nno such thing')"], "it failed")
-    with pytest.raises(BuildError, match=r"^it failed: exit status -9$"):
+    with pytest.raises(BuildError, match=r"^it failed: SIGKILL ended it, as Linux does where memory runs out$"):
         processes.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], "it failed")
+    with pytest.raises(BuildError, match=r"^it failed: no such thing; SIGABRT ended it$"):
+        processes.run(
+            [sys.executable, "-c", "import os; print('no such thing', flush=True); os.kill(os.getpid(), 6)"],
+            "it failed",
+        )
+    with pytest.raises(BuildError, match=r"^it failed: exit status 3$"):
+        processes.run([sys.executable, "-c", "raise SystemExit(3)"], "it failed")
