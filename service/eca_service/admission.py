@@ -41,7 +41,7 @@ class Admission:
         """Around an answer of `size` bytes while its caller takes it, which may be never. It counts like a body and
         gives way to whatever comes later: where there is no room for that, `cut` is called for the oldest.
         """
-        self.clear(size)
+        self._clear(size)
         self._answers[cut] = size
         self.size += size
         try:
@@ -49,7 +49,14 @@ class Admission:
         finally:
             self._drop(cut)
 
-    def clear(self, size: int) -> None:
+    def fits(self, images: int, size: int) -> bool:
+        """Whether there is room for so many images and bytes; answers are cut off where they alone are in the way."""
+        if self.images + images > self.max_images or self.size - sum(self._answers.values()) + size > self.max_bytes:
+            return False
+        self._clear(size)
+        return True
+
+    def _clear(self, size: int) -> None:
         """Cuts off answers until there is room for `size` bytes, or there are none."""
         while self._answers and self.size + size > self.max_bytes:
             oldest = next(iter(self._answers))
@@ -75,9 +82,7 @@ class Permit:
     def grow(self, images: int = 0, size: int = 0) -> None:
         """Takes more, or raises overloaded and takes nothing."""
         house = self._admission
-        if size:
-            house.clear(size)
-        if house.images + images > house.max_images or house.size + size > house.max_bytes:
+        if not house.fits(images, size):
             metrics.rejected.labels("overloaded").inc()
             raise ServiceError(
                 "overloaded",

@@ -19,7 +19,7 @@ from eca_service.journal import Entry
 SPOILED = "eca_spoiled"  # in a request's scope, where its body cannot be read to its end
 ABORT = "eca_abort"  # there too: what cuts its connection off, and drops what waits there for the caller
 LOOK_S = 0.001  # before a caller is given up, what it has sent is read: the process may have stood still
-PIECE_BYTES = 64 << 10  # parsed at a time: two thousand heads at most; of 16 KiB a photograph took the loop 4 % longer
+PIECE_BYTES = 64 << 10  # parsed at a time: two thousand heads at most; of smaller ones a photograph has many
 LINGER_S = 2.0  # a caller that is answered before it has sent all may go on for so long, to see the answer
 
 

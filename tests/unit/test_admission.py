@@ -59,6 +59,21 @@ def test_answers_that_nobody_takes_give_way() -> None:
     assert (house.size, cut) == (0, [1, 2, 3])
 
 
+def test_answers_do_not_give_way_to_what_is_refused_all_the_same() -> None:
+    house, cut = Admission(max_images=1, max_bytes=100), []
+    with house.answering(40, lambda: cut.append(1)):
+        first = house.enter(50, Entry("http"))
+        for size in (30, 60):  # no room for its image, and then none for its bytes either
+            with pytest.raises(ServiceError, match="no room"):
+                house.enter(size, Entry("http"))
+        with pytest.raises(ServiceError, match="no room"):
+            first.grow(size=60)
+        assert cut == []
+        first.grow(size=20)
+        assert cut == [1]
+        first.release()
+
+
 def test_a_margin_for_one_late_answer_in_a_hundred() -> None:
     margin = Margin()
     for late, share in ((True, Margin.LEAST), (False, Margin.MOST)):

@@ -83,11 +83,7 @@ def _translated(url: str) -> Iterator[None]:
         yield
     except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, asyncio.TimeoutError):
         raise ClientError("deadline_exceeded", f"{url} did not answer in time") from None
-    except (
-        httpx.UnsupportedProtocol,
-        httpx.InvalidURL,
-        UnicodeError,
-    ):  # the last of a host's name that DNS cannot have
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError):  # the last: of a host that DNS cannot name
         raise ClientError("unsupported", f"{url} is no address such as {DEFAULT_URL}") from None
     except (httpx.HTTPError, ssl.SSLError) as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
