@@ -1,4 +1,4 @@
-"""Images to Triton: one channel to all servers that get them, and the tensors that travel there and back."""
+"""Images to Triton: the ways to all servers that get them, and the tensors that travel there and back."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tritonclient.grpc import service_pb2
 from eca_service.contract import PROBABILITIES, Contract
 from eca_service.errors import ServiceError
 from eca_service.fleet import OPTIONS, Fleet
+from eca_service.http2 import Metadata
 from eca_service.infer_request import with_pixels, with_place
+from eca_service.reconnecting import Reconnecting
 from eca_service.resolver import target
 from eca_service.sharing import CONTROL_S, Sharing
 from eca_service.triton.failures import translated
 from eca_service.triton.model import shapes
 
-Metadata = Sequence[tuple[str, str]]
 LONGEST_CALL_S = 600.0
 # gRPC's own load balancing and retries: a call that a dying server did not answer goes to another. Its health checks
 # need the streaming Watch, which Triton does not have: the connection's state and the golden answers stand for them.
@@ -57,15 +58,17 @@ class Triton:
         self._sharing = Sharing(same_host and "," not in urls.strip(" ,"))
         self.fleet = Fleet(urls, self._sharing)
         self._serving: frozenset[str] = frozenset()
-        self._channel: grpc.aio.Channel | None = None
+        self._only = Reconnecting(INFER)  # to a server that is alone
+        self._channel: grpc.aio.Channel | None = None  # for several, and for what that one does not answer
         self._closing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """Closes all channels; calls that still run after CONTROL_S are cut off."""
         for task in self._closing:
             task.cancel()
+        await self._only.close(CONTROL_S)  # what callers have left may still be answered
         if self._channel:
-            await self._channel.close(CONTROL_S)  # what callers have left may still be answered
+            await self._channel.close(CONTROL_S)
         await self.fleet.close()
 
     async def infer(
@@ -128,9 +131,16 @@ class Triton:
             region.free(offset)
 
     async def _call(self, request: bytes, deadline: float, metadata: Metadata) -> Any:
+        if connection := self._only.usable():
+            answer = await self._ended(connection.call(request, self._left_s(deadline), metadata))
+            if answer is not None:
+                return service_pb2.ModelInferResponse.FromString(answer)
+        return await self._ended(self._infer(request, timeout=self._left_s(deadline), metadata=metadata))
+
+    async def _ended(self, call: Any) -> Any:
+        """What a call answers, once the server has ended its work where it may not be told to leave it."""
         if self.fleet.cancels:
-            return await self._infer(request, timeout=_left_s(deadline), metadata=metadata)
-        call = self._infer(request, timeout=LONGEST_CALL_S, metadata=metadata)
+            return await call
         ended = asyncio.Event()
         call.add_done_callback(lambda _: ended.set())
         try:
@@ -140,16 +150,18 @@ class Triton:
             raise
         return await call
 
+    def _left_s(self, deadline: float) -> float:
+        """Seconds that a call is given."""
+        left = deadline - asyncio.get_running_loop().time() if self.fleet.cancels else LONGEST_CALL_S
+        return max(0.001, left)
+
     def _connect(self) -> None:
         if self._channel:  # its calls end in peace; connections are shared
             task = asyncio.create_task(self._channel.close(LONGEST_CALL_S))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         self._serving = self.fleet.serving
+        self._only.to(next(iter(self._serving)) if len(self._serving) == 1 else None)
         self._channel = grpc.aio.insecure_channel(target(self._serving), CALL_OPTIONS)
         # requests are written by hand, see `infer_request`
         self._infer = self._channel.unary_unary(INFER, None, service_pb2.ModelInferResponse.FromString)
-
-
-def _left_s(deadline: float) -> float:
-    return max(0.001, deadline - asyncio.get_running_loop().time())

@@ -342,11 +342,11 @@ def test_what_the_gateway_costs_is_counted() -> None:
     assert found.gateway_and_triton_per_core < found.gateway_per_core
 
 
-def test_both_ways_of_tensors_are_measured_whatever_the_proxy() -> None:
+def test_all_ways_of_tensors_are_measured_whatever_the_proxy() -> None:
     command = [sys.executable, "-m", "tests.load.transport", "--rounds", "1", "--calls", "2"]
     proxied = os.environ | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
     done = subprocess.run(
         command, env=proxied, cwd=conftest.ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"(\d+) images: message [\d.]+ ms, shared memory", done.stdout) == ["1", "8", "32"]
+    assert re.findall(r"(\d+) images, message: [\d.]+ ms", done.stdout) == ["1", "8", "32"]

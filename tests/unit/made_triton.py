@@ -10,7 +10,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-from eca_service.backend import Triton
+from eca_service.backend import INFER, Triton
+from eca_service.http2 import Connection
+from eca_service.reconnecting import Reconnecting
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -140,15 +142,32 @@ async def listening(version: str = "2.58.0", *, held: bool = False) -> AsyncIter
         await server.stop(None)
 
 
+class Never(Reconnecting):
+    """Leaves all calls to gRPC's own client."""
+
+    def usable(self) -> Connection | None:
+        """None, always."""
+        return None
+
+
+async def connected(triton: Triton) -> None:
+    """Our way to what serves is there: by an HTTP/2 connection of our own, if the Triton may have one."""
+    triton._connect()
+    while not triton._only.usable() and len(triton.fleet.serving) == 1 and not isinstance(triton._only, Never):
+        await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def serving(
-    version: str = "2.58.0", *, held: bool = False, same_host: bool = False
+    version: str = "2.58.0", *, held: bool = False, same_host: bool = False, only: type[Reconnecting] = Reconnecting
 ) -> AsyncIterator[tuple[Server, Triton]]:
-    """A server of that version, and our way to it."""
+    """A server of that version, and our way to it, by `only`."""
     async with listening(version, held=held) as ours:
         triton = Triton(ours.url, same_host)
+        triton._only = only(INFER)
         await triton.fleet.look()
         triton.fleet.serving = frozenset({ours.url})
+        await connected(triton)
         try:
             yield ours, triton
         finally:

@@ -12,16 +12,24 @@ from eca_service.backend import LONGEST_CALL_S, Triton
 from eca_service.contract import Contract
 from eca_service.errors import ServiceError
 from eca_service.infer_request import with_pixels
+from eca_service.reconnecting import Reconnecting
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from tests.load import noop
-from tests.unit.made_triton import serving
+from tests.unit.made_triton import Never, connected, serving
 
 
 @pytest.fixture
 def contract(tmp_path: Path) -> Contract:
     return noop.publish(tmp_path)
+
+
+@pytest.fixture(params=[Reconnecting, Never], ids=["http2", "grpc"])
+def only(request: pytest.FixtureRequest) -> type[Reconnecting]:
+    """Who is asked first: our own connection, or gRPC's client, which answers what it does not."""
+    kind: type[Reconnecting] = request.param
+    return kind
 
 
 def images(count: int = 1, first: int = 0) -> list[NDArray[np.uint8]]:
@@ -43,9 +51,11 @@ def test_a_request_is_written_as_protobuf_writes_it(contract: Contract, width: i
 
 
 @pytest.mark.parametrize(("version", "told"), [("2.51.0", False), ("2.57.1", False), ("2.58.0", True), ("3.0", True)])
-async def test_who_is_told_that_a_caller_has_gone(contract: Contract, version: str, told: bool) -> None:
+async def test_who_is_told_that_a_caller_has_gone(
+    contract: Contract, only: type[Reconnecting], version: str, told: bool
+) -> None:
     """Only a Triton that bears it."""
-    async with serving(version, held=True) as (server, triton):
+    async with serving(version, held=True, only=only) as (server, triton):
         task = asyncio.create_task(triton.infer(images(), contract, in_s(20)))
         await asyncio.wait_for(server.began.wait(), 10)
         assert (server.left_s[0] < 21) == told, "nor of its deadline, which would end the call too"
@@ -61,9 +71,9 @@ async def test_who_is_told_that_a_caller_has_gone(contract: Contract, version: s
 
 
 @pytest.mark.parametrize("version", ["2.51.0", "2.74.0"])
-async def test_an_answer_is_an_answer(contract: Contract, version: str) -> None:
+async def test_an_answer_is_an_answer(contract: Contract, only: type[Reconnecting], version: str) -> None:
     wide = contract.model_copy(update={"outputs": ("probabilities", "features"), "features_shape": (2, 3, 3)})
-    async with serving(version) as (server, triton):
+    async with serving(version, only=only) as (server, triton):
         answer = await triton.infer(images(3, 7), wide, in_s(20), ("features",), (("traceparent", "00-x"),))
         assert {name: tensor.shape for name, tensor in answer.items()} == {
             "probabilities": (3, noop.CLASSES),
@@ -81,8 +91,8 @@ async def test_an_answer_is_an_answer(contract: Contract, version: str) -> None:
             await triton.infer(images(2), contract, in_s(20))
 
 
-async def test_a_deadline_is_triton_s_too(contract: Contract) -> None:
-    async with serving(held=True) as (server, triton):
+async def test_a_deadline_is_triton_s_too(contract: Contract, only: type[Reconnecting]) -> None:
+    async with serving(held=True, only=only) as (server, triton):
         with pytest.raises(ServiceError, match="deadline_exceeded"):
             await asyncio.wait_for(triton.infer(images(), contract, in_s(0.5)), 10)
         assert server.left_s[0] < 0.7, "gRPC rounds up"
@@ -94,9 +104,11 @@ async def test_where_no_server_is_known(contract: Contract) -> None:
 
 
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "NOT_FOUND"])
-async def test_a_batch_that_is_not_taken_is_sent_again(contract: Contract, status: str) -> None:
+async def test_a_batch_that_is_not_taken_is_sent_again(
+    contract: Contract, only: type[Reconnecting], status: str
+) -> None:
     """By gRPC, which keeps what it has sent for that: here twenty times of what it keeps by itself."""
-    async with serving() as (server, triton):
+    async with serving(only=only) as (server, triton):
         server.refusals = [status] * 3
         answer = await triton.infer(images(32), contract, in_s(20))
         assert answer["probabilities"][:, 0].tolist() == list(range(32))
@@ -106,17 +118,21 @@ async def test_a_batch_that_is_not_taken_is_sent_again(contract: Contract, statu
     ("status", "code", "tries"),
     [("UNAVAILABLE", "backend_unavailable", 4), ("NOT_FOUND", "model_not_ready", 4), ("INTERNAL", "internal", 1)],
 )
-async def test_what_is_not_taken_again_and_again_fails(contract: Contract, status: str, code: str, tries: int) -> None:
-    async with serving() as (server, triton):
+async def test_what_is_not_taken_again_and_again_fails(
+    contract: Contract, only: type[Reconnecting], status: str, code: str, tries: int
+) -> None:
+    async with serving(only=only) as (server, triton):
         server.refusals = [status] * 10
         with pytest.raises(ServiceError) as failure:
             await triton.infer(images(), contract, in_s(20))
-        assert (failure.value.code, len(server.requests)) == (code, tries)
+        again = only is Reconnecting and tries > 1  # our connection's try, before gRPC's
+        assert (failure.value.code, len(server.requests)) == (code, tries + again)
 
 
-async def test_servers_take_turns(contract: Contract) -> None:
-    async with serving() as (first, triton), serving() as (second, _):
+async def test_servers_take_turns(contract: Contract, only: type[Reconnecting]) -> None:
+    async with serving(only=only) as (first, triton), serving(only=only) as (second, _):
         triton.fleet.serving = frozenset({first.url, second.url})
+        await connected(triton)
         for _ in range(500):  # until both are connected to
             await triton.infer(images(), contract, in_s(20))
             if first.requests and second.requests:
@@ -128,20 +144,23 @@ async def test_servers_take_turns(contract: Contract) -> None:
         assert (len(first.requests), len(second.requests)) == (before[0] + 5, before[1] + 5)
 
 
-async def test_calls_to_a_server_that_gets_no_more_end_in_peace(contract: Contract) -> None:
-    async with serving(held=True) as (old, triton), serving() as (new, _):
+async def test_calls_to_a_server_that_gets_no_more_end_in_peace(contract: Contract, only: type[Reconnecting]) -> None:
+    async with serving(held=True, only=only) as (old, triton), serving(only=only) as (new, _):
         task = asyncio.create_task(triton.infer(images(1, 3), contract, in_s(20)))
         await asyncio.wait_for(old.began.wait(), 10)
         triton.fleet.serving = frozenset({new.url})
+        await connected(triton)
         await triton.infer(images(), contract, in_s(20))
         assert (len(old.requests), len(new.requests)) == (1, 1)
         old.answer.set()
         assert set((await task)["probabilities"].flat) == {3}
 
 
-async def test_what_is_not_answered_is_cut_off_at_the_end(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_not_answered_is_cut_off_at_the_end(
+    contract: Contract, only: type[Reconnecting], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backend, "CONTROL_S", 0.1)
-    async with serving("2.51.0", held=True) as (server, triton):
+    async with serving("2.51.0", held=True, only=only) as (server, triton):
         task = asyncio.create_task(triton.infer(images(), contract, in_s(20)))
         await asyncio.wait_for(server.began.wait(), 10)
         await triton.close()

@@ -1,0 +1,63 @@
+"""The HTTP/2 connection to a server, which is made anew when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+
+from eca_service.http2 import Connection
+
+MOST_UNKNOWN = 10  # answers that are not understood, before any that is
+
+
+class Reconnecting:
+    """A connection for calls of the method at `path`; it is made beside the calls, none of which waits for it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._address: str | None = None
+        self._connection: Connection | None = None
+        self._making: asyncio.Task[None] | None = None
+
+    def to(self, address: str | None) -> None:
+        """The server is host:port from now on, or there is none. Calls to another end in peace."""
+        if address != self._address:
+            self._leave()
+            self._address = address
+        self.usable()
+
+    def usable(self) -> Connection | None:
+        """The connection; None where there is none now."""
+        connection = self._connection
+        if connection and (connection.usable or connection.unknown >= MOST_UNKNOWN):
+            return connection if connection.unknown < MOST_UNKNOWN else None
+        if self._address and not self._making:
+            self._making = asyncio.create_task(self._make(self._address))
+        return None
+
+    async def close(self, patience_s: float) -> None:
+        """Closes it; calls that still run after `patience_s` are cancelled."""
+        self._address = None
+        if self._making:
+            self._making.cancel()
+            await asyncio.wait([self._making])
+        if self._connection:
+            await self._connection.close(patience_s)
+
+    def _leave(self) -> None:
+        if self._connection:
+            self._connection.leave()
+            self._connection = None
+
+    async def _make(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        how = partial(Connection, address, self._path)
+        try:
+            with contextlib.suppress(OSError):  # it is not there: gRPC's client says so
+                _, made = await asyncio.get_running_loop().create_connection(how, host.strip("[]"), int(port))
+                self._connection = made
+                if address != self._address:
+                    self._leave()
+        finally:
+            self._making = None

@@ -1,0 +1,63 @@
+"""One connection, made anew beside the calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from eca_service import reconnecting
+from eca_service.reconnecting import Reconnecting
+
+from tests.unit.made_http2 import PATH, echo, usable
+
+
+@pytest.fixture
+async def line() -> AsyncIterator[Reconnecting]:
+    made = Reconnecting(PATH)
+    yield made
+    await made.close(0)
+
+
+async def test_a_connection_that_is_lost_is_made_anew(line: Reconnecting) -> None:
+    assert line.usable() is None
+    async with echo() as first, echo(delay_s=0.3) as second:
+        line.to(first)
+        connection = await usable(line)
+        line.to(second)
+        assert not connection.usable
+        slow = (await usable(line)).call(b"slow", 20)
+        line.to(first)
+        kept = await usable(line)
+        assert await kept.call(b"x", 20) == b"x"
+        assert await slow == b"slow", "it ends in peace"
+        kept._transport.abort()
+        await asyncio.sleep(0.01)
+        assert line.usable() is None, "nobody waits for the new one"
+        assert await (await usable(line)).call(b"x", 20) == b"x"
+        line.to(second)
+        line.to(None)
+        await asyncio.sleep(0.1)
+        assert line.usable() is None
+        assert line._connection is None, "what was being made is not kept"
+        line.to(first)
+        await usable(line)
+    for _ in range(3):
+        await asyncio.sleep(0.05)
+        assert line.usable() is None, "nobody listens there"
+
+
+async def test_whom_we_never_understand_is_left_to_grpc(line: Reconnecting) -> None:
+    async with echo() as address:
+        line.to(address)
+        connection = await usable(line)
+        for _ in range(reconnecting.MOST_UNKNOWN):
+            assert await connection.call(b"status NOT_FOUND", 20) is None
+        assert line.usable() is None
+    async with echo() as address:
+        line.to(address)
+        connection = await usable(line)
+        assert await connection.call(b"x", 20) == b"x"
+        for _ in range(reconnecting.MOST_UNKNOWN):
+            assert await connection.call(b"status NOT_FOUND", 20) is None
+        assert line.usable() is connection, "once is enough"
