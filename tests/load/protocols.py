@@ -8,6 +8,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ import grpc
 import httptools
 import numpy as np
 from eca_service.contract import Preprocessing
+from eca_service.http2 import Connection
 from eca_service.imaging import decode
 from tritonclient.grpc import service_pb2
 
@@ -25,6 +27,7 @@ OPTIONS = [
     ("grpc.enable_http_proxy", 0),  # whatever http_proxy says: the way through it would be measured
     ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each channel
 ]
+PATIENCE_S = 600.0
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -147,11 +150,9 @@ class _Connection(asyncio.Protocol):
 
 
 class Grpc(Way):
-    """Requests of the Open Inference Protocol, encoded once for each model and number."""
+    """Requests of the Open Inference Protocol, encoded once for each model and number; connections take turns."""
 
-    def __init__(self, address: str, connections: int = 1) -> None:
-        self._channels = [grpc.aio.insecure_channel(address, OPTIONS) for _ in range(connections)]
-        self._calls = [channel.unary_unary(INFER, None, None) for channel in self._channels]
+    def __init__(self) -> None:
         self._encoded: dict[tuple[str, int], bytes] = {}
         self._turn = 0
 
@@ -159,29 +160,28 @@ class Grpc(Way):
     def encode(self, model: str, image: int) -> bytes:
         """The serialised ModelInferRequest."""
 
+    @abstractmethod
+    async def ask(self, turn: int, request: bytes) -> Reply:
+        """The reply to one request, over the connection whose turn it is."""
+
     async def send(self, model: str, image: int) -> Reply:
         key = (model, image)
         if key not in self._encoded:
             self._encoded[key] = self.encode(model, image)
         self._turn += 1
-        call = self._calls[self._turn % len(self._calls)](self._encoded[key])
         try:
-            await call
-            trailing = dict(await call.trailing_metadata() or ())
+            return await self.ask(self._turn, self._encoded[key])
         except grpc.aio.AioRpcError as error:
             return Reply(f"grpc {error.code().name}")
-        return Reply("ok", stages_of(str(trailing.get("server-timing", ""))))
-
-    async def close(self) -> None:
-        for channel in self._channels:
-            await channel.close()
 
 
 class GatewayGrpc(Grpc):
-    """Encoded images to the gateway."""
+    """Encoded images to the gateway, by gRPC's client."""
 
     def __init__(self, address: str, images: Sequence[bytes], connections: int = 1) -> None:
-        super().__init__(address, connections)
+        super().__init__()
+        self._channels = [grpc.aio.insecure_channel(address, OPTIONS) for _ in range(connections)]
+        self._calls = [channel.unary_unary(INFER, None, None) for channel in self._channels]
         self._images = images
 
     def encode(self, model: str, image: int) -> bytes:
@@ -193,14 +193,29 @@ class GatewayGrpc(Grpc):
         encoded: bytes = request.SerializeToString()
         return encoded
 
+    async def ask(self, turn: int, request: bytes) -> Reply:
+        call = self._calls[turn % len(self._calls)](request)
+        await call
+        trailing = dict(await call.trailing_metadata() or ())
+        return Reply("ok", stages_of(str(trailing.get("server-timing", ""))))
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+
 
 class TritonGrpc(Grpc):
-    """Tensors to Triton: the images already decoded by the recipe, `batch` of them a request."""
+    """Tensors to Triton, over connections as the gateway's: the images already decoded by the recipe, `batch` of them a
+    request.
+    """
 
     def __init__(
         self, address: str, images: Sequence[bytes], recipe: Preprocessing, batch: int = 1, connections: int = 1
     ) -> None:
-        super().__init__(address, connections)
+        super().__init__()
+        self._host, self._port = host_and_port(address)
+        self._connections: list[Connection | None] = [None] * connections
+        self._made: list[Connection] = []  # two may be made for one place
         self._pixels = [decode(one, recipe, 1 << 28).pixels for one in images[:16]]
         self._batch = batch
 
@@ -212,6 +227,24 @@ class TritonGrpc(Grpc):
         request.raw_input_contents.append(rows.tobytes())
         encoded: bytes = request.SerializeToString()
         return encoded
+
+    async def ask(self, turn: int, request: bytes) -> Reply:
+        place = turn % len(self._connections)
+        connection = self._connections[place]
+        if connection is None or not connection.usable:
+            how = partial(Connection, self._host, INFER)
+            try:
+                _, connection = await asyncio.get_running_loop().create_connection(how, self._host, self._port)
+            except OSError as error:
+                return Reply(f"connection: {error.strerror}")
+            self._connections[place] = connection
+            self._made.append(connection)
+        answer = await connection.call(request, PATIENCE_S)
+        return Reply("ok" if answer is not None else "grpc: no answer")
+
+    async def close(self) -> None:
+        for connection in self._made:
+            await connection.close(0)
 
 
 def stages_of(header: str) -> dict[str, float]:
