@@ -193,9 +193,11 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         raise BuildError(
             f"{path} wants to run code ({asked[1]}), which is refused; save its state_dict alone and give that"
         ) from None
-    except MemoryError:
-        raise BuildError(f"{path} is larger than the memory here; save its state_dict alone and give that") from None
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise BuildError(
+                f"{path} is larger than the memory here; save its state_dict alone and give that"
+            ) from None
         if "TorchScript" in str(error):
             raise BuildError(f"{path} is a TorchScript program; save its state_dict() and give that") from None
         raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None

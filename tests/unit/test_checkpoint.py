@@ -326,3 +326,15 @@ def test_wrong_weights_name_the_key(tmp_path: Path, change: dict[str, object], s
 def test_wrappers_leave_no_prefix_in_whichever_order_they_were_put_on(prefix: str) -> None:
     state = {f"{prefix}{key}": torch.zeros(1) for key in ("conv.weight", "module.weight", "bn.num_batches_tracked")}
     assert list(strip(state)) == ["conv.weight", "module.weight"]
+
+
+def test_a_file_that_the_memory_does_not_hold_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(300 << 20, dtype=torch.uint8)}, path)
+    limited = (
+        "import resource, sys; from pathlib import Path; from eca_build.checkpoint import read_torch;"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2); read_torch(Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", limited, str(path)], capture_output=True, text=True, check=False)
+    assert f"{path} is larger than the memory here" in done.stderr.splitlines()[-1]
