@@ -90,3 +90,13 @@ def test_an_error_reaches_another_process_whole() -> None:
 def test_callers_have_its_types() -> None:
     """By PEP 561 a checker looks for the marker: without it every answer is Any."""
     assert files("eca_service").joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_no_error_names_the_password_of_a_proxy(scheme: str) -> None:
+    for url in (f"{scheme}://me:secret@127.0.0.1:1", f"{scheme}://me:secret@127.0.0.1:none"):
+        with pytest.raises(ClientError) as failure:
+            async with AsyncClient(url, timeout_s=0.2) as client:
+                await client.classify(b"x", model="m")
+        assert "127.0.0.1" in str(failure.value)
+        assert "secret" not in str(failure.value)

@@ -10,19 +10,28 @@ from eca_service.client.calls import DEFAULT_URL
 from eca_service.client.failures import ClientError
 
 KEY = re.compile(r"[!-~]+")
+USER = re.compile(r"^(\w+://)?[^/?#]*@")
 
 
 def as_address(url: str) -> str:
     """The address without a slash at its end, its scheme in lower case: schemes are compared, and may be given so.
 
-    Raises ClientError, `unsupported`, where its host or port cannot be one: asyncio would raise an ExceptionGroup.
+    Raises ClientError, `unsupported`, where its host or port cannot be one: asyncio would raise an ExceptionGroup; and
+    where gRPC, which knows no users, would look up the whole as a host.
     """
     try:
         _ = urlsplit(url).port
     except ValueError:
-        raise ClientError("unsupported", f"{url} is no address such as {DEFAULT_URL}") from None
+        raise ClientError("unsupported", f"{shown(url)} is no address such as {DEFAULT_URL}") from None
     scheme, separator, rest = url.rstrip("/").partition("://")
+    if scheme.lower() in {"grpc", "grpcs"} and shown(url) != url:
+        raise ClientError("unsupported", f"{shown(url)} cannot be asked as a user; gRPC takes a key alone")
     return scheme.lower() + separator + rest
+
+
+def shown(url: str) -> str:
+    """The address as errors name it: without the user and password that a proxy before the service may ask for."""
+    return USER.sub(r"\1", url)
 
 
 def is_loopback(url: str) -> bool:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from eca_service.client import calls
-from eca_service.client.address import as_address, as_key
+from eca_service.client.address import as_address, as_key, shown
 from eca_service.client.answers import Classification, Explanation, Model, Overlay
 from eca_service.client.calls import DEFAULT_URL, Call, Image
 from eca_service.client.failures import ClientError, Retry
@@ -204,7 +204,7 @@ class Client:
         except ClientError as error:
             return error.detail
         told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        return f"the service at {self.url} is not ready: {told}" if reasons else None
+        return f"the service at {shown(self.url)} is not ready: {told}" if reasons else None
 
     def pin(self, model: str, version: int | None = None) -> int | None:
         """Has the model served in `version`, or in the one before; `key` must be the management token."""

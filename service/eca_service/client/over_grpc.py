@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from eca_service.client.address import is_loopback
+from eca_service.client.address import is_loopback, shown
 from eca_service.client.calls import Call
 from eca_service.client.failures import ClientError, understood
 
@@ -24,7 +24,7 @@ class Grpc:
     """One channel, for one thread or many."""
 
     def __init__(self, url: str, key: str | None, ca: Path | None) -> None:
-        self._url = url
+        self._url = shown(url)
         self._key = key
         self._channel = _channel(grpc, url, ca)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -48,7 +48,7 @@ class AsyncGrpc:
     """The same in an event loop."""
 
     def __init__(self, url: str, key: str | None, ca: Path | None) -> None:
-        self._url = url
+        self._url = shown(url)
         self._key = key
         self._channel = _channel(grpc.aio, url, ca)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
-from eca_service.client.address import is_loopback
+from eca_service.client.address import is_loopback, shown
 from eca_service.client.calls import DEFAULT_URL, Call
 from eca_service.client.failures import NO_ROUTE, ClientError, understood
 from eca_service.errors import CODES
@@ -36,7 +36,7 @@ class Http:
     """A pool of connections for one thread or many."""
 
     def __init__(self, url: str, key: str | None, ca: Path | None, pinned: bool) -> None:
-        self._url = url
+        self._url = shown(url)
         with _translated(url):
             self._client = httpx.Client(**_options(url, key, ca, pinned))
 
@@ -60,7 +60,7 @@ class AsyncHttp:
     """The same in an event loop."""
 
     def __init__(self, url: str, key: str | None, ca: Path | None, pinned: bool) -> None:
-        self._url = url
+        self._url = shown(url)
         with _translated(url):
             self._client = httpx.AsyncClient(**_options(url, key, ca, pinned))
 
