@@ -170,26 +170,42 @@ def running(code: str, environment: dict[str, str], ready: str) -> Iterator[int]
         process.wait(30)
 
 
-def measure(rounds: int, seconds: float, callers: int = 32) -> Figures:
-    """All figures, from `rounds` rounds of five measurements of `seconds` each."""
+@contextmanager
+def gateway(triton: TritonServer, repository: Path, environment: dict[str, str]) -> Iterator[tuple[int, int]]:
+    """The process and port of a gateway that does not decode, in front of `triton`."""
+    port = free_port()
+    settings = {"HTTP_PORT": port, "GRPC_PORT": free_port(), "TRITON_URL": triton.address, "REPOSITORY": repository}
+    settings |= {"DECODE_THREADS": 1, "TRITON_SHARED_MEMORY": True}  # as in `eca-serve up`
+    told = {name: value for name, value in environment.items() if not name.startswith("ECA_")}
+    told |= {f"ECA_{name}": str(value) for name, value in settings.items()}
+    with running(GATEWAY, told, f"http://127.0.0.1:{port}/readyz") as pid:
+        yield pid, port
+
+
+@contextmanager
+def noop_triton() -> Iterator[tuple[TritonServer, Path]]:
+    """Triton with a model that costs nothing, and its repository."""
     with tempfile.TemporaryDirectory() as folder:
-        repository, port, bare_port = Path(folder) / "repository", free_port(), free_port()
+        repository = Path(folder) / "repository"
         noop.publish(repository)
         triton = TritonServer(repository, 0, Path(folder) / "triton.log", threads=1)
         triton.start()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ECA_")}
-        settings = {"HTTP_PORT": port, "GRPC_PORT": free_port(), "TRITON_URL": triton.address, "REPOSITORY": repository}
-        settings |= {"DECODE_THREADS": 1, "TRITON_SHARED_MEMORY": True}  # as in `eca-serve up`
-        ours = environment | {f"ECA_{name}": str(value) for name, value in settings.items()}
         try:
-            with (
-                running(BARE % bare_port, environment, f"http://127.0.0.1:{bare_port}/docs") as bare,
-                running(GATEWAY, ours, f"http://127.0.0.1:{port}/readyz") as gateway,
-            ):
-                assert triton.pid is not None
-                return _measure(rounds, seconds, callers, (bare, bare_port), (gateway, port), (triton.pid, triton.port))
+            yield triton, repository
         finally:
             triton.stop()
+
+
+def measure(rounds: int, seconds: float, callers: int = 32) -> Figures:
+    """All figures, from `rounds` rounds of five measurements of `seconds` each."""
+    port, environment = free_port(), dict(os.environ)
+    with (
+        noop_triton() as (triton, repository),
+        running(BARE % port, environment, f"http://127.0.0.1:{port}/docs") as bare,
+        gateway(triton, repository, environment) as ours,
+    ):
+        assert triton.pid is not None
+        return _measure(rounds, seconds, callers, (bare, port), ours, (triton.pid, triton.port))
 
 
 def _measure(

@@ -342,6 +342,15 @@ def test_what_the_gateway_costs_is_counted() -> None:
     assert found.gateway_and_triton_per_core < found.gateway_per_core
 
 
+def test_a_gateway_stands_beside_another_checkout_s() -> None:
+    command = [sys.executable, "-m", "tests.load.against", str(conftest.ROOT), "--rounds", "2", "--seconds", "0.3"]
+    done = subprocess.run(command, cwd=conftest.ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"(\d+) callers: time of an answer ([\d.]+) .* processor time ([\d.]+) ", done.stdout)
+    assert [callers for callers, *_ in found] == ["1", "8", "32"]
+    assert all(0.2 < float(ratio) < 5 for _, *both in found for ratio in both), "they are the same"
+
+
 def test_all_ways_of_tensors_are_measured_whatever_the_proxy() -> None:
     command = [sys.executable, "-m", "tests.load.transport", "--rounds", "1", "--calls", "2"]
     proxied = os.environ | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
