@@ -235,7 +235,8 @@ class Connection(asyncio.Protocol):
             self._end(stream)
 
     def _too_late(self, stream: int) -> None:
-        self._calls[stream].future.set_exception(_error(grpc.StatusCode.DEADLINE_EXCEEDED, "it took too long"))
+        if not (future := self._calls[stream].future).done():  # its caller may leave in that very moment
+            future.set_exception(_error(grpc.StatusCode.DEADLINE_EXCEEDED, "it took too long"))
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

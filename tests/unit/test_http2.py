@@ -76,6 +76,17 @@ async def test_a_call_that_takes_too_long(line: Reconnecting) -> None:
         assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+async def test_a_caller_that_leaves_at_its_deadline() -> None:
+    """Both are known before the loop comes to say so to the server."""
+    async with connected() as (peer, connection):
+        call = connection.call(b"x", 20)
+        stream, _ = await peer.request()
+        call.cancel()
+        connection._too_late(stream)
+        assert await peer.next(RST_STREAM) == (0, stream, struct.pack(">I", 8))
+        assert call.cancelled()
+
+
 async def test_the_server_is_told_all() -> None:
     async with connected() as (peer, connection):
         long = "7" * 300
