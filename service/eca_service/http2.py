@@ -229,7 +229,9 @@ class Connection(asyncio.Protocol):
                 self._transport.close()
 
     def _left(self, stream: int, future: asyncio.Future[bytes | None]) -> None:
-        """Nobody waits for it any more, unless it has ended."""
+        """Nobody waits for it any more, unless it has ended; by then it may be that nobody wants to know how."""
+        if not future.cancelled():
+            future.exception()  # counts as looked at
         if stream in self._calls:
             self._transport.write(_frame(RST_STREAM, 0, stream, CANCEL))
             self._end(stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
 import struct
@@ -177,6 +178,19 @@ async def test_whoever_leaves_is_told_of() -> None:
         assert await peer.next(DATA) == (END_STREAM, 3, b"other")
         peer.answer(3, b"mine")
         assert await other == b"mine"
+
+
+async def test_a_failure_that_nobody_waits_for_any_more() -> None:
+    """As where a caller hangs up and the server may not be told: it is no line in the log."""
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    async with connected() as (peer, connection):
+        connection.call(b"x", 20)
+        peer.answer((await peer.request())[0], b"", b"@\x0bgrpc-status\x0213")
+        while connection._calls:
+            await asyncio.sleep(0.01)
+        gc.collect()
+        assert not failures
 
 
 STRANGE = {
