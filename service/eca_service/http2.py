@@ -117,6 +117,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """gRPC's client asks for what was not answered."""
         self.usable = False
+        self._unsent.clear()
         for stream in list(self._calls):
             self._end(stream)
 
@@ -227,6 +228,7 @@ class Connection(asyncio.Protocol):
                     call.future.set_result(result)
             if not (self.usable or self._calls):
                 self._transport.close()
+            self._send()  # what waited behind it
 
     def _left(self, stream: int, future: asyncio.Future[bytes | None]) -> None:
         """Nobody waits for it any more, unless it has ended; by then it may be that nobody wants to know how."""

@@ -180,6 +180,21 @@ async def test_whoever_leaves_is_told_of() -> None:
         assert await other == b"mine"
 
 
+async def test_a_stream_that_the_server_does_not_take_is_left() -> None:
+    """What waited behind it is sent, though the server says no more of its windows."""
+    async with connected() as (peer, connection):
+        peer.send(WINDOW_UPDATE, 0, 0, struct.pack(">I", LIMIT))
+        while connection._window != 2 * LIMIT:
+            await asyncio.sleep(0.01)
+        call, other = connection.call(bytes(LIMIT), 20), connection.call(b"other", 20)
+        call.cancel()
+        while (frame := await asyncio.wait_for(peer.frames.get(), 10))[2] != 3 or frame[0] != DATA:
+            assert frame[2] == 1 or frame[0] == HEADERS
+        assert frame == (DATA, 0, 3, framed(b"other")[:5])
+        assert await peer.next(DATA) == (END_STREAM, 3, b"other")
+        other.cancel()
+
+
 async def test_a_failure_that_nobody_waits_for_any_more() -> None:
     """As where a caller hangs up and the server may not be told: it is no line in the log."""
     failures: list[object] = []
