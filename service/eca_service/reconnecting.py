@@ -8,6 +8,7 @@ from functools import partial
 
 from eca_service.http2 import Connection
 
+CONNECT_S = 3.0  # then the next call begins anew: the server may be another by then
 MOST_UNKNOWN = 10  # answers that are not understood, before any that is
 
 
@@ -54,8 +55,9 @@ class Reconnecting:
         host, _, port = address.rpartition(":")
         how = partial(Connection, address, self._path)
         try:
-            with contextlib.suppress(OSError):  # it is not there: gRPC's client says so
-                _, made = await asyncio.get_running_loop().create_connection(how, host.strip("[]"), int(port))
+            with contextlib.suppress(OSError, asyncio.TimeoutError):  # it is not there: gRPC's client says so
+                connected = asyncio.get_running_loop().create_connection(how, host.strip("[]"), int(port))
+                _, made = await asyncio.wait_for(connected, CONNECT_S)
                 self._connection = made
                 if address != self._address:
                     self._leave()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -45,6 +46,17 @@ async def test_a_connection_that_is_lost_is_made_anew(line: Reconnecting) -> Non
     for _ in range(3):
         await asyncio.sleep(0.05)
         assert line.usable() is None, "nobody listens there"
+
+
+async def test_who_does_not_answer_is_not_waited_for(line: Reconnecting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that is gone without a word, as a new one is known."""
+    monkeypatch.setattr(reconnecting, "CONNECT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+        line.to("127.0.0.1:{1}".format(*full.getsockname()))
+        await asyncio.sleep(0)
+        async with echo() as address:
+            line.to(address)
+            assert await (await asyncio.wait_for(usable(line), 10)).call(b"x", 20) == b"x"
 
 
 async def test_whom_we_never_understand_is_left_to_grpc(line: Reconnecting) -> None:
