@@ -69,12 +69,15 @@ async def test_what_a_status_means(line: Reconnecting, code: grpc.StatusCode) ->
         assert (failure.value.code(), failure.value.details()) == (code, "why: 100 % of \u00fc")
 
 
-async def test_a_call_that_takes_too_long(line: Reconnecting) -> None:
-    async with echo(delay_s=20) as address:
-        line.to(address)
+async def test_a_call_that_takes_too_long() -> None:
+    """It ends, and the server is told, whatever that does by itself."""
+    async with connected() as (peer, connection):
+        call = connection.call(b"x", 0.05)
+        stream, _ = await peer.request()
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await (await usable(line)).call(b"x", 0.05)
+            await asyncio.wait_for(call, 0.9)
         assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await peer.next(RST_STREAM) == (0, stream, struct.pack(">I", 8))
 
 
 async def test_a_caller_that_leaves_at_its_deadline() -> None:
@@ -125,7 +128,7 @@ async def test_answers_come_in_any_order_and_pieces() -> None:
         assert await asyncio.gather(*calls) == [b"of 1", b"of 3", b"of 5"]
         call = connection.call(b"", 20)
         stream, _ = await peer.request()
-        peer.send(DATA, PADDED, stream, padded)
+        peer.send(DATA, PADDED, stream | 1 << 31, padded)  # a bit that is nobody's
         peer.send(HEADERS, END_HEADERS | END_STREAM, stream, OK)
         assert await call == b"padded"
 
@@ -139,11 +142,13 @@ async def test_no_more_is_sent_than_there_is_room_for() -> None:
         await peer.next(HEADERS)
         sizes = [len((await peer.next(DATA))[2]) for _ in range(3)]
         assert sizes == [5, 600, 395], "of a stream"
-        peer.send(WINDOW_UPDATE, 0, 1, struct.pack(">I", 700))
+        peer.send(WINDOW_UPDATE, 0, 1, struct.pack(">I", 700 | 1 << 31))  # a bit that is nobody's
         assert [len((await peer.next(DATA))[2]) for _ in range(2)] == [600, 100]
-        peer.send(SETTINGS, 0, 0, struct.pack(">HI", http2.INITIAL_WINDOW, 1305))
+        peer.send(SETTINGS, 0, 0, struct.pack(">HI", http2.INITIAL_WINDOW, 1300))
+        assert len((await peer.next(DATA))[2]) == 300, "a window that grows does so for streams that are there"
+        peer.send(WINDOW_UPDATE, 0, 1, struct.pack(">I", 700))
         flags, _, rest = await peer.next(DATA)
-        assert (flags, len(rest)) == (END_STREAM, 305), "a window that grows does so for streams that are there"
+        assert (flags, len(rest)) == (END_STREAM, 5)
         peer.answer(1, b"done")
         assert await call == b"done"
         connection._window = 10
@@ -173,9 +178,12 @@ async def test_whoever_leaves_is_told_of() -> None:
         call.cancel()
         assert await peer.next(RST_STREAM) == (0, 1, struct.pack(">I", 8))
         peer.answer(1, b"too late")
-        peer.send(WINDOW_UPDATE, 0, 0, struct.pack(">I", LIMIT))
+        peer.send(WINDOW_UPDATE, 0, 1, struct.pack(">I", LIMIT))  # of its stream alone
+        peer.send(WINDOW_UPDATE, 0, 0, struct.pack(">I", 7))
         assert await peer.next(DATA) == (0, 3, framed(b"other")[:5])
-        assert await peer.next(DATA) == (END_STREAM, 3, b"other")
+        assert await peer.next(DATA) == (0, 3, b"ot")
+        peer.send(WINDOW_UPDATE, 0, 0, struct.pack(">I", LIMIT))
+        assert await peer.next(DATA) == (END_STREAM, 3, b"her")
         peer.answer(3, b"mine")
         assert await other == b"mine"
 
@@ -193,6 +201,15 @@ async def test_a_stream_that_the_server_does_not_take_is_left() -> None:
         assert frame == (DATA, 0, 3, framed(b"other")[:5])
         assert await peer.next(DATA) == (END_STREAM, 3, b"other")
         other.cancel()
+
+
+async def test_a_reason_that_is_no_text() -> None:
+    async with connected() as (peer, connection):
+        call = connection.call(b"x", 20)
+        peer.answer((await peer.request())[0], b"", b"@\x0bgrpc-status\x0213@\x0cgrpc-message\x02\xffx")
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await call
+        assert failure.value.details() == "\ufffdx"
 
 
 async def test_a_failure_that_nobody_waits_for_any_more() -> None:
@@ -228,6 +245,17 @@ async def test_grpc_is_to_find_out_what_is_not_understood(status: bytes) -> None
         assert connection.unknown == 1
 
 
+@pytest.mark.parametrize("flags", [END_STREAM, END_STREAM | END_HEADERS | PADDED])
+async def test_a_status_that_is_not_all_of_its_frame(flags: int) -> None:
+    """It goes on in the next one, or is padded."""
+    async with connected() as (peer, connection):
+        call = connection.call(b"x", 20)
+        stream, _ = await peer.request()
+        peer.send(DATA, 0, stream, framed(b"answer"))
+        peer.send(HEADERS, flags, stream, b"\x20" + OK + bytes(32))
+        assert await call is None
+
+
 @pytest.mark.parametrize("message", [b"\1\0\0\0\1x", b"\0\0\0\0\2x", b"\0\0\0", b""])
 async def test_a_message_that_is_compressed_or_none(message: bytes) -> None:
     async with connected() as (peer, connection):
@@ -246,7 +274,7 @@ async def test_streams_and_connections_that_end() -> None:
         assert await calls[0] is None
         peer.send(DATA, END_STREAM, streams[1], framed(b"without a status"))
         assert await calls[1] is None
-        peer.send(GOAWAY, 0, 0, struct.pack(">II", streams[2], 0))
+        peer.send(GOAWAY, 0, 0, struct.pack(">II", streams[2] | 1 << 31, 0))
         assert await calls[3] is None, "it is told that nobody has looked at it"
         assert not connection.usable
         assert not calls[2].done()
@@ -265,8 +293,22 @@ async def test_streams_and_connections_that_end() -> None:
         assert await call is None, "a frame of 16 MB, which we have said that we do not take"
 
 
+async def test_a_connection_that_is_lost_takes_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    """What has not been sent of calls that end with it is not written to it, which the event loop would complain of."""
+    async with connected() as (peer, connection):
+        connection._window = 0
+        calls = [connection.call(b"x", 20) for _ in range(10)]
+        for _ in calls:
+            await peer.next(HEADERS)
+        connection._window = LIMIT
+        peer.transport.abort()
+        assert await asyncio.gather(*calls) == [None] * 10
+        assert not caplog.messages
+
+
 async def test_whether_we_are_there_is_answered() -> None:
     async with connected() as (peer, _):
+        peer.send(PING, ACK, 0, b"you are!")  # which nobody has asked
         peer.send(PING, 0, 0, b"are you?")
         assert await peer.next(PING) == (ACK, 0, b"are you?")
 

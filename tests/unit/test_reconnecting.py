@@ -27,6 +27,7 @@ async def test_a_connection_that_is_lost_is_made_anew(line: Reconnecting) -> Non
         connection = await usable(line)
         line.to(second)
         assert not connection.usable
+        assert connection._transport.is_closing(), "nothing runs there"
         slow = (await usable(line)).call(b"slow", 20)
         line.to(first)
         kept = await usable(line)
@@ -46,6 +47,14 @@ async def test_a_connection_that_is_lost_is_made_anew(line: Reconnecting) -> Non
     for _ in range(3):
         await asyncio.sleep(0.05)
         assert line.usable() is None, "nobody listens there"
+
+
+async def test_what_runs_may_end_before_it_is_closed(line: Reconnecting) -> None:
+    async with echo(delay_s=0.3) as address:
+        line.to(address)
+        call = (await usable(line)).call(b"x", 20)
+        await line.close(10)
+        assert await call == b"x"
 
 
 async def test_who_does_not_answer_is_not_waited_for(line: Reconnecting, monkeypatch: pytest.MonkeyPatch) -> None:
