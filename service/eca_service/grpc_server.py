@@ -24,6 +24,7 @@ from eca_service.tls import Certificate
 
 SERVICE = "inference.GRPCInferenceService"
 READ_ABOVE = 1.25  # of the largest message: gRPC's own refusal is seen by nobody here, ours has a code
+LARGEST = (1 << 31) - 1  # bytes of a message that gRPC can count
 GRACE_S = 20.0
 MAX_STREAMS = 1024  # calls at once on one connection
 PING_MS = 5000  # callers may look for us as often
@@ -36,10 +37,11 @@ class GrpcServer:
 
     def __init__(self, core: Core, certificate: Certificate | None = None) -> None:
         settings, self._core = core.settings, core
+        largest = int(READ_ABOVE * settings.max_body_bytes) + FRAMING_BYTES
         self._server = grpc.aio.server(
             interceptors=[Interceptor(core)],
             options=[
-                ("grpc.max_receive_message_length", int(READ_ABOVE * settings.max_body_bytes) + FRAMING_BYTES),
+                ("grpc.max_receive_message_length", min(largest, LARGEST)),
                 ("grpc.default_compression_level", 2),  # of what the caller accepts; an algorithm would be forced on it
                 ("grpc.max_metadata_size", settings.max_head_bytes),
                 ("grpc.absolute_max_metadata_size", settings.max_head_bytes),

@@ -19,7 +19,7 @@ from eca_service.framing import FRAMING_BYTES
 from eca_service.grpc_server import SERVICE, GrpcServer, Health, Inference
 from eca_service.keys import make
 from eca_service.peers import Peers
-from eca_service.settings import Settings
+from eca_service.settings import MOST, Settings
 from eca_service.triton.server import free_port
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from PIL import Image
@@ -122,6 +122,11 @@ async def test_a_message_that_is_too_large_has_its_code(tmp_path: Path, caplog: 
         with caplog.at_level(logging.INFO):
             assert await refused(stub.ModelInfer(request)) == ("RESOURCE_EXHAUSTED", "body_too_large")
     assert [line["code"] for line in records(caplog)] == ["body_too_large"]
+
+
+async def test_the_largest_limits_that_may_be_set_are_taken(tmp_path: Path) -> None:
+    async with answering(tmp_path, max_body_bytes=MOST, max_head_bytes=MOST, max_inflight_bytes=2 * MOST) as (*_, stub):
+        await stub.ModelInfer(infer_request(noop.NAME, [png(3)]))
 
 
 async def test_what_was_done_to_an_image_is_told(tmp_path: Path) -> None:
