@@ -94,6 +94,18 @@ def test_triton_is_told_once_where_to_listen() -> None:
         assert "--trace-config=opentelemetry,url=http://collector:4318/v1/traces" in command
 
 
+def test_it_does_not_begin_once_who_started_it_is_gone(tmp_path: Path) -> None:
+    """Of that nobody would tell it any more."""
+    binary, begun = tmp_path / "binary", tmp_path / "begun"
+    binary.write_text(f"#!/bin/sh\ntouch {begun}\n")
+    binary.chmod(0o755)
+    command = server.command(binary, tmp_path, tmp_path, 1, "p")
+    subprocess.run(["sh", "-c", '"$@"; true', "sh", *command], check=True)  # the shell did
+    assert not begun.exists()
+    subprocess.run(command, check=True)
+    assert begun.exists()
+
+
 def test_a_log_that_cannot_be_written_is_told_once_with_its_setting(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

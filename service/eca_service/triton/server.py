@@ -30,8 +30,12 @@ WHEEL = "nvidia-pytriton==0.7.0"
 INSTALL = "pip install 'eca-serve[triton]'"
 if sys.version_info >= (3, 13):  # for which there is no numpy 1, which the wheel asks for and its server does not use
     INSTALL += f" && pip install --no-deps {WHEEL}"
-# Ends with its parent, even where that is killed: sets PR_SET_PDEATHSIG to SIGKILL, then becomes the server.
-LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+# Ends with its parent, even where that is killed: sets PR_SET_PDEATHSIG to SIGKILL, then becomes the server. A parent
+# that ended before that is not told of any more; so it must still be there.
+LAUNCHER = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
+)
 
 
 class TritonUnavailable(Exception):
@@ -141,9 +145,9 @@ def command(
     host: str = "127.0.0.1",
     trace_url: str | None = None,
 ) -> list[str]:
-    """The command line: explicit model control, gRPC on `host` alone, spans to `trace_url`, everything else off."""
+    """For a child of this process: explicit model control, gRPC on `host` alone, spans to `trace_url`, all else off."""
     return [
-        *(sys.executable, "-c", LAUNCHER, str(binary)),
+        *(sys.executable, "-c", LAUNCHER, str(os.getpid()), str(binary)),
         f"--model-repository={repository.absolute()}",
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",
