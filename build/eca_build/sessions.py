@@ -38,9 +38,7 @@ def open_session(kind: Kind, precision: str, engine: Path, threads: int = 0) -> 
 
 def computes_bf16() -> bool:
     """Whether OpenVINO computes in bf16 on this processor where it is told to, and not in float32 after all."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in runtimes.openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _shared(engine: runtimes.Engine) -> Session:

@@ -49,12 +49,17 @@ def open_onnxruntime(engine: str, threads: int) -> Engine:
     return Engine(opened(threads) if threads > 1 else alone, [alone] * threads, at_once=2)  # more leave the caches
 
 
-def open_openvino(engine: str, precision: str, threads: int) -> Engine:
-    """A model.onnx on `threads` threads, computed in bf16 if `precision` is that; raises what OpenVINO raises."""
-    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]  # it tells Google of every import
+def openvino_core() -> Any:
+    """OpenVINO's entry, `openvino.Core`; what of OpenVINO tells Google of every import is left out."""
+    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def open_openvino(engine: str, precision: str, threads: int) -> Engine:
+    """A model.onnx on `threads` threads, computed in bf16 if `precision` is that; raises what OpenVINO raises."""
+    core = openvino_core()
 
     def compiled(streams: int, images: int, kept: tuple[str, ...] = OUTPUTS) -> Any:
         """For so many images at once: where the compiler does not know how many, it is a fifth slower.
