@@ -83,6 +83,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         trials.mkdir()  # on the repository's file system, so that publishing is a rename
         pixels = torch.from_numpy(inputs.sample)
         expected = reference(network, inputs.recipe, pixels).numpy()
+        verify.require_finite(expected)
         maker = Maker(network, inputs.recipe, scratch, inputs.sample, inputs.calibration, options.wish.expose_gates)
 
         @cache

@@ -48,6 +48,15 @@ def answers(engine: Path, images: NDArray[np.uint8], command: Sequence[str] = RU
         return result
 
 
+def require_finite(expected: NDArray[np.float32]) -> None:
+    """BuildError where the network's own answers are not finite: it has no ranges, and every comparison is false."""
+    if not np.isfinite(expected).all():
+        raise BuildError(
+            "the network itself answers values that are not finite; the training diverged, or --std is too "
+            "small; use another file, or what it was trained with"
+        )
+
+
 def compare(
     expected: NDArray[np.float32],
     got: NDArray[np.float32],
@@ -56,7 +65,8 @@ def compare(
     source: str,
     classes: NDArray[np.int64] | None = None,
 ) -> Verification:
-    """The figures of one comparison; both arrays are probabilities [N, K], `classes` [N] with -1 for unknown.
+    """The figures of one comparison; both arrays are probabilities [N, K], those `expected` finite, `classes` [N] with
+    -1 for unknown.
 
     Raises BuildError, with the figures, where a probability differs by more than `tolerance`, where top-1 is the same
     on less than `least_agreement` of the images, 1 being all, or where accuracy falls by more than half a point beyond
@@ -64,11 +74,6 @@ def compare(
     the answers do not follow the network's from image to image: where these are close together, such as over a thousand
     classes of random weights, what always answers the same is within `tolerance`.
     """
-    if not np.isfinite(expected).all():
-        raise BuildError(
-            "the network itself answers values that are not finite; the training diverged, or --std is too "
-            "small; use another file, or what it was trained with"
-        )
     if got.shape != expected.shape or not np.isfinite(got).all():
         raise BuildError(f"the engine answered {got.shape} with values that are not all finite; nothing was published")
     best, wanted = got.argmax(1), expected.argmax(1)

@@ -223,6 +223,17 @@ def test_where_nothing_verifies_nothing_is_published(tmp_path: Path, monkeypatch
     assert list((tmp_path / "models").iterdir()) == []
 
 
+@pytest.mark.parametrize("precision", ["int8", "auto"])
+def test_a_network_that_answers_nothing_finite_is_a_sentence(tmp_path: Path, precision: Any) -> None:
+    """Every comparison with NaN is false, and integers have no ranges then: calibration ended in a traceback."""
+    steps: list[str] = []
+    options = asked(tmp_path / "models", wish=Wish(precision=precision), preprocessing={"std": (1e-38, 1e-38, 1e-38)})
+    with pytest.raises(BuildError, match=r"the network itself answers values that are not finite.*--std is too small"):
+        build.compile_checkpoint(options, steps.append)
+    assert steps == ["read the checkpoint", "wait for other builds"], "nothing is built"
+    assert list((tmp_path / "models").iterdir()) == []
+
+
 def names(wish: Wish) -> list[str]:
     return [str(variant) for variant in targets.variants(wish)]
 
