@@ -27,6 +27,7 @@ from eca_build.lowering import custom_nodes_as_functions, restore_custom_nodes
 from eca_build.scratch import scratch
 
 CLASSIFIER = "Gemm"
+POOLS = ("ReduceMean", "ReduceMax")
 # Of a channel's weights: the integers of a bias count in steps that get smaller with them. Where all are near zero, as
 # batch norms leave channels that are off, the sums would leave their 32 bits; where all are zero, the steps would be 1.
 LEAST_RANGE = 1e-4
@@ -106,7 +107,8 @@ def _ends(model: onnx.ModelProto) -> set[str]:
 def _gates(model: onnx.ModelProto) -> set[str]:
     """Names of the nodes of the gates.
 
-    A gate ends in a sigmoid and begins where the map is pooled, over positions or, in CBAM, over channels.
+    A gate ends in a sigmoid and begins where the map is pooled, over positions or, in CBAM, over channels. What CBAM
+    sums between is no pooling.
     """
     makers = {output: node for node in model.graph.node for output in node.output}
     kept = set[str]()
@@ -114,7 +116,7 @@ def _gates(model: onnx.ModelProto) -> set[str]:
     while waiting:
         node = waiting.pop()
         kept.add(node.name)
-        if not node.op_type.startswith("Reduce"):
+        if node.op_type not in POOLS:
             before = (makers.get(name) for name in node.input)
             waiting += [maker for maker in before if maker is not None and maker.name not in kept]
     return kept

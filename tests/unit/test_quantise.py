@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 from eca_build import checkpoint, images, lowering, quantise, verify
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
+from eca_build.networks import create, with_formula
+from eca_build.networks.attention import Kind
 from eca_build.recipes import default_recipe
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
@@ -77,6 +80,23 @@ def test_tensors_keep_their_types_and_the_gates_stay_float(model: Path, int8: Pa
     assert TensorProto.INT32 in kinds.values(), "the biases are integers too"
     zeros = {kinds[node.input[2]] for node in after.graph.node if node.op_type == "QuantizeLinear"}
     assert zeros == {TensorProto.UINT8}, "what CPUs multiply fastest"
+
+
+@pytest.mark.parametrize("attention", ["se", "cbam", "se-gc2", "eca-ns"])
+def test_of_every_attention_the_gates_stay_float(tmp_path: Path, attention: Kind) -> None:
+    """What becomes integers is what a network without attention has: no linear layer, convolution, sum or ReLU of a
+    gate, on whichever of its paths. CBAM sums two of them, and its layers may have biases.
+    """
+
+    def integers(kind: Kind) -> list[str]:
+        spec = replace(with_formula("resnet14_cifar", kind, 10), bias=kind in ("se", "cbam"))
+        export(create(spec), SMALL, tmp_path / "model.onnx")
+        model = onnx.load(tmp_path / "model.onnx")
+        kept = quantise._gates(model)
+        return [node.op_type for node in model.graph.node if node.op_type in operators and node.name not in kept]
+
+    operators = quantise.CPU.operators
+    assert sorted(integers(attention)) == sorted(integers("none"))
 
 
 def test_weights_have_a_scale_a_channel_and_seven_bits(int8: Path) -> None:
