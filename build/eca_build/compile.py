@@ -30,7 +30,17 @@ from eca_build.errors import BuildError
 from eca_build.export import reference
 from eca_build.inputs import Inputs, Options, gather
 from eca_build.provenance import sha256
-from eca_build.publish import CONFIG_FILE, LABELS_FILE, check, publish, require_utf8, restore, staging, versions
+from eca_build.publish import (
+    CONFIG_FILE,
+    LABELS_FILE,
+    check,
+    publish,
+    require_utf8,
+    require_writable,
+    restore,
+    staging,
+    versions,
+)
 from eca_build.targets import Variant, Wish
 from eca_build.triton_config import config
 
@@ -78,6 +88,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
         check(home, files)  # before anything is built
         if same:
             return Built(newest, same, changed=False, recipe_beside=inputs.recipe_beside, restored=restored)
+        require_writable(home)
         scratch, trials = staged / "scratch", staged / "trials"
         scratch.mkdir()
         trials.mkdir()  # on the repository's file system, so that publishing is a rename

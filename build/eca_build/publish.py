@@ -75,7 +75,7 @@ def staging(repository: Path) -> Iterator[Path]:
             yield folder
         except OSError as error:
             # the folder that Python found for temporary files; on a full disk it may have found none, and that is told
-            where = error.filename or f"in {root.parent} or {tempfile.tempdir or 'where temporary files are'}"
+            where = _place(error) or f"in {root.parent} or {tempfile.tempdir or 'where temporary files are'}"
             why = error.strerror or f"{error}; is a disk full?"
             raise BuildError(f"the build could not read or write a file: {where}: {why}") from None
         finally:
@@ -105,6 +105,13 @@ def publish(staged: Path, repository: Path, name: str, version: int) -> Path:
         else:
             os.rename(staged, target)
     return target / str(version)
+
+
+def require_writable(home: Path) -> None:
+    """BuildError where this account may put no version of the model into its folder `home`, or there none at all."""
+    place = home if home.exists() else home.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise BuildError(f"{place} cannot be written by the account that builds, so no version can be published there")
 
 
 def restore(staged: Path, home: Path, files: Mapping[str, str]) -> tuple[str, ...]:
@@ -145,5 +152,11 @@ def _writing(repository: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BuildError(
-            f"the model repository {repository} cannot be written: {error.filename or repository}: {error.strerror}"
+            f"the model repository {repository} cannot be written: {_place(error) or repository}: {error.strerror}"
         ) from None
+
+
+def _place(error: OSError) -> str | None:
+    """The file that it is about; of a rename the new name, for the old one is in a folder of ours."""
+    place: str | None = error.filename2 or error.filename
+    return place

@@ -118,6 +118,20 @@ def test_other_tensors_are_refused_before_anything_is_built(
     assert steps == ["read the checkpoint", "wait for other builds"]
 
 
+@pytest.mark.parametrize(("folder", "name"), [("models/m", "m"), ("models", "another")])
+def test_a_folder_that_may_not_be_written_is_told_before_anything_is_built(
+    options: Options, folder: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where root built before, in a container; what has not changed needs nothing written."""
+    place, steps = options.repository.parent / folder, list[str]()
+    # tests may run as root, who may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: path != place)
+    compile_checkpoint(options, lambda _: None)
+    with pytest.raises(BuildError, match=f"^{place} cannot be written by the account that builds"):
+        compile_checkpoint(replace(options, name=name, preprocessing={"resize": 40}), steps.append)
+    assert steps == ["read the checkpoint", "wait for other builds"]
+
+
 @pytest.mark.parametrize("name", ["a/b", "my net (1)", "../m", ".m", "m\n", "m" * 101])
 def test_a_name_that_cannot_be_is_refused_first(tmp_path: Path, name: str) -> None:
     with pytest.raises(BuildError, match=r"cannot be called .*; give it a --name of"):

@@ -220,6 +220,17 @@ def test_unwritable_repository_is_a_sentence(tmp_path: Path) -> None:
         pass
 
 
+def test_a_version_that_cannot_be_moved_there_is_told_by_where(tmp_path: Path) -> None:
+    """Where it was made is gone when the sentence is read."""
+    (tmp_path / "r" / "m" / "1" / "notes").mkdir(parents=True)
+    (tmp_path / "r" / "m" / "config.pbtxt").write_text('name: "m"')
+    (tmp_path / "r" / "m" / "labels.txt").write_text("a\nb\n")
+    with staging(tmp_path / "r") as staged:
+        fill(staged, 1)
+        with pytest.raises(BuildError, match=r"r cannot be written: .*/r/m/1: Directory not empty$"):
+            publish(staged, tmp_path / "r", "m", 1)
+
+
 def test_what_else_cannot_be_written_is_not_the_repository_s(tmp_path: Path) -> None:
     sentence = r"^the build could not read or write a file: /tmp/full: No space left on device$"
     with pytest.raises(BuildError, match=sentence), staging(tmp_path / "r"):
