@@ -106,7 +106,7 @@ def repository(settings: Settings, registry: Registry) -> Iterator[Finding]:
 
 def _misconfigured(model: Model) -> str | None:
     try:
-        config(model.folder.parent, {model.contract.version})
+        config(model.folder.parent, {model.contract.version}, model.contract)
     except ServiceError as error:
         return error.detail
     return None

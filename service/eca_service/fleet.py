@@ -57,6 +57,7 @@ class Fleet:
         self._clients: dict[str, triton.InferenceServerClient] = {}
         self._loaded: dict[str, set[str]] = {}  # names of the models that each address has
         self._engines: dict[tuple[str, str, int], str] = {}  # SHA-256 by address and version, as far as known here
+        self._agreed: dict[str, Contract] = {}  # by model, that of the version loaded last
         self._failures: dict[str, str] = {}
         self._again: dict[str, float] = {}  # when one that cannot have a model is worth a try, by the loop's clock
         self._cancels: set[str] = set()  # addresses of servers whose calls may be cancelled
@@ -116,6 +117,7 @@ class Fleet:
                 logger.warning("the Triton at %s gets no images: %s", address, error)
             self._failures[address] = str(error)
             self._again[address] = 0 if passes(error) else asyncio.get_running_loop().time() + HOPELESS_S
+        self._agreed[contract.name] = contract
         for address in slots:
             self._loaded.setdefault(address, set()).add(contract.name)
         self._choose()
@@ -127,7 +129,7 @@ class Fleet:
         """
         try:
             kept = await disk.call(present, home, versions)
-            wanted = await disk.call(config, home, kept) if kept else None
+            wanted = await disk.call(config, home, kept, self._agreed.get(home.name)) if kept else None
         except (ServiceError, OSError) as error:
             logger.warning("Triton keeps what %s no longer needs: %s", home.name, error)
             return
@@ -188,7 +190,9 @@ class Fleet:
                 if other or not await client.is_model_ready(name, str(each), client_timeout=CONTROL_S)
             }
             if lacking and (there := await _loadable(contract, home, versions)) & lacking:
-                await client.load_model(name, config=await disk.call(config, home, there), client_timeout=LOAD_S)
+                await client.load_model(
+                    name, config=await disk.call(config, home, there, contract), client_timeout=LOAD_S
+                )
                 self._engines[address, name, contract.version] = contract.engine_sha256
             metadata = await client.get_model_metadata(name, version, client_timeout=CONTROL_S)
             answer = await client.get_model_config(name, version, client_timeout=CONTROL_S)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from eca_build.triton_config import config
 from eca_service import doctor as examine
 from eca_service import logs
 from eca_service.cli import main
@@ -16,7 +17,15 @@ from eca_service.registry import Registry
 
 from tests.unit.test_contract import CONTRACT
 
-CONFIG = 'name: "m" max_batch_size: 8 backend: "onnxruntime"'
+CONFIG = config(
+    name="m",
+    engine="onnx",
+    max_batch=CONTRACT.max_batch,
+    crop=CONTRACT.preprocessing.crop,
+    classes=CONTRACT.classes,
+    features_shape=CONTRACT.features_shape,
+    gates=CONTRACT.gates,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +73,10 @@ def test_a_sound_repository(tmp_path: Path) -> None:
         (lambda one: (one / "golden.npy").write_bytes(b"x"), "{one}/golden.npy is not the file that the build wrote"),
         (lambda one: (one.parent / "config.pbtxt").unlink(), "{home}/config.pbtxt cannot be read"),
         (lambda one: (one.parent / "config.pbtxt").write_text("{"), "{home}/config.pbtxt cannot be read"),
+        (
+            lambda one: (one.parent / "config.pbtxt").write_text(""),
+            "{home}/config.pbtxt has image as None, the contract",
+        ),
         (lambda one: one.rename(one.parent / "5"), "{home}/5 is not served: its contract is of m version 1"),
         (lambda one: one.parent.rename(one.parents[1] / "n"), "n/1 is not served: its contract is of m version 1"),
         (lambda one: (one / "contract.json").write_text("{"), "{one} is not served: {one}/contract.json is not a"),

@@ -92,6 +92,32 @@ async def test_one_that_leaves_while_it_loads_is_a_failure_like_others(contract:
         assert fleet.serving == {comes.url}
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (f"{noop.CROP}, 3", f"{noop.CROP}, 4", r"config.pbtxt has image as .*, the contract"),
+        ("max_batch_size: ", "max_batch_size: 0 # ", "config.pbtxt has a max_batch_size of 0, the contract of"),
+    ],
+)
+async def test_no_server_is_given_a_configuration_that_is_not_the_contract_s(
+    contract: Contract, home: Path, before: str, after: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would apply it to the version that it serves, and keep to it when the file is mended."""
+    async with listening() as server, fleet_of(server) as fleet:
+        await fleet.load(contract, home, {1})
+        text = (home / "config.pbtxt").read_text()
+        (home / "config.pbtxt").write_text(text.replace(before, after))
+        server.began.clear()
+        server.loaded.clear()  # as of a newer version
+        with pytest.raises(ServiceError, match=told):
+            await fleet.load(contract, home, {1})
+        await fleet.keep(home, {1})
+        assert not server.began.is_set()
+        assert "Triton keeps what noop no longer needs" in caplog.text
+        (home / "config.pbtxt").write_text(text)
+        assert await fleet.load(contract, home, {1}) == 1
+
+
 async def test_whether_calls_may_be_cancelled_follows_the_version_of_each_load(contract: Contract, home: Path) -> None:
     async with listening("2.58.0") as server, fleet_of() as fleet:
         server.live = False
