@@ -110,6 +110,8 @@ async def test_the_server_is_told_all() -> None:
         assert await peer.next(DATA) == (END_STREAM, 1, b"hello")
         peer.answer(1, b"hi")
         assert await call == b"hi"
+        connection.call(b"", 1e6).cancel()
+        assert fields_of((await peer.next(HEADERS))[2])[b"grpc-timeout"] == b"99999999m", "of eight digits at most"
 
 
 async def test_answers_come_in_any_order_and_pieces() -> None:
@@ -217,20 +219,23 @@ async def test_a_failure_that_nobody_waits_for_any_more() -> None:
     failures: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
     async with connected() as (peer, connection):
-        connection.call(b"x", 20)
+        connection.call(b"x", 0.3)
         peer.answer((await peer.request())[0], b"", b"@\x0bgrpc-status\x0213")
         while connection._calls:
             await asyncio.sleep(0.01)
+        await asyncio.sleep(0.4)  # past its deadline
         gc.collect()
         assert not failures
 
 
 STRANGE = {
     "no status": b"",
-    "Huffman's code": b"@\x8b" + bytes(11) + b"\x010",
+    "Huffman's code": b"@\x8b" + bytes(139) + b"\x010" + OK,
     "cut off": OK[:-2],
+    "cut off in its value": OK[:-2] + b"\x020",
     "no number": b"@\x0bgrpc-status\x02ok",
-    "of the table": b"\xbe",
+    "of the table": b"\xbe" + OK,
+    "of no place": b"\x80" + OK,
     "no code": b"@\x0bgrpc-status\x0299",
     "a length without an end": b"\0\x7f\xff\xff",
 }

@@ -10,7 +10,7 @@ import pytest
 from eca_service import reconnecting
 from eca_service.reconnecting import Reconnecting
 
-from tests.unit.made_http2 import PATH, echo, usable
+from tests.unit.made_http2 import PATH, Peer, echo, usable
 
 
 @pytest.fixture
@@ -49,12 +49,34 @@ async def test_a_connection_that_is_lost_is_made_anew(line: Reconnecting) -> Non
         assert line.usable() is None, "nobody listens there"
 
 
+async def test_calls_that_come_meanwhile_make_no_second_one(line: Reconnecting) -> None:
+    peers: list[Peer] = []
+
+    def peer() -> Peer:
+        peers.append(Peer())
+        return peers[-1]
+
+    async with await asyncio.get_running_loop().create_server(peer, "127.0.0.1", 0) as server:
+        line.to("127.0.0.1:{1}".format(*server.sockets[0].getsockname()))
+        for _ in range(5):
+            assert line.usable() is None
+        connection = await usable(line)
+        call = connection.call(b"x", 20)
+        peers[0].answer((await peers[0].request())[0], b"y")
+        assert await call == b"y"
+        assert len(peers) == 1
+        peers[0].transport.abort()
+
+
 async def test_what_runs_may_end_before_it_is_closed(line: Reconnecting) -> None:
     async with echo(delay_s=0.3) as address:
         line.to(address)
-        call = (await usable(line)).call(b"x", 20)
+        connection = await usable(line)
+        call = connection.call(b"x", 20)
         await line.close(10)
+        assert call.done()
         assert await call == b"x"
+        assert connection._transport.is_closing()
 
 
 async def test_who_does_not_answer_is_not_waited_for(line: Reconnecting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +88,12 @@ async def test_who_does_not_answer_is_not_waited_for(line: Reconnecting, monkeyp
         async with echo() as address:
             line.to(address)
             assert await (await asyncio.wait_for(usable(line), 10)).call(b"x", 20) == b"x"
+        others = asyncio.all_tasks()
+        line.to("127.0.0.1:{1}".format(*full.getsockname()))
+        await asyncio.sleep(0)
+        await line.close(0)
+        assert line.usable() is None
+        assert asyncio.all_tasks() == others, "it is over at the end"
 
 
 async def test_whom_we_never_understand_is_left_to_grpc(line: Reconnecting) -> None:
