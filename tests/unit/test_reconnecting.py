@@ -103,6 +103,10 @@ async def test_whom_we_never_understand_is_left_to_grpc(line: Reconnecting) -> N
         for _ in range(reconnecting.MOST_UNKNOWN):
             assert await connection.call(b"status NOT_FOUND", 20) is None
         assert line.usable() is None
+        connection._transport.abort()
+        for _ in range(3):
+            await asyncio.sleep(0.02)
+            assert line.usable() is None, "for good"
     async with echo() as address:
         line.to(address)
         connection = await usable(line)
