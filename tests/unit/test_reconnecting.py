@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator
 
@@ -21,6 +22,8 @@ async def line() -> AsyncIterator[Reconnecting]:
 
 
 async def test_a_connection_that_is_lost_is_made_anew(line: Reconnecting) -> None:
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
     assert line.usable() is None
     async with echo() as first, echo(delay_s=0.3) as second:
         line.to(first)
@@ -47,6 +50,8 @@ async def test_a_connection_that_is_lost_is_made_anew(line: Reconnecting) -> Non
     for _ in range(3):
         await asyncio.sleep(0.05)
         assert line.usable() is None, "nobody listens there"
+    gc.collect()
+    assert not failures, "which is no line in the log"
 
 
 async def test_calls_that_come_meanwhile_make_no_second_one(line: Reconnecting) -> None:
