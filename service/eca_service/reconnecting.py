@@ -30,8 +30,7 @@ class Reconnecting:
 
     def usable(self) -> Connection | None:
         """The connection; None where there is none now."""
-        connection = self._connection
-        if connection and (connection.usable or connection.unknown >= MOST_UNKNOWN):
+        if (connection := self._connection) and connection.usable:
             return connection if connection.unknown < MOST_UNKNOWN else None
         if self._address and not self._making:
             self._making = asyncio.create_task(self._make(self._address))
