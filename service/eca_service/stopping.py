@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from types import TracebackType
 
@@ -16,6 +19,17 @@ ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT
 def hung_up() -> tuple[signal.Signals, ...]:
     """SIGHUP, which a terminal sends when it is closed, and perhaps twice; not where it is ignored, as under nohup."""
     return () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """What asks the process to end leaves the block as sys.exit(0) does, wherever no other handler is set within it."""
+    before = {number: signal.signal(number, lambda *_: sys.exit(0)) for number in (*ENDING, *hung_up())}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Terminal:

@@ -143,3 +143,21 @@ def test_nothing_is_left(
     leftovers.remove("triton")  # what the next start does: only a killed service leaves anything to remove
     assert list(Path(tempfile.gettempdir()).glob(f"eca-triton-{running.process.pid}-*")) == []
     assert list(Path("/dev/shm").glob(f"eca_triton_{running.process.pid}_*")) == []
+
+
+@pytest.mark.parametrize("number", [*ENDING, *hung_up()])
+def test_nothing_is_left_of_a_start_that_is_ended(
+    repository: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's files are there from the first, and who awaits signals comes later."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    running = start(repository, tmp_path)
+    end = time.monotonic() + 60
+    while not any(temporary.glob("eca-triton-*/backends")):
+        assert time.monotonic() < end, running.log.read_text()
+        time.sleep(0.001)
+    running.process.send_signal(number)
+    assert running.process.wait(30) == 0, running.log.read_text()
+    assert list(temporary.iterdir()) == []

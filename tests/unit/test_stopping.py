@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from eca_service.stopping import ENDING, LONGEST_WAIT_S, Stopping
+from eca_service.stopping import ENDING, LONGEST_WAIT_S, Stopping, ending
 
 
 def test_each_signal_is_seen_once_whatever_it_interrupts() -> None:
@@ -43,6 +43,26 @@ def test_a_wait_ends_at_the_next_signal_and_what_was_before_comes_back() -> None
         assert time.monotonic() - started < LONGEST_WAIT_S + 1
         assert not stopping.asked(0)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [*ENDING, signal.SIGHUP])
+def test_what_is_to_be_cleaned_up_is_while_nobody_awaits_signals(number: signal.Signals) -> None:
+    before, cleaned = signal.getsignal(number), []
+
+    def asked_twice() -> None:
+        with ending():
+            try:
+                with Stopping() as stopping:
+                    os.kill(os.getpid(), number)
+                    assert stopping.asked(1)
+                os.kill(os.getpid(), number)
+                time.sleep(1)
+            finally:
+                cleaned.append(True)
+
+    with pytest.raises(SystemExit) as ended:
+        asked_twice()
+    assert (ended.value.code, cleaned, signal.getsignal(number)) == (0, [True], before)
 
 
 @pytest.mark.parametrize("ignored", [False, True])

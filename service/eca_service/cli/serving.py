@@ -11,7 +11,7 @@ import click
 from eca_service import disk, logs
 from eca_service.cli.options import with_settings, with_triton_settings
 from eca_service.settings import Settings, SettingsError, load
-from eca_service.stopping import Stopping
+from eca_service.stopping import Stopping, ending
 from eca_service.tracing import http_endpoint
 from eca_service.triton.server import free_port, require_free
 from eca_service.triton.supervisor import TritonServer
@@ -36,12 +36,13 @@ def up(**given: str | None) -> None:
         )
     _require_gateway(settings)
     triton = _triton(settings)
-    triton.start()
-    try:
-        where = {"triton_url": triton.address, "triton_shared_memory": True, "triton_threads": triton.threads}
-        _gateway(settings.model_copy(update=where))
-    finally:
-        triton.stop(at_once=True)
+    with ending():
+        try:
+            triton.start()
+            where = {"triton_url": triton.address, "triton_shared_memory": True, "triton_threads": triton.threads}
+            _gateway(settings.model_copy(update=where))
+        finally:
+            triton.stop(at_once=True)
 
 
 @click.command()
@@ -59,13 +60,15 @@ def triton(**given: str | None) -> None:
     """The embedded Triton alone."""
     settings = _load(given)
     server = _triton(settings)
-    server.start()
-    click.echo(f"Triton: {server.address} (gRPC), log in {settings.triton_log}")
-    with Stopping() as stopping:
+    with ending():
         try:
-            stopping.wait()
+            server.start()
+            click.echo(f"Triton: {server.address} (gRPC), log in {settings.triton_log}")
+            with Stopping() as stopping:
+                stopping.wait()
         finally:
-            server.stop()
+            with Stopping():  # asked again it does no less
+                server.stop()
 
 
 def _load(given: Mapping[str, object]) -> Settings:

@@ -100,7 +100,7 @@ class TritonServer:
         """
         self._stopping.set()
         self._signal(signal.SIGTERM)
-        if at_once and not self.trace_url:
+        if self._watcher.is_alive() and at_once and not self.trace_url:
             self._answered.wait(min(grace_s, LEFT_S))
         elif self._watcher.is_alive():
             self._watcher.join(grace_s)
