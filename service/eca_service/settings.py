@@ -88,7 +88,9 @@ class Settings(BaseSettings):
     rate_limit: float | None = Field(
         None, ge=1e-6, le=1e9, description="images a second that one caller may send, above it 429"
     )
-    rate_burst: int | None = Field(None, ge=1, description="images at once despite the limit; unset: a second's worth")
+    rate_burst: int | None = Field(
+        None, ge=1, le=10**9, description="images at once despite the limit; unset: a second's worth"
+    )
     rate_by: Literal["key", "address"] = Field("key", description="who is one caller: key, or client address")
     management_token_file: Path | None = Field(
         None, description="file of the token that may roll models back; unset: nobody may"
@@ -128,6 +130,8 @@ class Settings(BaseSettings):
             raise ValueError("ECA_TLS_CERT and ECA_TLS_KEY go together; one of them is not set")
         if self.rate_limit and self.rate_by == "key" and not self.api_keys_file:
             raise ValueError("ECA_RATE_LIMIT counts by key and ECA_API_KEYS_FILE is not set; or ECA_RATE_BY=address")
+        if self.rate_burst and not self.rate_limit:
+            raise ValueError("ECA_RATE_BURST is set and ECA_RATE_LIMIT is not, so that nothing is limited")
         for origin in self.origins:
             if not ORIGIN.fullmatch(origin):
                 raise ValueError(f"ECA_CORS_ORIGINS: {origin!r} is no origin such as https://example.org")

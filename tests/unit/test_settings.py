@@ -105,6 +105,11 @@ def test_loopback_is_the_default() -> None:
         ({"rate_limit": "inf", "rate_by": "address"}, "ECA_RATE_LIMIT='inf': input should be less than or equal to"),
         ({"rate_limit": "1e-320", "rate_by": "address"}, "ECA_RATE_LIMIT='1e-320': input should be greater than"),
         ({"triton_url": ","}, "ECA_TRITON_URL: '' is no host and port"),
+        ({"rate_burst": "5"}, "ECA_RATE_BURST is set and ECA_RATE_LIMIT is not"),
+        (
+            {"rate_limit": "1", "rate_by": "address", "rate_burst": "9" * 400},
+            "ECA_RATE_BURST='9+': input should be less",
+        ),
     ],
 )
 def test_settings_that_do_not_agree(given: dict[str, str], sentence: str) -> None:
