@@ -108,7 +108,7 @@ class Tracing:
         self._endpoint = endpoint
         self._on = configured(endpoint)
         self._provider: Any = None
-        if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
+        if endpoint and not _is_address(endpoint):
             raise SettingsError(f"ECA_OTLP_ENDPOINT={endpoint!r} is no address such as http://127.0.0.1:4318")
         if not self._on:
             return
@@ -205,6 +205,14 @@ def _installed() -> bool:
     try:
         return all(map(find_spec, ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")))
     except ModuleNotFoundError:
+        return False
+
+
+def _is_address(endpoint: str) -> bool:
+    try:
+        found = urlsplit(endpoint)
+        return found.scheme in {"http", "https"} and bool(found.hostname) and found.port != 0
+    except ValueError:  # of brackets that do not close, and of a port that is none
         return False
 
 

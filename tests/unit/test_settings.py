@@ -159,11 +159,20 @@ def test_addresses_of_tritons(url: str) -> None:
         ({"management_token_file": "absent"}, "ECA_MANAGEMENT_TOKEN_FILE=absent cannot be read"),
         ({"otlp_endpoint": "localhost"}, "ECA_OTLP_ENDPOINT='localhost' is no address"),
         ({"otlp_endpoint": "localhost:4317"}, "is no address"),
+        ({"otlp_endpoint": "http://"}, "is no address"),
+        ({"otlp_endpoint": "http://[::1:4318"}, "is no address"),
+        ({"otlp_endpoint": "http://collector:$PORT"}, "is no address"),
+        ({"otlp_endpoint": "http://collector:70000"}, "is no address"),
     ],
 )
 def test_files_and_addresses_that_cannot_be_used(given: dict[str, str], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         require_files(load(given))
+
+
+@pytest.mark.parametrize("url", ["http://a_b.c:4318", "HTTPS://me:key@[::1]:4317/v1", "https://collector"])
+def test_addresses_of_collectors(url: str) -> None:
+    require_files(load({"otlp_endpoint": url}))
 
 
 def test_the_readme_s_table_is_these_settings() -> None:
