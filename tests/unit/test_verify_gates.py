@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from eca_build.errors import BuildError
 from eca_build.targets import EXACT, RANDOM, Gate
-from eca_build.verify import compare
+from eca_build.verify import compare, rounding
 from numpy.typing import NDArray
 
 GATES = pytest.mark.parametrize("gate", [EXACT["fp16"], EXACT["bf16"], RANDOM])
@@ -77,3 +77,29 @@ def test_images_all_alike_are_compared_by_class() -> None:
         compare(expected, np.full_like(expected, 0.001), 2e-2, 0, "test")
     same = np.full((5, 1000), 0.001, np.float32)
     assert compare(same, same, 2e-2, 0, "test").top1_agreement == 1
+
+
+@GATES
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_an_engine_that_answers_nothing_finite_is_refused(gate: Gate, wrong: float) -> None:
+    """Once in all its answers: every comparison with NaN is false."""
+    expected = softmax(logits(24))
+    got = expected.copy()
+    got[2, 3] = wrong
+    with pytest.raises(BuildError, match=r"answered \(24, 1000\) with values that are not all finite"):
+        compare(expected, got, gate.largest, gate.agreement, "test")
+
+
+def test_a_probability_that_is_too_small_is_as_wrong_as_one_too_large() -> None:
+    expected = np.full((8, 10), 0.1, np.float32)
+    for change in (-0.03, 0.03):
+        got = expected.copy()
+        got[4, 5] += change
+        with pytest.raises(BuildError, match=r"largest probability difference 3\.00e-02 on 8 images"):
+            compare(expected, got, 2e-2, 0, "test")
+
+
+def test_rounding_is_relative_and_not_of_what_float32_cannot_tell() -> None:
+    exact = np.array([[0.9, 1e-3, 1e-30]])
+    told = (exact * (1 + np.array([[1e-6, 1e-5, 0.5]]))).astype(np.float32)
+    assert rounding(told, exact) == pytest.approx(1e-5, rel=0.02)
