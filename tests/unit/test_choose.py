@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,16 +15,17 @@ import pytest
 from click.testing import CliRunner
 from eca_build import cli, images, measure, targets, verify
 from eca_build import compile as build
-from eca_build.choose import pick
+from eca_build.choose import _why, pick
 from eca_build.describe import golden_images
 from eca_build.engine import Maker
 from eca_build.errors import BuildError
 from eca_build.export import export
 from eca_build.inputs import Options
-from eca_build.measure import Runnable, speeds
+from eca_build.measure import Runnable, Speed, speeds
 from eca_build.targets import Variant, Wish
 from eca_service import cgroups
 from eca_service.contract import read
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from tests.unit.test_export import SMALL, network
@@ -61,6 +64,46 @@ def test_speeds_are_ratios_within_a_round() -> None:
     assert found[0].relative == pytest.approx(1)
     assert found[1].relative == pytest.approx((1.1 * 2.2) ** 0.5)
     assert set(found[1].images_per_s) == {1, 8}
+
+
+def test_a_round_in_which_the_machine_stood_still_decides_nothing() -> None:
+    """Of either engine, in rounds of their own; what the contract says of it is the usual rate too."""
+    rates = np.array([[[100.0], [150.0]]] * 5)
+    rates[1, 0], rates[3, 1] = 1.0, 1.0
+    first, second = speeds(rates, (1,))
+    assert second.relative == pytest.approx(1.5)
+    assert (first.images_per_s, second.images_per_s) == ({1: 100.0}, {1: 150.0})
+
+
+def test_each_image_of_a_batch_counts() -> None:
+    """Of all sessions that run side by side."""
+
+    def session(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        time.sleep(0.1)
+        return np.zeros((len(images), 2), np.float32)
+
+    with ThreadPoolExecutor(2) as pool:
+        rate = measure._block([session] * 2, images.synthetic(1, 8), pool)()
+    assert 16 / 0.1 / 4 < rate <= 16 / 0.1
+
+
+@pytest.mark.parametrize(
+    ("relative", "why"),
+    [
+        ([1.0], "the only one that could be built and verified"),
+        ([1.0, 2.0], "the fastest of 2 verified engines"),
+        (
+            [1.0, 2.0, 2.05],
+            "of 3 verified engines the fastest, openvino int8 plain, leads by 2.5% alone, which may be noise; "
+            "this one is plainer",
+        ),
+    ],
+)
+def test_why_an_engine_is_served(relative: list[float], why: str) -> None:
+    variants = targets.variants(Wish(precision="auto"))
+    three: Any = [SimpleNamespace(variant=one) for one in (*variants, replace(variants[1], runtime="openvino"))]
+    told = _why(three[: len(relative)], [Speed({}, one) for one in relative], pick(relative))
+    assert told == why
 
 
 def test_no_engine_is_proved_by_another_s_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
