@@ -73,6 +73,8 @@ def test_a_round_in_which_the_machine_stood_still_decides_nothing() -> None:
     first, second = speeds(rates, (1,))
     assert second.relative == pytest.approx(1.5)
     assert (first.images_per_s, second.images_per_s) == ({1: 100.0}, {1: 150.0})
+    uneven = np.array([[[100.0], [110.0]], [[50.0], [100.0]], [[10.0], [200.0]]])
+    assert speeds(uneven, (1,))[1].relative == pytest.approx(2), "and not 110 / 50, of two rounds"
 
 
 def test_each_image_of_a_batch_counts() -> None:
