@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,14 @@ from eca_service.settings import Settings, load
 # What one call does, and where its answer goes.
 OF_ONE_CALL = {"--class", "--confusion", "--csv", "--json", "--newest", "--output", "--table", "--to"}
 ROOT = Path(__file__).parents[2]
+IMPORTED = """\
+import pathlib, time
+try:
+    pathlib.Path(__file__).with_name("begun").touch()
+    time.sleep(60)
+except BaseException:
+    raise ImportError("initialization failed")
+"""
 SETTINGS = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
 
 
@@ -141,3 +151,29 @@ def test_the_build_s_extra_is_what_it_is_told_by() -> None:
     extra = re.search(r"^build = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert extra
     assert set(re.findall(r'"([\w-]+)', extra[1])) == eca_build.cli.EXTRA
+
+
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [
+        (("archs",), signal.SIGINT),
+        (("inspect", "a.pth"), signal.SIGTERM),
+        (("init", "resnet18", "-o", "b"), signal.SIGTERM),
+        (("compile", "a.pth"), signal.SIGINT),
+    ],
+)
+def test_who_ends_a_build_while_modules_are_imported_sees_no_trace(
+    tmp_path: Path, command: tuple[str, ...], how: signal.Signals
+) -> None:
+    """C++ modules make an error of their own of the exception."""
+    (tmp_path / "torch.py").write_text(IMPORTED)
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import eca_build.cli as b; b.main()"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", code, *command], env=environment, stderr=subprocess.PIPE) as process:
+        while not (tmp_path / "begun").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(how)
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (-how, b"")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from tqdm import tqdm
 
-from eca_build.cli.options import ATTENTION_HELP, FloatRange, kind_of, option
+from eca_build.cli.options import ATTENTION_HELP, FloatRange, imports, kind_of, option
 
 if TYPE_CHECKING:
     from eca_build.compile import Built
@@ -136,9 +136,10 @@ def compile_(
     Where timm's config.json is in the CHECKPOINT's folder, as on Hugging Face, what it says of resize, crop, filter,
     mean and std takes the place of the network's own. Stops at the first that fails; those before it stay published.
     """
-    from eca_build import compile as build
-    from eca_build.inputs import Options, default_name
-    from eca_build.targets import Wish, usual_graph
+    with imports():
+        from eca_build import compile as build
+        from eca_build.inputs import Options, default_name
+        from eca_build.targets import Wish, usual_graph
 
     if name and len(checkpoints) > 1:
         raise click.UsageError("--name is for one checkpoint; several are named after their files or folders")

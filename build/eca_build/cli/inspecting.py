@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eca_build.cli.options import ATTENTION_HELP, FloatRange, kind_of, option
+from eca_build.cli.options import ATTENTION_HELP, FloatRange, imports, kind_of, option
 
 if TYPE_CHECKING:
     from eca_build.checkpoint import Checkpoint
@@ -23,11 +23,12 @@ Example:
 @click.command()
 def archs() -> None:
     """What can be built: each architecture with the parameters of its variants, and what the variants are."""
-    import torch
+    with imports():
+        import torch
 
-    from eca_build import cost
-    from eca_build.networks import ARCHS, create, with_formula
-    from eca_build.networks.attention import FORMULAS, KINDS
+        from eca_build import cost
+        from eca_build.networks import ARCHS, create, with_formula
+        from eca_build.networks.attention import FORMULAS, KINDS
 
     widths = [max(6, len(kind)) for kind in KINDS]
     head = "  ".join(f"{kind:>{width}}" for kind, width in zip(KINDS, widths, strict=True))
@@ -51,7 +52,8 @@ def archs() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
     """Says what CHECKPOINT holds: architecture, attention, kernel sizes, classes, parameters, FLOPs."""
-    from eca_build.checkpoint import load
+    with imports():
+        from eca_build.checkpoint import load
 
     found = described(load(checkpoint, attention=kind_of(attention)))
     if as_json:
@@ -104,7 +106,8 @@ def init(arch: str, attention: str, classes: int | None, width: float, seed: int
 
     The file, the contract of a model built from it, and all its labels say that the weights are random.
     """
-    from eca_build.initial import write
+    with imports():
+        from eca_build.initial import write
 
     classes = classes or (10 if arch.endswith("_cifar") else 1000)
     spec = write(output, arch, kind_of(attention) or "none", classes, width, seed)
