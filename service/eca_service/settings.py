@@ -34,79 +34,90 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     http_port: int = Field(8080, ge=0, le=65535, description="HTTP port; 0: a free one")
     triton_grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC port of the embedded Triton; 0: a free one")
-    triton_host: str = Field("127.0.0.1", description="address the embedded Triton listens on; it asks for no key")
+    triton_host: str = Field("127.0.0.1", description="address the embedded Triton listens on, without keys")
     grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port; 0: a free one")
-    workers: int = Field(1, ge=1, le=256, description="gateway processes; they divide the limits on what is in flight")
+    workers: int = Field(
+        1, ge=1, le=256, description="gateway processes; the in-flight limits and decode threads are divided among them"
+    )
     triton_url: str | None = Field(
         None,
-        description="for `eca-serve gateway`: host:port of your own Triton, all addresses of that host; several are "
-        "separated by commas",
+        description="for `eca-serve gateway`: host:port of your own Triton, or several, separated by commas; all "
+        "addresses of a host name are used",
     )
     triton_shared_memory: bool = Field(
         False,
-        description="Triton sees this machine's /dev/shm, so tensors travel there; always so where it is embedded",
+        description="send tensors through /dev/shm, which your own Triton must share; always on for the embedded one",
     )
     triton_threads: int | None = Field(
         None,
         ge=1,
         le=256,
-        description="threads an engine on a CPU runs on; unset: its cores; a gateway alone is to be told its Triton's",
+        description="threads for an engine on a CPU; unset: its cores; tell a separate gateway its Triton's number",
     )
     triton_log: Path = Field(Path(".cache/triton.log"), description="log file of the embedded Triton")
     repository: Path = Field(Path("model_repository"), description="model repository")
     default_model: str | None = Field(
-        None, description="model of /v1/classify; unset: the first with ECA, else the first"
+        None, description="model of /v1/classify; unset: the first one with ECA, else the first one, by name"
     )
     max_body_bytes: int = Field(32 << 20, ge=1024, le=MOST, description="largest request body")
     max_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
     max_images: int = Field(64, ge=1, le=4096, description="most images in a request")
-    max_inflight_images: int = Field(256, ge=1, description="most images being answered, above it 429")
-    max_inflight_bytes: int = Field(256 << 20, ge=1024, description="most bytes of bodies being answered, above it 429")
+    max_inflight_images: int = Field(256, ge=1, description="most images in flight; 429 above it")
+    max_inflight_bytes: int = Field(256 << 20, ge=1024, description="most bytes of bodies in flight; 429 above it")
     preprocessing: Literal["fast", "reference"] = Field(
-        "fast", description="fast, or reference: whole image by Pillow; service/ACCURACY.md says what differs"
+        "fast", description="how images are resized: fast, or reference (by Pillow); compared in service/ACCURACY.md"
     )
     decode_threads: int = Field(
         cgroups.cores(),
         ge=1,
         le=256,
-        description="threads that decode",
+        description="threads that decode images",
         json_schema_extra={"shown": "cores"},
     )
     max_head_bytes: int = Field(
-        32 << 10, ge=1024, le=MOST, description="largest head of a request: its line and headers"
+        32 << 10, ge=1024, le=MOST, description="largest head of a request (request line and headers)"
     )
-    head_timeout_ms: int = Field(10_000, ge=1, le=MOST, description="how long a request's head may take to come")
-    body_timeout_ms: int = Field(60_000, ge=1, le=MOST, description="how long a request's body may take to come")
+    head_timeout_ms: int = Field(10_000, ge=1, le=MOST, description="how long a request's head may take to arrive")
+    body_timeout_ms: int = Field(60_000, ge=1, le=MOST, description="how long a request's body may take to arrive")
     keep_alive_ms: int = Field(65_000, ge=1, le=MOST, description="how long an idle HTTP connection is kept")
-    deadline_ms: int = Field(30_000, ge=1, le=MOST, description="deadline of a request that names none")
-    drain_delay_ms: int = Field(0, ge=0, le=MOST, description="on SIGTERM: not ready, but still answering, for so long")
-    grace_ms: int = Field(20_000, ge=0, le=MOST, description="on SIGTERM: how long running requests may take to end")
-    retire_ms: int = Field(10_000, ge=0, le=MOST, description="how long a version that was replaced stays loaded")
+    deadline_ms: int = Field(30_000, ge=1, le=MOST, description="deadline of a request that sets none")
+    drain_delay_ms: int = Field(0, ge=0, le=MOST, description="on SIGTERM: how long to go on answering while not ready")
+    grace_ms: int = Field(20_000, ge=0, le=MOST, description="on SIGTERM: how long running requests have to finish")
+    retire_ms: int = Field(10_000, ge=0, le=MOST, description="how long a replaced version stays loaded")
     api_keys_file: Path | None = Field(
-        None, description="file of hashed keys, see `eca-serve key`; unset: no key is asked"
+        None, description="file of hashed API keys, see `eca-serve key`; unset: no key is needed"
     )
     rate_limit: float | None = Field(
-        None, ge=1e-6, le=1e9, description="images a second that one caller may send, above it 429"
+        None, ge=1e-6, le=1e9, description="images a second that one caller may send; 429 above it"
     )
     rate_burst: int | None = Field(
-        None, ge=1, le=10**9, description="images at once despite the limit; unset: a second's worth"
+        None, ge=1, le=10**9, description="images a caller may send in one burst; unset: a second's worth"
     )
-    rate_by: Literal["key", "address"] = Field("key", description="who is one caller: key, or client address")
+    rate_by: Literal["key", "address"] = Field(
+        "key", description="what identifies a caller: key, or address (the client's)"
+    )
     management_token_file: Path | None = Field(
-        None, description="file of the token that may roll models back; unset: nobody may"
+        None, description="file with the token for rolling models back over HTTP; unset: nobody can"
     )
-    tls_cert: Path | None = Field(None, description="certificate chain (PEM) of both ports; with ECA_TLS_KEY")
-    tls_key: Path | None = Field(None, description="its private key (PEM), without a password")
-    cors_origins: str | None = Field(None, description="origins of web pages that may call, separated by commas")
-    page: Literal["on", "off"] = Field("on", description="the page at /: on, off")
-    docs: Switch = Field("on", description="/docs and gRPC reflection: on, key (as any other route), off")
-    metrics: Switch = Field("on", description="/metrics: on, key, off")
+    tls_cert: Path | None = Field(None, description="certificate chain (PEM) for both ports; needs ECA_TLS_KEY")
+    tls_key: Path | None = Field(None, description="private key (PEM) of the certificate, without a password")
+    cors_origins: str | None = Field(None, description="origins whose web pages may call, separated by commas")
+    page: Literal["on", "off"] = Field("on", description="whether the page at / is served: on, off")
+    docs: Switch = Field(
+        "on",
+        description="who may read /docs and use gRPC reflection: on (everybody), key (callers with a key), off (nobody)",
+    )
+    metrics: Switch = Field(
+        "on", description="who may read /metrics: on (everybody), key (callers with a key), off (nobody)"
+    )
     otlp_endpoint: str | None = Field(
-        None, description="collector of traces; unset: OTEL_EXPORTER_OTLP_ENDPOINT, if any"
+        None, description="collector that traces are sent to; unset: OTEL_EXPORTER_OTLP_ENDPOINT, if set"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="lowest level logged: debug, info, warning, error"
+    )
     log_format: Literal["json", "text"] | None = Field(
-        None, description="json or text; unset: text on a terminal, else json"
+        None, description="format of the log: json, text; unset: text on a terminal, else json"
     )
 
     @property
