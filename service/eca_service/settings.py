@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     page: Literal["on", "off"] = Field("on", description="whether the page at / is served: on, off")
     docs: Switch = Field(
         "on",
-        description="who may read /docs and use gRPC reflection: on (everybody), key (callers with a key), off (nobody)",
+        description="who may read /docs and use gRPC reflection: on (everybody), key (callers with one), off (nobody)",
     )
     metrics: Switch = Field(
         "on", description="who may read /metrics: on (everybody), key (callers with a key), off (nobody)"

@@ -22,18 +22,23 @@ FOLDER = click.Path(path_type=Path, file_okay=False, writable=True)
 
 @click.command(context_settings={"show_default": True})
 @click.option("--preset", type=click.Choice(list(matrix.PRESETS)), default="default")
-@click.option("--backbone", "backbones", multiple=True, help="Only these; several times.")
-@click.option("--attention", "attentions", multiple=True, help="Only these and plain; several times.")
-@click.option("--precision", "precisions", multiple=True, help="Only these; several times.")
-@click.option("--graph", "graphs", multiple=True, help="Only these attention graphs; several times.")
+@click.option("--backbone", "backbones", multiple=True, help="Only this one; may be given several times.")
+@click.option("--attention", "attentions", multiple=True, help="Only this one, and plain; may be given several times.")
+@click.option("--precision", "precisions", multiple=True, help="Only this one; may be given several times.")
+@click.option("--graph", "graphs", multiple=True, help="Only this attention graph; may be given several times.")
 @click.option("--rounds", type=click.IntRange(1, 100), help="Default: the preset's.")
-@click.option("--seconds", type=click.FloatRange(0.1, 60), help="Of a block; default: the preset's.")
+@click.option("--seconds", type=click.FloatRange(0.1, 60), help="Length of a block; default: the preset's.")
 @click.option("--images", "folder", type=click.Path(path_type=Path, exists=True), help="A folder of JPEGs to send.")
 @click.option("--out", type=FOLDER, default=CACHE / "report", help="Folder of the report.")
-@click.option("--models", type=FOLDER, default=CACHE, help="Folder of what is built for it.")
+@click.option("--models", type=FOLDER, default=CACHE, help="Folder for the models built for it.")
 @click.option("--compare", "older", type=click.Path(path_type=Path), help="An older bench.json; exit code 1 if worse.")
-@click.option("--draw", "drawn", type=click.Path(path_type=Path), help="Measure nothing: draw this bench.json again.")
-@click.option("--seed", type=int, default=1, help="Of the order of blocks, arrivals and images.")
+@click.option(
+    "--draw",
+    "drawn",
+    type=click.Path(path_type=Path),
+    help="Measure nothing; draw the report of this bench.json again.",
+)
+@click.option("--seed", type=int, default=1, help="Seed of the order of blocks, arrivals and images.")
 def main(
     preset: str,
     backbones: tuple[str, ...],

@@ -154,7 +154,9 @@ async def sweep(
 
 @click.command()
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--seconds", type=click.FloatRange(1), default=8.0, show_default=True, help="Of each load in a round.")
+@click.option(
+    "--seconds", type=click.FloatRange(1), default=8.0, show_default=True, help="Length of each load in a round."
+)
 @click.option("--deadline-ms", type=click.FloatRange(1), default=1500.0, show_default=True)
 @click.option(
     "--repository",
@@ -163,7 +165,7 @@ async def sweep(
     show_default=True,
 )
 @click.option("--model", default=MODEL, show_default=True)
-@click.option("--paced", is_flag=True, help="An engine that takes 5 ms an image and no processor, not a network.")
+@click.option("--paced", is_flag=True, help="Replace the network by an engine that sleeps 5 ms per image.")
 def main(rounds: int, seconds: float, deadline_ms: float, repository: Path, model: str, paced: bool) -> None:
     """Sweeps the offered load; exit code 1 where five times the capacity costs goodput or deadlines."""
     end_on_sigterm()

@@ -175,9 +175,16 @@ def available(axis: str) -> str:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--axis", "axes", multiple=True, type=click.Choice(list(AXES)), help="Only these; several times.")
-@click.option("--seconds", type=click.FloatRange(0.5, 60), default=4.0, help="Of load at each point.")
-@click.option("--models", type=click.Path(path_type=Path), default=Path(".cache/bench"), help="What is built for it.")
+@click.option(
+    "--axis", "axes", multiple=True, type=click.Choice(list(AXES)), help="Only this one; may be given several times."
+)
+@click.option("--seconds", type=click.FloatRange(0.5, 60), default=4.0, help="Length of the load at each point.")
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    default=Path(".cache/bench"),
+    help="Folder for the models built for it.",
+)
 @click.option("--json", "file", type=Written(), help="Write all figures there.")
 def main(axes: tuple[str, ...], seconds: float, models: Path, file: Path | None) -> None:
     """Prints a table: one line a point."""

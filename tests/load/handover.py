@@ -78,7 +78,7 @@ def _core() -> int:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--count", type=click.IntRange(3, 10_000), default=200, help="Hops of each kind.")
+@click.option("--count", type=click.IntRange(3, 10_000), default=200, help="Wake-ups measured of each kind.")
 def main(count: int) -> None:
     """Prints how late a woken process begins."""
     cores = sorted(os.sched_getaffinity(0))

@@ -240,7 +240,7 @@ def _measure(
     type=click.FloatRange(0.2),
     default=2.0,
     show_default=True,
-    help="Of each of the five measurements in a round.",
+    help="Length of each of the five measurements in a round.",
 )
 @click.option("--json", "file", type=Written(), help="Write the figures there.")
 def main(rounds: int, seconds: float, file: Path | None) -> None:

@@ -98,17 +98,24 @@ async def rounds(
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--ours", multiple=True, default=("",), help="A set-up of ours, name=value,name=value; several times.")
+@click.option(
+    "--ours", multiple=True, default=("",), help="A set-up of ours, name=value,name=value; may be given several times."
+)
 @click.option(
     "--backbone", type=click.Choice([name for name in BACKBONES if name not in DEMO_WEIGHTS]), default="mobilenetv2"
 )
 @click.option("--attention", type=click.Choice(get_args(Kind)), default="eca")
 @click.option("--clients", type=click.IntRange(1, 1024), multiple=True, default=(1, 8, 32))
 @click.option("--rounds", "count", type=click.IntRange(1, 100), default=5)
-@click.option("--seconds", type=click.FloatRange(0.2, 60), default=3.0, help="Of each measurement.")
-@click.option("--workers", type=click.IntRange(1, 64), default=2, help="Of the plain service.")
+@click.option("--seconds", type=click.FloatRange(0.2, 60), default=3.0, help="Length of each measurement.")
+@click.option("--workers", type=click.IntRange(1, 64), default=2, help="Workers of the plain service.")
 @click.option("--images", "folder", type=click.Path(path_type=Path, exists=True), help="A folder of JPEGs to send.")
-@click.option("--models", type=click.Path(path_type=Path), default=Path(".cache/bench"), help="What is built for it.")
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    default=Path(".cache/bench"),
+    help="Folder for the models built for it.",
+)
 @click.option("--json", "file", type=Written(), help="Write all figures there.")
 def main(
     ours: tuple[str, ...],

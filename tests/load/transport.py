@@ -104,7 +104,9 @@ async def compare(ways: dict[str, Ask], size: int, rounds: int, calls: int, pid:
 
 @click.command()
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
-@click.option("--calls", type=click.IntRange(1), default=60, show_default=True, help="In each round, of each way.")
+@click.option(
+    "--calls", type=click.IntRange(1), default=60, show_default=True, help="Calls in each round, for each way."
+)
 def main(rounds: int, calls: int) -> None:
     """Measures all of them."""
     end_on_sigterm()
