@@ -101,7 +101,7 @@ def load(path: Path, arch: str | None = None, attention: Kind | None = None) -> 
         with torch.device("meta"):  # whatever the file says, no memory is taken for it before its weights agree
             wanted = create(spec).state_dict()
     except ValueError as error:
-        raise BuildError(f"{path} looks like {spec.arch} but is no network: {error}") from None
+        raise BuildError(f"{path} looks like {spec.arch} but does not fit it: {error}") from None
     check(path, spec.arch, state, wanted)
     network = create(spec)
     network.load_state_dict(state, strict=False)
@@ -109,7 +109,7 @@ def load(path: Path, arch: str | None = None, attention: Kind | None = None) -> 
     with readable(path):
         digest = sha256(path)
     if identity(path) != before:  # the weights may be of one file, and the SHA-256 of the next
-        raise BuildError(f"{path} changed while it was read; give a copy of it that nothing writes to")
+        raise BuildError(f"{path} changed while it was read; give a copy that nothing writes to")
     return Checkpoint(path, digest, origin, spec, network.eval(), weights)
 
 
@@ -152,13 +152,13 @@ def begins(path: Path) -> bytes:
     """The first nine bytes of a checkpoint; BuildError where it cannot be read or is empty."""
     with readable(path):
         if not stat.S_ISREG(path.stat().st_mode):
-            raise BuildError(f"the checkpoint {path} is no regular file; give one")  # it is read more than once
+            raise BuildError(f"the checkpoint {path} is not a regular file; give one")  # it is read more than once
         with path.open("rb") as file:
             first = file.read(9)
     if not first:
         raise BuildError(f"the checkpoint {path} is empty; copy it again")
     if first == b"version h":  # ttps://git-lfs.github.com/spec/v1
-        raise BuildError(f"{path} is Git LFS's note of where the checkpoint is; `git lfs pull` brings the file itself")
+        raise BuildError(f"{path} is a Git LFS pointer, not the checkpoint; `git lfs pull` fetches the file itself")
     return first
 
 
@@ -171,7 +171,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             with safetensors.safe_open(name, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise BuildError(f"{path} is damaged or no safetensors file ({error}); copy it again") from None
+        raise BuildError(f"{path} is damaged or not a safetensors file ({error}); copy it again") from None
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -184,12 +184,12 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if "Unsupported operand 149" in str(error):  # FRAME, with which protocols since 4 begin
             raise BuildError(
-                f"{path} is pickled by protocol 4 or newer, of which none is read here; save its state_dict by "
+                f"{path} is pickled with protocol 4 or newer, which is not supported; save its state_dict with "
                 "torch.save without pickle_protocol"
             ) from None
         asked = re.search(r"(?:GLOBAL |global |got <class ')([^\s']+)", str(error))
         if asked is None:
-            raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
+            raise BuildError(f"{path} is damaged or not a checkpoint; copy it again") from None
         raise BuildError(
             f"{path} wants to run code ({asked[1]}), which is refused; save its state_dict alone and give that"
         ) from None
@@ -200,11 +200,11 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             ) from None
         if "TorchScript" in str(error):
             raise BuildError(f"{path} is a TorchScript program; save its state_dict() and give that") from None
-        raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
+        raise BuildError(f"{path} is damaged or not a checkpoint; copy it again") from None
     except BuildError:
         raise
     except Exception:  # of a damaged file its unpickler raises anything: struct.error, AssertionError ...
-        raise BuildError(f"{path} is damaged or no checkpoint; copy it again") from None
+        raise BuildError(f"{path} is damaged or not a checkpoint; copy it again") from None
     for _ in range(MOST_WRAPPED):
         if isinstance(raw, dict):
             raw = next((raw[key] for key in WRAPPERS if isinstance(raw.get(key), dict)), raw)
@@ -266,12 +266,12 @@ def require_plain(path: Path, state: dict[str, Tensor], size: int) -> None:
         if value.dtype not in FLOATS or value.layout != torch.strided or value.is_meta or value.is_nested:
             layout = "nested" if value.is_nested else value.layout
             what = f"{value.dtype}, {layout}, on {value.device}".replace("torch.", "")
-            raise BuildError(f"{path}: {key} is no plain tensor of floats ({what}); save the weights as such")
+            raise BuildError(f"{path}: {key} is not a plain tensor of floats ({what}); save the weights as such")
         left -= value.numel() * value.element_size()
         if left < 0:
             raise BuildError(f"{path}: {key} has more values than the file holds; save the weights as plain tensors")
         if value.ndim == 0:
-            raise BuildError(f"{path}: {key} has 0 axes, as no weight of the networks here")
+            raise BuildError(f"{path}: {key} has 0 axes, which no weight of the networks here has")
 
 
 def check(path: Path, arch: str, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -283,7 +283,9 @@ def check(path: Path, arch: str, state: dict[str, Tensor], wanted: dict[str, Ten
     ):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise BuildError(f"{path} looks like {arch} but {kind} {', '.join(keys[:3])}{more}; it is another network")
+            raise BuildError(
+                f"{path} looks like {arch} but {kind} {', '.join(keys[:3])}{more}; that network is not supported"
+            )
     for key, value in state.items():
         if value.shape != wanted[key].shape:
             raise BuildError(f"{path}: {key} has shape {list(value.shape)}, {arch} needs {list(wanted[key].shape)}")

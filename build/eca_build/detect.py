@@ -38,11 +38,11 @@ def detect(state: State, path: Path) -> NetworkSpec:
     if any(head.ndim != 2 for head in heads):
         raise BuildError(f"{path} has a classifier of {heads[0].ndim} axes; the networks here end in a linear layer")
     if heads and not len(heads[0]):
-        raise BuildError(f"{path} has a classifier of no classes")
+        raise BuildError(f"{path} has a classifier with no classes")
     if heads and len(heads[0]) == 1:
         raise BuildError(
-            f"{path} has a classifier of one class, whose probability would always be 1; where it was trained to say "
-            "no or yes by a sigmoid, put a zero before its bias and a row of zeros before its weights: class 1 is yes"
+            f"{path} has a classifier of one class, whose probability would always be 1; if it was trained as yes or "
+            "no with a sigmoid, put a zero before its bias and a row of zeros before its weights: class 1 is then yes"
         )
     if "features.0.0.weight" in state and "classifier.1.weight" in state:
         spec = _mobilenet(state, path)
@@ -55,7 +55,7 @@ def detect(state: State, path: Path) -> NetworkSpec:
         begin = sorted({key.partition(".")[0] for key in state})
         more = f" and {len(begin) - 8} more" if len(begin) > 8 else ""
         raise BuildError(
-            f"{path} is no network known here, its weights are in {', '.join(begin[:8])}{more}; `eca-build archs` "
+            f"{path} is not a network known here, its weights are in {', '.join(begin[:8])}{more}; `eca-build archs` "
             "lists those that are"
         )
     kind, sizes, bias = _attention(state, blocks, path)
@@ -102,7 +102,7 @@ def _shape(state: State, depths: dict[int, int], path: Path) -> Shape:
 
     def channels(layer: str) -> int:
         if not (given := len(state.get(f"{layer}.weight", ()))):
-            raise BuildError(f"{path} looks like a ResNet but lacks {layer}.weight; it is another network")
+            raise BuildError(f"{path} looks like a ResNet but lacks {layer}.weight; that network is not supported")
         return given
 
     block = Bottleneck if "layer1.0.conv3.weight" in state else BasicBlock
@@ -130,7 +130,7 @@ def _mobilenet(state: State, path: Path) -> NetworkSpec:
     for index, base in stages.items():
         key = f"features.{index}.conv.{2 if index == 1 else 3}.weight"
         if key not in state:
-            raise BuildError(f"{path} looks like a MobileNetV2 but lacks {key}; it is another network")
+            raise BuildError(f"{path} looks like a MobileNetV2 but lacks {key}; that network is not supported")
         found[base] = len(state[key])
     for steps in sorted(range(1, round(4 / WIDTH_STEP) + 1), key=lambda steps: abs(steps * WIDTH_STEP - 1)):
         width = round(steps * WIDTH_STEP, 2)
@@ -148,7 +148,7 @@ def _attention(state: State, blocks: list[str], path: Path) -> tuple[Kind, tuple
             continue
         name = kind.upper().rstrip("1") if kind == "se-gc1" else kind.upper()
         if len(found) != len(blocks):
-            raise BuildError(f"{path} has {name} in {len(found)} of {len(blocks)} blocks; all or none is served")
+            raise BuildError(f"{path} has {name} in {len(found)} of {len(blocks)} blocks; it must be in all or none")
         if odd := [(block, weight.ndim) for block, weight in found.items() if weight.ndim != axes]:
             raise BuildError(f"{path}: {odd[0][0]}.attention has weights of {odd[0][1]} axes; it is no {name}")
         sizes = tuple(weight.shape[axis] for weight in found.values())

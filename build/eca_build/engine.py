@@ -106,8 +106,8 @@ class Maker:
     def _onnx(self, variant: Variant, engine: Path, step: Callable[[str], None]) -> Engine:
         if variant.runtime == "openvino" and variant.precision == "bf16" and not computes_bf16():
             raise BuildError(
-                "this processor computes no bf16, so that OpenVINO gives fp32's answers and nothing would be verified; "
-                "build on one with AVX-512 BF16 or AMX, or take another --precision"
+                "this processor computes no bf16, so OpenVINO would give fp32's answers and verify nothing; build on "
+                "one with AVX-512 BF16 or AMX, or choose another --precision"
             )
         model, sites = self._model(variant.attention_graph, "fp32")
         if variant.precision == "int8":
@@ -136,7 +136,7 @@ class Maker:
 
     def _int8(self, graph: AttentionGraph, scheme: Scheme) -> Path:
         if self._calibration is None:
-            raise BuildError("int8 is calibrated on images like those to come; give a folder of some to --calibration")
+            raise BuildError("int8 needs typical images to set its ranges; give a folder of them to --calibration")
         if (graph, scheme) not in self._integers:
             path = self._folder / f"{graph}-int8-{len(self._integers)}.onnx"
             quantise.quantise(self._model(graph, "fp32")[0], path, self._calibration, scheme)

@@ -79,8 +79,8 @@ def _one(path: Path, recipe: Preprocessing) -> NDArray[np.uint8]:
     size = (max(recipe.crop, round(image.width * scale)), max(recipe.crop, round(image.height * scale)))
     if size[0] * size[1] > MOST_PIXELS:
         raise BuildError(
-            f"{path} is too long: with its shorter side at {recipe.resize} pixels it would be {size[0]} x {size[1]}; "
-            "remove it"
+            f"{path} is too elongated: with its shorter side at {recipe.resize} pixels it would be {size[0]} x "
+            f"{size[1]}; remove it"
         )
     image = image.resize(size, Image.Resampling[recipe.filter.upper()])
     left, top = (size[0] - recipe.crop) // 2, (size[1] - recipe.crop) // 2

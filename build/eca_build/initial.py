@@ -39,7 +39,7 @@ def write(path: Path, arch: str, attention: Kind, classes: int, width: float = 1
     if path.suffix != ".safetensors":
         raise BuildError(f"{path} must end in .safetensors: the file says there that its weights are random")
     if os.path.lexists(path) and not is_random(path):
-        raise BuildError(f"{path} is there and its weights are not random ones of eca-build; give another name to -o")
+        raise BuildError(f"{path} exists and does not hold random weights of eca-build; give another name to -o")
     spec = with_formula(arch, attention, classes, width)
     torch.manual_seed(seed)
     network = create(spec)

@@ -14,7 +14,9 @@ def read_labels(path: Path | None, classes: int, random: bool = False) -> tuple[
     """
     if random:
         if path is not None:
-            raise BuildError(f"the weights are random, for latency only: they know none of {path}; leave --labels out")
+            raise BuildError(
+                f"the weights are random, for latency only, and {path} cannot name their classes; leave --labels out"
+            )
         return tuple(f"random weights, for latency only: {index}" for index in range(classes))
     if path is None:
         return tuple(f"class {index}" for index in range(classes))

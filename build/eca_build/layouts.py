@@ -61,7 +61,9 @@ def canonical(state: State) -> tuple[State, str]:
 def _put(renamed: State, name: str, value: Tensor) -> None:
     """Under that name, which must be free: one of the two would be lost, and what is left be taken for the network."""
     if name in renamed:
-        raise BuildError(f"the checkpoint has two tensors that would both be {name} here; it is another network")
+        raise BuildError(
+            f"the checkpoint has two tensors that would both be {name} here; that network is not supported"
+        )
     renamed[name] = value
 
 
@@ -112,7 +114,7 @@ def _cbam(state: State, swapped: bool) -> State:
         gain, offset, mean, variance = norm
         if gain is not None and offset is not None and mean is not None and variance is not None:
             if any(part.shape != (1,) for part in (gain, offset, mean, variance)):
-                raise BuildError(f"the checkpoint has {site}.bn of other shapes than [1], as CBAM has; it is another")
+                raise BuildError(f"the checkpoint has {site}.bn of other shapes than CBAM's [1]; that is not supported")
             scale = gain / (variance.float() + 1e-5).sqrt()
             weight, bias = weight * scale.view(-1, 1, 1, 1), offset - mean * scale
         _put(renamed, f"{site}.weight", weight.flip(1) if swapped else weight)

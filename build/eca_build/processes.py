@@ -81,7 +81,7 @@ def run(
         finally:
             process.kill()
     if written is None:
-        raise BuildError(f"{failure}: it did nothing for {STILL_S:.0f} s and was ended; build again")
+        raise BuildError(f"{failure}: it made no progress for {STILL_S:.0f} s and was ended; build again")
     if process.returncode:
         raise BuildError(f"{failure}: {told(''.join(written), process.returncode)}")
     return written[0]

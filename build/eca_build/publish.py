@@ -34,7 +34,7 @@ def _resolved(repository: Path) -> Path:
         root = repository.resolve()
         if not root.is_symlink():
             return root
-    raise BuildError(f"the model repository {repository} cannot be found: its links lead to themselves")
+    raise BuildError(f"the model repository {repository} cannot be found: its symbolic links form a loop")
 
 
 def require_utf8(repository: Path) -> None:
@@ -61,8 +61,8 @@ def staging(repository: Path) -> Iterator[Path]:
         root.mkdir(parents=True, exist_ok=True)
         if root.stat().st_dev != root.parent.stat().st_dev:
             raise BuildError(
-                f"the model repository {repository} is a disk of its own, so that no version can be made beside it and "
-                f"then moved there whole; give a folder on it, --repository {repository / 'models'}"
+                f"the model repository {repository} is a mount point, but versions are made beside the repository and "
+                f"then renamed into it; give a folder inside, --repository {repository / 'models'}"
             )
         lock = os.open(root, os.O_RDONLY)  # a lock on the folder itself leaves no lock file behind
     try:
@@ -93,7 +93,7 @@ def publish(staged: Path, repository: Path, name: str, version: int) -> Path:
     target = repository / name
     for part in (CONFIG_FILE, LABELS_FILE, *(f"{version}/{own}" for own in (CONTRACT_FILE, GOLDEN_FILE, "model.*"))):
         if not any(staged.glob(part)):
-            raise BuildError(f"{part} of {name} went while it was built; build again")
+            raise BuildError(f"{part} of {name} disappeared while it was built; build again")
     with _writing(repository):
         for path in staged.rglob("*"):
             if not path.is_dir():
@@ -131,7 +131,7 @@ def check(home: Path, files: Mapping[str, str]) -> None:
     """
     if not (home / CONFIG_FILE).exists():
         if home.exists() and any(home.iterdir()):
-            raise BuildError(f"{home} is no model, it has no {CONFIG_FILE}; remove it or give another --name")
+            raise BuildError(f"{home} is not a model, it has no {CONFIG_FILE}; remove it or give another --name")
         return
     for file_name, text in files.items():
         if not (home / file_name).exists():
@@ -140,8 +140,8 @@ def check(home: Path, files: Mapping[str, str]) -> None:
         same = interface(there, home) == interface(text, home) if file_name == CONFIG_FILE else there == text
         if not same:
             raise BuildError(
-                f"the new version's {file_name} differs from the one that {home.name} is served with; give the options "
-                "of before (--labels, --expose-gates, --target, --crop, --max-batch), or another --name"
+                f"the new version's {file_name} differs from the one that {home.name} is served with; give the same "
+                "options as before (--labels, --expose-gates, --target, --crop, --max-batch), or another --name"
             )
 
 

@@ -141,8 +141,8 @@ def _written() -> Iterator[None]:
         yield
     except DecodeError:
         raise BuildError(
-            f"a model that was written to {tempfile.gettempdir()} cannot be read back; make room there, or name "
-            "another folder by the environment variable TMPDIR"
+            f"a model that was written to {tempfile.gettempdir()} cannot be read back; make room there, or set "
+            "the environment variable TMPDIR to another folder"
         ) from None
 
 

@@ -42,7 +42,7 @@ def recipe_beside(checkpoint: Path, arch: str) -> dict[str, object]:
     except OSError as error:
         raise BuildError(f"{file} cannot be read: {error.strerror}; {INSTEAD}") from None
     except (ValueError, RecursionError):  # of lists in lists without end
-        raise BuildError(f"{file} is damaged or no JSON; {INSTEAD}") from None
+        raise BuildError(f"{file} is damaged or not JSON; {INSTEAD}") from None
     if not isinstance(found, dict):
         return {}
     # timm's older files have it all beside the architecture
@@ -58,7 +58,7 @@ def recipe_beside(checkpoint: Path, arch: str) -> dict[str, object]:
         if (value := asked.get(argument)) and value != ours:
             raise BuildError(f"{file} has {argument}={value!r}, which no network here has; it cannot be built")
     if (mode := told.get("crop_mode") or "center") != "center":
-        raise BuildError(f"{file} has images cropped by {mode!r}, the service cuts their centre; {INSTEAD}")
+        raise BuildError(f"{file} has images cropped by {mode!r}, but the service crops the centre; {INSTEAD}")
     try:
         _, height, width = told["input_size"]
         crop_pct = told.get("crop_pct") or TIMM_CROP_PCT

@@ -139,9 +139,11 @@ def variants(wish: Wish) -> list[Variant]:
             f"--frontend {wish.frontend} is for --target tensorrt; leave it out with --target {wish.target}"
         )
     if wish.auto and wish.target == "tensorrt-rtx":
-        raise BuildError("auto takes the fastest, and no engine of --target tensorrt-rtx can be run here; choose one")
+        raise BuildError("auto measures engines, but those of --target tensorrt-rtx cannot be run here; choose one")
     if wish.expose_gates and wish.attention_graph == "fused":
-        raise BuildError("--attention-graph fused computes its gates inside of one operator; without --expose-gates")
+        raise BuildError(
+            "--attention-graph fused cannot expose its gates, which stay inside one operator; leave --expose-gates out"
+        )
     runtimes = _runtimes(wish) if wish.target == "onnx" else (None,)
     precisions: tuple[Precision, ...] = get_args(Precision) if wish.precision == "auto" else (wish.precision,)
     graphs = ATTENTION_GRAPHS if wish.attention_graph == "auto" else (wish.attention_graph,)

@@ -83,12 +83,12 @@ def compare(
         asked = f"{least_agreement:.0%} and {tolerance:.0e} are" if tolerance < 1 else f"{least_agreement:.0%} is"
         raise BuildError(
             f"the engine disagrees with the network: top-1 agreement {agreement:.2%}, largest probability difference "
-            f"{difference:.2e} on {len(got)} images, where {asked} asked; nothing was published"
+            f"{difference:.2e} on {len(got)} images, where {asked} required; nothing was published"
         )
     if (followed := correlation(expected, got)) < LEAST_CORRELATION:
         raise BuildError(
-            f"the engine does not follow the network: they correlate by {followed:.2f} over {len(got)} images, "
-            f"where {LEAST_CORRELATION} is asked; nothing was published"
+            f"the engine does not follow the network: their correlation is {followed:.2f} over {len(got)} images, "
+            f"where {LEAST_CORRELATION} is required; nothing was published"
         )
     figures = Verification(
         source=source,

@@ -45,7 +45,7 @@ def test_synthetic_images_are_like_photographs() -> None:
 def test_what_cannot_be_an_image_is_a_sentence(tmp_path: Path) -> None:
     recipe = Preprocessing()
     for name, sentence in (
-        ("long", r"long\.png is too long: .* it would be 256 x 15360000; remove"),
+        ("long", r"long\.png is too elongated: .* it would be 256 x 15360000; remove"),
         ("pipe", "a pipe"),
     ):
         (tmp_path / name).mkdir()

@@ -154,7 +154,7 @@ def test_what_lightning_modules_have_beside_their_network(tmp_path: Path, name: 
 def test_what_may_be_of_the_network_is_not_passed_over(tmp_path: Path, beside: str) -> None:
     state = {f"model.{key}": value for key, value in state_of(ECA18).items()}
     torch.save({"state_dict": state | {beside: torch.ones(7)}}, tmp_path / "m.ckpt")
-    with pytest.raises(BuildError, match=f"no network known here, its weights are in .*{beside.partition('.')[0]}"):
+    with pytest.raises(BuildError, match=f"not a network known here, its weights are in .*{beside.partition('.')[0]}"):
         load(tmp_path / "m.ckpt")
 
 
@@ -203,11 +203,11 @@ def test_other_kinds_of_files(tmp_path: Path) -> None:
         load(tmp_path / "m.pt")
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(BuildError, match="is no regular file"):
+        with pytest.raises(BuildError, match="is not a regular file"):
             load(path)
     with (tmp_path / "large.pth").open("wb") as file:
         file.truncate(300 << 30)  # all holes
-    with pytest.raises(BuildError, match="damaged or no checkpoint"):
+    with pytest.raises(BuildError, match="damaged or not a checkpoint"):
         load(tmp_path / "large.pth")
 
 
@@ -217,7 +217,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         ("cut.pth", whole[: len(whole) // 2], "damaged"),
         ("empty.pth", b"", "is empty"),
         ("text.pth", b"hello there", "damaged"),
-        ("note.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "`git lfs pull` brings"),
+        ("note.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "`git lfs pull` fetches"),
         ("cut.safetensors", b"\xff" * 40, "damaged"),
     ):
         (tmp_path / name).write_bytes(content)
@@ -235,12 +235,12 @@ def test_wherever_a_file_of_the_older_kind_is_cut_off_it_is_a_sentence(tmp_path:
     whole = path.read_bytes()
     for end in range(1, len(whole)):
         path.write_bytes(whole[:end])
-        with pytest.raises(BuildError, match=r"is damaged or no checkpoint; copy it again|wants to run code"):
+        with pytest.raises(BuildError, match=r"is damaged or not a checkpoint; copy it again|wants to run code"):
             load(path)
     key = re.findall(rb"(?<=X.\0\0\0)\d{6,}", whole)[-1]  # of a storage, in the list of those that the file holds
     at = whole.rindex(key)
     path.write_bytes(whole[:at] + bytes(key[:-1]) + b"x" + whole[at + len(key) :])
-    with pytest.raises(BuildError, match="is damaged or no checkpoint; copy it again"):
+    with pytest.raises(BuildError, match="is damaged or not a checkpoint; copy it again"):
         load(path)
 
 
@@ -271,7 +271,7 @@ def test_of_a_large_file_of_another_network_nothing_is_copied(tmp_path: Path) ->
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + size)  # all holes
-    with pytest.raises(BuildError, match="is no network known here, its weights are in weight"):
+    with pytest.raises(BuildError, match="is not a network known here, its weights are in weight"):
         load(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < most + (size >> 11)
 
@@ -294,22 +294,22 @@ def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path) -> None:
         ({"layer1.0.bn1.weight": torch.full((64,), 1e300, dtype=torch.float64)}, r"layer1\.0\.bn1\.weight.*not finite"),
         (
             {"layer1.0.bn1.weight": torch.ones(64, dtype=torch.float8_e4m3fn)},
-            r"bn1\.weight is no plain .*float8_e4m3fn",
+            r"bn1\.weight is not a plain .*float8_e4m3fn",
         ),
-        ({"layer1.0.bn1.weight": torch.ones(64, dtype=torch.complex64)}, "no plain tensor of floats .complex64"),
-        ({"layer1.0.bn1.weight": torch.ones(64).to_sparse()}, "no plain tensor of floats .float32, sparse_coo"),
+        ({"layer1.0.bn1.weight": torch.ones(64, dtype=torch.complex64)}, "not a plain tensor of floats .complex64"),
+        ({"layer1.0.bn1.weight": torch.ones(64).to_sparse()}, "not a plain tensor of floats .float32, sparse_coo"),
         (
             {"layer1.0.bn1.weight": torch.ones(64, device="meta")},
-            "no plain tensor of floats .float32, strided, on meta",
+            "not a plain tensor of floats .float32, strided, on meta",
         ),
         (
             {"fc.weight": torch.nested.nested_tensor([torch.ones(3), torch.ones(4)], layout=torch.jagged)},
-            "no plain tensor of floats .float32, nested",
+            "not a plain tensor of floats .float32, nested",
         ),
         ({"fc.weight": torch.zeros(1).expand(1 << 36, 512)}, r"fc\.weight has more values than the file holds"),
         ({"conv1.weight": torch.zeros(())}, r"conv1\.weight has 0 axes"),
-        ({"fc.weight": torch.zeros(0, 512), "fc.bias": torch.zeros(0)}, "classifier of no classes"),
-        ({"fc.weight": torch.zeros(1, 512), "fc.bias": torch.zeros(1)}, "classifier of one class.*class 1 is yes"),
+        ({"fc.weight": torch.zeros(0, 512), "fc.bias": torch.zeros(0)}, "classifier with no classes"),
+        ({"fc.weight": torch.zeros(1, 512), "fc.bias": torch.zeros(1)}, "classifier of one class.*class 1 is then yes"),
         ({"fc.4.weight": torch.zeros(7, 7)}, r"a classifier of several layers with weights, fc, fc\.4"),
         ({"layer1.0.bn1.running_var": torch.tensor([-1.0] + [1.0] * 63)}, "negative variances"),
         ({"layer9.surprise": torch.zeros(1)}, r"has also layer9\.surprise;"),

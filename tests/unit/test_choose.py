@@ -145,7 +145,7 @@ def test_what_a_processor_does_not_compute_is_not_verified(
     monkeypatch.setattr("eca_build.engine.computes_bf16", lambda: False)
     wish = Wish(precision="bf16" if runtime == "openvino" else "auto", runtime=runtime)
     if runtime == "openvino":
-        with pytest.raises(BuildError, match=r"computes no bf16.*take another --precision"):
+        with pytest.raises(BuildError, match=r"computes no bf16.*choose another --precision"):
             build.compile_checkpoint(asked(tmp_path, wish=wish), lambda _: None)
         assert not list(tmp_path.iterdir())
     else:
@@ -180,7 +180,7 @@ def test_a_network_that_tells_classes_apart_may_differ_by_more_in_half_precision
         found = build.compared(inputs, expected, variant, engine, lambda: 1.0)
         assert found.tolerance == (2e-3 if difference < 2e-3 else 1e-2)
     else:
-        with pytest.raises(BuildError, match="where 95% and 1e-02 are asked"):
+        with pytest.raises(BuildError, match="where 95% and 1e-02 are required"):
             build.compared(inputs, expected, variant, engine, lambda: 1.0)
 
 
@@ -316,9 +316,9 @@ def test_variants_of_both_runtimes() -> None:
         (["--precision", "bf16"], "--runtime onnxruntime has no --precision bf16; .*--runtime openvino has bf16"),
         (["--precision", "fp16", "--runtime", "auto"], "has no --precision fp16"),
         (["--target", "tensorrt", "--runtime", "openvino"], "--runtime openvino is for --target onnx"),
-        (["--target", "tensorrt-rtx", "--precision", "auto"], "no engine of --target tensorrt-rtx can be run here"),
+        (["--target", "tensorrt-rtx", "--precision", "auto"], "those of --target tensorrt-rtx cannot be run here"),
         (["--target", "inductor", "--precision", "int8"], "--target inductor has no --precision int8; it has bf16"),
-        (["--precision", "int8"], "int8 is calibrated on images like those to come; give a folder of some to --calib"),
+        (["--precision", "int8"], "int8 needs typical images to set its ranges; give a folder of them to --calib"),
         (["--precision", "int8", "--calibration", "absent"], "absent cannot be read: .* another to --calibration"),
         (["--precision", "int8", "--calibration", "damaged"], "1.jpg cannot be read as an image"),
     ],

@@ -308,7 +308,7 @@ def test_an_output_that_is_full_is_a_sentence() -> None:
 def test_checkpoints_of_one_name_are_not_versions_of_one_model(tmp_path: Path) -> None:
     files = [tmp_path / "first" / "mine.pth", tmp_path / "second" / "mine.safetensors"]
     done = CliRunner().invoke(main, ["compile", *map(str, files), "--repository", str(tmp_path / "models")])
-    assert (done.exit_code, "would be versions of one model" in done.output) == (2, True), done.output
+    assert (done.exit_code, "would get the same model name" in done.output) == (2, True), done.output
 
 
 def test_the_best_and_the_last_of_one_training_are_two_models(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
     for drop, sentence in (
         ("layer1.0.bn1.weight", r"lacks layer1\.0\.bn1\.weight"),
         ("layer1.0.attention.conv.weight", "ECA in 7 of 8 blocks"),
-        ("fc.weight", "no network known here, its weights are in bn1, conv1, fc, layer1, layer2, layer3, layer4;"),
+        ("fc.weight", "not a network known here, its weights are in bn1, conv1, fc, layer1, layer2, layer3, layer4;"),
     ):
         torch.save({k: v for k, v in state.items() if k != drop}, tmp_path / "m.pth")
         with pytest.raises(BuildError, match=sentence):

@@ -73,5 +73,5 @@ def test_the_file_has_them_where_there_are_any(tmp_path: Path, attention: Kind) 
 
 
 def test_the_fused_graph_says_why_not() -> None:
-    with pytest.raises(BuildError, match="fused computes its gates inside of one operator"):
+    with pytest.raises(BuildError, match="fused cannot expose its gates"):
         targets.variants(targets.Wish(attention_graph="fused", expose_gates=True))

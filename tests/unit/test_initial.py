@@ -93,7 +93,7 @@ def test_trained_weights_are_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     for trained in ((ROOT / "build" / "demo" / "resnet14-eca.safetensors").read_bytes(), b"mine", b""):
         path.write_bytes(trained)
-        with pytest.raises(BuildError, match=r"m\.safetensors is there and its weights are not random ones .* to -o"):
+        with pytest.raises(BuildError, match=r"m\.safetensors exists and does not hold random weights .* to -o"):
             write(path, "resnet20_cifar", "none", 3)
         assert path.read_bytes() == trained
     path.unlink()

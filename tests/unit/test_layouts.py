@@ -246,7 +246,7 @@ def test_a_timm_mobilenet_of_more_blocks_is_another_network(tmp_path: Path, adde
     for order in (state | one_more, one_more | state):
         torch.save(order, tmp_path / "m.pth")
         with pytest.raises(
-            BuildError, match=rf"looks like mobilenetv2 but has also {added}\..*; it is another network"
+            BuildError, match=rf"looks like mobilenetv2 but has also {added}\..*; that network is not supported"
         ):
             load(tmp_path / "m.pth")
 

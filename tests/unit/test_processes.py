@@ -77,7 +77,7 @@ def test_one_that_was_stopped_with_us_goes_on(tmp_path: Path) -> None:
 
 def _is_ended(hangs: str, tmp_path: Path) -> None:
     started = time.monotonic()
-    sentence = r"^the engine could not be run: it did nothing for \d s and was ended; build again$"
+    sentence = r"^the engine could not be run: it made no progress for \d s and was ended; build again$"
     with pytest.raises(BuildError, match=sentence):
         processes.run([sys.executable, "-c", hangs, str(tmp_path / "pid")], "the engine could not be run")
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()

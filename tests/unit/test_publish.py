@@ -64,7 +64,7 @@ def test_other_tensors_or_labels_need_another_name(tmp_path: Path, changes: dict
         publish(staged, tmp_path / "r", "m", 1)
     with staging(tmp_path / "r") as staged:
         fill(staged, 2, **changes)
-        with pytest.raises(BuildError, match=r"options of before \(--labels, .*another --name"):
+        with pytest.raises(BuildError, match=r"same options as before \(--labels, .*another --name"):
             publish(staged, tmp_path / "r", "m", 2)
     assert versions(tmp_path / "r", "m") == [1]
 
@@ -173,7 +173,7 @@ def test_what_is_not_complete_is_not_published(tmp_path: Path, gone: str) -> Non
     with staging(tmp_path / "r") as staged:
         fill(staged, 1)
         (staged / gone).unlink()
-        with pytest.raises(BuildError, match="went while it was built; build again"):
+        with pytest.raises(BuildError, match="disappeared while it was built; build again"):
             publish(staged, tmp_path / "r", "m", 1)
     assert not (tmp_path / "r" / "m").exists()
 
@@ -188,7 +188,7 @@ def test_a_folder_of_the_model_s_name(tmp_path: Path) -> None:
     (tmp_path / "r" / "notes" / "mine.txt").touch()
     with staging(tmp_path / "r") as staged:
         fill(staged, 1)
-        with pytest.raises(BuildError, match=r"notes is no model.*another --name"):
+        with pytest.raises(BuildError, match=r"notes is not a model.*another --name"):
             publish(staged, tmp_path / "r", "notes", 1)
 
 
@@ -202,14 +202,14 @@ def test_a_linked_repository_is_staged_beside_what_it_leads_to(tmp_path: Path) -
 def test_a_repository_that_links_to_itself_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("link")
     with (
-        pytest.raises(BuildError, match="link cannot be found: its links lead to themselves"),
+        pytest.raises(BuildError, match="link cannot be found: its symbolic links form a loop"),
         staging(tmp_path / "link"),
     ):
         pass
 
 
 def test_a_repository_that_is_a_disk_of_its_own_is_a_sentence() -> None:
-    sentence = r"^the model repository /dev/shm is a disk of its own.* --repository /dev/shm/models$"
+    sentence = r"^the model repository /dev/shm is a mount point.* --repository /dev/shm/models$"
     with pytest.raises(BuildError, match=sentence), staging(Path("/dev/shm")):
         pytest.fail("it was staged on another disk")
 

@@ -190,7 +190,7 @@ def test_a_full_disk_is_a_sentence(model: Path, sample: NDArray[np.uint8], tmp_p
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "bare.onnx").stat().st_size, hard))
     try:
-        with pytest.raises(BuildError, match="cannot be read back; make room there, or name another folder"):
+        with pytest.raises(BuildError, match="cannot be read back; make room there, or set the environment variable"):
             quantise.quantise(tmp_path / "bare.onnx", tmp_path / "q.onnx", sample)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

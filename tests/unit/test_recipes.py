@@ -117,7 +117,7 @@ def test_without_timm_s_config_nothing_is_told(tmp_path: Path) -> None:
 
 
 def test_a_config_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
-    sentence = r"config\.json is damaged or no JSON; move it away, or give all of --resize"
+    sentence = r"config\.json is damaged or not JSON; move it away, or give all of --resize"
     for content in (b"\xff{ // not JSON", b"[" * 100_000):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(BuildError, match=sentence):
@@ -151,7 +151,7 @@ def test_a_network_of_other_answers_by_its_config_is_refused(argument: dict[str,
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"crop_mode": "squash"}, "has images cropped by 'squash', the service cuts their centre; move it away, or"),
+        ({"crop_mode": "squash"}, "has images cropped by 'squash', but the service crops the centre; move it away, or"),
         ({"input_size": [3, 224, 256]}, "images of 256 x 224 pixels, the networks here take squares; move it away"),
         ({"input_size": 224}, "does not say what is done to images"),
         ({"input_size": [3, 1e9, 1e9]}, "does not say what is done to images"),
@@ -194,7 +194,7 @@ def test_what_is_asked_for_precedes_timm_s_config(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.main, [*asked, "--resize", "40", "--crop", "32"])
     assert done.exit_code == 0, done.output
     assert done.output.endswith(
-        "; bilinear to 40 pixels, a crop of 32, and what else was not asked for is as config.json says\n"
+        "; bilinear to 40 pixels, a crop of 32, and all else that was not given, as config.json says\n"
     )
     recipe = read(tmp_path / "models" / "m" / "1").preprocessing
     assert recipe == Preprocessing(resize=40, crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))

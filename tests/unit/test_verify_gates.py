@@ -50,7 +50,7 @@ def test_an_engine_that_answers_always_the_same_does_not(gate: Gate, classes: in
         np.roll(expected, 1, 0),  # or gives another image's answer
         np.full_like(expected, 1 / classes),
     ):
-        with pytest.raises(BuildError, match=r"does not follow the network: they correlate by -?0\.[01]"):
+        with pytest.raises(BuildError, match=r"does not follow the network: their correlation is -?0\.[01]"):
             compare(expected, got, gate.largest, gate.agreement, "test")
 
 
@@ -65,7 +65,7 @@ def test_how_far_an_engine_must_follow(share: float, passes: bool) -> None:
     noise *= np.linalg.norm(apart) / np.linalg.norm(noise)
     got = (expected.mean(0) + share * apart + (1 - share**2) ** 0.5 * noise).astype(np.float32)
     gate = RANDOM
-    refused = pytest.raises(BuildError, match=r"they correlate by 0\.20 over .* 0\.25 is asked")
+    refused = pytest.raises(BuildError, match=r"their correlation is 0\.20 over .* 0\.25 is required")
     with nullcontext() if passes else refused:
         compare(expected.astype(np.float32), got, gate.largest, gate.agreement, "test")
 

@@ -29,84 +29,89 @@ RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
 
 @click.command("compile", epilog=EXAMPLES)
 @click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@option("--arch", help="Expect this architecture; default: found.")
+@option("--arch", help="Fail unless the checkpoint has this architecture; default: whatever is detected.")
 @option("--attention", help=ATTENTION_HELP)
 @option(
     "--name",
-    help="Model name; default: the file's, or its folder's where that is called model, pytorch_model, model_best, "
-    "checkpoint, best or last.",
+    help="Model name; default: the file's name, or its folder's if the file is called model, pytorch_model, "
+    "model_best, checkpoint, best or last.",
 )
-@option("--labels", type=click.Path(path_type=Path), help="One a line.")
+@option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="File with one label a line, in the order of the classes; default: the classes are numbered.",
+)
 @option(
     "--images",
     type=click.Path(path_type=Path),
-    help="A folder of images to verify on; default: those of --calibration, else synthetic ones. Where a folder or "
-    "file is called as a label (dog/1.jpg, dog-1.jpg) the accuracy is verified too.",
+    help="A folder of images to verify on; default: those of --calibration, else synthetic ones. If folders or files "
+    "are named after labels (dog/1.jpg, dog-1.jpg), accuracy is verified too.",
 )
 @option(
     "--most-images",
     type=click.IntRange(1, 100_000),
     default=128,
-    help="So many of --images are used, evenly spread; thousands of labelled ones tell a loss of half a point.",
+    help="Use at most so many of --images, evenly spread; to see a loss of half a point takes thousands of labelled "
+    "ones.",
 )
 @option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="A folder of images like those to come, which int8 takes its ranges from; default: those of --images.",
+    help="A folder of images typical of later use, which set the ranges of int8; default: those of --images.",
 )
 @option(
     "--target",
     type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx", "inductor"]),
     default="onnx",
-    help="onnx: for CPUs; tensorrt: for the GPU of this machine; tensorrt-rtx: a portable engine for NVIDIA's consumer "
-    "GPUs, built without one; inductor: a package of PyTorch's compiler for the GPU of this machine, or its CPU.",
+    help="onnx: for CPUs; tensorrt: for this machine's GPU; tensorrt-rtx: a portable engine for NVIDIA's consumer "
+    "GPUs, built without a GPU; inductor: compiled by PyTorch for this machine's GPU, or its CPU if it has none.",
 )
 @option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8", "auto"]),
     default="fp32",
     help="onnx: fp32, int8 and, with --runtime openvino, bf16; tensorrt and tensorrt-rtx: fp32, fp16, bf16, int8; "
-    "inductor: fp32, fp16, bf16. auto: every one is built, verified and measured on this machine, and the fastest "
-    "published.",
+    "inductor: fp32, fp16, bf16. auto: builds, verifies and measures all of them on this machine and publishes the "
+    "fastest.",
 )
 @option(
     "--runtime",
     type=click.Choice(["onnxruntime", "openvino", "auto"]),
     default="onnxruntime",
-    help="What the embedded Triton runs an onnx engine in. auto: what is installed and fastest.",
+    help="What runs an onnx engine in the embedded Triton. auto: the fastest one that is installed.",
 )
 @option(
     "--frontend",
     type=click.Choice(["auto", "onnx", "torch-tensorrt"]),
     default="auto",
-    help="What makes a TensorRT plan: from ONNX, or Torch-TensorRT from the PyTorch program. auto: all that are "
-    "installed, the fastest verified published.",
+    help="What builds a TensorRT plan: TensorRT from ONNX, or Torch-TensorRT from the PyTorch program. auto: builds "
+    "with all that are installed and publishes the fastest verified plan.",
 )
 @option(
     "--attention-graph",
     type=click.Choice(["plain", "hoisted", "fused", "hoisted-fused", "epilogue", "auto"]),
-    help="hoisted: the gate from the input of the block's last 1x1 convolution; fused: one operator from the pooling "
-    "to the ReLU; hoisted-fused, epilogue: the hoisted gate, joined to the map by one operator behind the convolution "
-    "or with it. A CPU runs the fused operators as plain ones. auto: all that the network has, the fastest published; "
-    "the default for engines of this machine's GPU. Else plain is, which CPUs run fastest.",
+    help="plain: as trained; hoisted: computes the gate from the input of the block's last 1x1 convolution; fused: one "
+    "operator from the pooling to the ReLU; hoisted-fused, epilogue: the hoisted gate, applied by one operator after "
+    "the convolution, or fused with it. A CPU runs the fused operators as plain ones. auto: builds all that fit the "
+    "network and publishes the fastest. Default: auto for engines for this machine's GPU, else plain, the fastest on "
+    "CPUs.",
 )
 @option(
     "--expose-gates",
     is_flag=True,
-    help="The attention's gates as one more output, for explanations; it costs nothing while nobody asks for them.",
+    help="Add the attention's gates as an output, for explanations; it costs nothing unless they are asked for.",
 )
-@option("--max-batch", type=click.IntRange(1, 1024), default=32)
-@option("--resize", type=click.IntRange(1, 4096), help="Shorter side in pixels; default: the network's.")
-@option("--crop", type=click.IntRange(1, 4096), help="Centre crop in pixels; default: the network's.")
-@option(
-    "--filter", "filter_", type=click.Choice(["bilinear", "bicubic"]), help="Of the resize; default: the network's."
-)
-@option("--mean", type=FloatRange(0, 1), **RGB, help="Of R, G, B in [0, 1]; default: the network's.")
-@option("--std", type=FloatRange(0, 1, min_open=True), **RGB, help="Of R, G, B; default: the network's.")
+@option("--max-batch", type=click.IntRange(1, 1024), default=32, help="Most images in one batch of the engine.")
+@option("--resize", type=click.IntRange(1, 4096), help="Resize the shorter side to so many pixels.")
+@option("--crop", type=click.IntRange(1, 4096), help="Side of the centre crop in pixels.")
+@option("--filter", "filter_", type=click.Choice(["bilinear", "bicubic"]), help="Filter of the resize.")
+@option("--mean", type=FloatRange(0, 1), **RGB, help="Mean of R, G and B, which are in [0, 1].")
+@option("--std", type=FloatRange(0, 1, min_open=True), **RGB, help="Standard deviation of R, G and B.")
 @option(
     "--repository",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("model_repository"),
+    help="The model repository to publish into.",
 )
 def compile_(
     checkpoints: tuple[Path, ...],
@@ -133,8 +138,9 @@ def compile_(
 ) -> None:
     """Builds each CHECKPOINT into a verified, published model version.
 
-    Where timm's config.json is in the CHECKPOINT's folder, as on Hugging Face, what it says of resize, crop, filter,
-    mean and std takes the place of the network's own. Stops at the first that fails; those before it stay published.
+    Preprocessing (--resize, --crop, --filter, --mean, --std) must be that of the training. By default it is that of
+    timm's config.json in the CHECKPOINT's folder, as on Hugging Face, or else the network's usual one. The command
+    stops at the first CHECKPOINT that fails; those before it stay published.
     """
     with imports():
         from eca_build import compile as build
@@ -142,14 +148,14 @@ def compile_(
         from eca_build.targets import Wish, usual_graph
 
     if name and len(checkpoints) > 1:
-        raise click.UsageError("--name is for one checkpoint; several are named after their files or folders")
+        raise click.UsageError("--name is for a single checkpoint; several are named after their files or folders")
     called = [(checkpoint.absolute().parent, default_name(checkpoint)) for checkpoint in checkpoints]
     alongside = [called.count(one) > 1 for one in called]
     names = [default_name(*one) for one in zip(checkpoints, alongside, strict=True)]
     if same := [path for path, own in zip(checkpoints, names, strict=True) if names.count(own) > 1]:
         raise click.UsageError(
-            f"{' and '.join(map(str, same))} would be versions of one model, for they are named after their files or "
-            "folders; build each by itself, with a --name"
+            f"{' and '.join(map(str, same))} would get the same model name, because models are named after their files "
+            "or folders; build each by itself, with a --name"
         )
     recipe = {"resize": resize, "crop": crop, "filter": filter_, "mean": mean, "std": std}
     graph = attention_graph or usual_graph(target)
@@ -189,4 +195,4 @@ def _beside(built: Built) -> str:
         return ""
     recipe = built.contract.preprocessing
     taken = f"{recipe.filter} to {recipe.resize} pixels, a crop of {recipe.crop}"
-    return f"; {taken}, and what else was not asked for is as config.json says"
+    return f"; {taken}, and all else that was not given, as config.json says"

@@ -22,7 +22,7 @@ Example:
 
 @click.command()
 def archs() -> None:
-    """What can be built: each architecture with the parameters of its variants, and what the variants are."""
+    """Lists what can be built: each architecture, the parameters of its variants, and what each attention computes."""
     with imports():
         import torch
 
@@ -40,8 +40,10 @@ def archs() -> None:
             counts = [plain + cost.attention_parameters(with_formula(arch, kind, classes)) for kind in KINDS]
         row = "  ".join(f"{count / 2**20:>{width}.2f}" for count, width in zip(counts, widths, strict=True))
         click.echo(f"{arch:<18} {size:>5}  {row}")
-    click.echo("\nA ResNet of fewer channels is found as its NAME_pruned.")
-    click.echo("\nThe gate of a site of C channels, from its pooled map y, and its weights:\n")
+    click.echo("\nA ResNet with fewer channels is recognised as NAME_pruned.")
+    click.echo(
+        "\nHow each attention computes its gate from the pooled map y of C channels, and its number of weights:\n"
+    )
     for kind, (gate, weights) in FORMULAS.items():
         click.echo(f"{kind:<8}  {gate:<58}  {weights}")
 
@@ -96,13 +98,15 @@ def described(checkpoint: Checkpoint) -> dict[str, object]:
 
 @click.command(epilog=INIT_EXAMPLE)
 @click.argument("arch")
-@option("--attention", default="none", help="One of `archs`.")
-@option("--classes", type=click.IntRange(2, 100_000), help="Default: the architecture's, 1000 or 10.")
-@option("--width", type=FloatRange(0.05, 4), default=1.0, help="Times the channels, where the network can.")
-@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .safetensors file.")
+@option("--attention", default="none", help="One of those that `archs` lists.")
+@option(
+    "--classes", type=click.IntRange(2, 100_000), help="Number of classes; default: the architecture's, 1000 or 10."
+)
+@option("--width", type=FloatRange(0.05, 4), default=1.0, help="Multiplies the channels, for networks that allow it.")
+@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed of the random weights.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
 def init(arch: str, attention: str, classes: int | None, width: float, seed: int, output: Path) -> None:
-    """Writes a checkpoint of ARCH with random weights: to measure latency, which needs no trained ones.
+    """Writes a checkpoint of ARCH with random weights, to measure latency, for which training does not matter.
 
     The file, the contract of a model built from it, and all its labels say that the weights are random.
     """

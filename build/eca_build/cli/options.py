@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from eca_build.networks.attention import Kind
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-ATTENTION_HELP = "Expect this attention (see `archs`); default: found. SE-Var1 has no weights, so it must be given."
+ATTENTION_HELP = (
+    "Fail unless the checkpoint has this attention (see `archs`); default: whatever is detected. SE-Var1 has no "
+    "weights to detect, so it must be given."
+)
 
 
 def option(flag: str, *name: str, **more: Any) -> Callable[[Command], Command]:
