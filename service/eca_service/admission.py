@@ -86,7 +86,7 @@ class Permit:
             metrics.rejected.labels("overloaded").inc()
             raise ServiceError(
                 "overloaded",
-                f"{house.images} images in {house.size} bytes are being answered, there is no room for "
+                f"{house.images} images in {house.size} bytes are in flight, there is no room for "
                 f"{self.images + images} more; try again in a moment",
             )
         house.images += images
@@ -129,7 +129,7 @@ class Margin:
 def require_few(images: int, most: int) -> None:
     """Raises bad_request for too many images in a request; asked before any is unpacked, for there may be millions."""
     if images > most:
-        raise ServiceError("bad_request", f"the request holds {images} images, at most {most} are taken")
+        raise ServiceError("bad_request", f"the request holds {images} images, at most {most} are allowed")
 
 
 def require_short(parts: int, predictions: int) -> None:
@@ -137,6 +137,6 @@ def require_short(parts: int, predictions: int) -> None:
     if parts > 1 and predictions > MOST_PREDICTIONS:
         raise ServiceError(
             "bad_request",
-            f"the answer would hold {predictions} predictions, at most {MOST_PREDICTIONS} are given for several; "
-            "ask for fewer at once, or for a smaller top_k",
+            f"the answer would hold {predictions} predictions, at most {MOST_PREDICTIONS} are allowed for several "
+            "images or models; ask for fewer at a time, or for a smaller top_k",
         )

@@ -88,7 +88,7 @@ class Triton:
         if self.fleet.serving != self._serving:
             self._connect()
         if self._channel is None:
-            raise ServiceError("backend_unavailable", "no Triton Inference Server has the models yet")
+            raise ServiceError("backend_unavailable", "no Triton Inference Server has loaded the models yet")
         outputs = (PROBABILITIES, *further)
         try:
             answer = await self._infer_shared(images, contract, outputs, deadline, metadata)

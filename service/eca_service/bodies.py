@@ -43,7 +43,7 @@ async def read_body(request: Request, core: Core) -> bytes:
     if encoding == "identity":
         return body
     if encoding not in WINDOWS:
-        raise ServiceError("bad_request", f"Content-Encoding is {encoding!r}; gzip and deflate are taken")
+        raise ServiceError("bad_request", f"Content-Encoding is {encoding!r}; gzip and deflate are supported")
     expanded = await core.decoders.aside(_expanded, body, encoding, core.settings.max_body_bytes)
     if permit := request.scope["eca"].permit:
         permit.cover(len(body) + len(expanded))
@@ -135,7 +135,9 @@ async def _form(request: Request, core: Core) -> Images:
         require_no_option((name for name, part in form.multi_items() if isinstance(part, str)), "in a form")
         files = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if form and not files:
-            raise ServiceError("bad_request", "the form has texts and no file; curl sends one with -F image=@cat.jpg")
+            raise ServiceError(
+                "bad_request", "the form has text fields but no file; curl sends one with -F image=@cat.jpg"
+            )
         return files
     finally:
         await form.close()
@@ -163,8 +165,8 @@ def from_base64(text: str) -> bytes | ServiceError:
     except ValueError:
         return ServiceError(
             "bad_request",
-            "the text is not base64, padded by =, of A-Z, a-z, 0-9, + and / alone: no line break, and no "
-            "data:...;base64, before it",
+            "the text is not base64: A-Z, a-z, 0-9, + and /, padded with =, without line breaks and without a "
+            "data:...;base64, prefix",
         )
 
 

@@ -68,7 +68,7 @@ def _read(folder: Path, engine_sha256: str) -> LinearHead:
         raise ServiceError("model_not_ready", for_callers(str(error), folder)) from None
     if contract.engine_sha256 != engine_sha256:
         version = f"{folder.parent.name} version {folder.name}"
-        raise ServiceError("model_not_ready", f"{version} was replaced while it is served; publish it as a new one")
+        raise ServiceError("model_not_ready", f"{version} was replaced while being served; publish it as a new one")
     head = contract.head
     if head is None:  # no waiting helps
         raise ServiceError("bad_parameter", f"{contract.name} has no classifier in its contract; build it again")

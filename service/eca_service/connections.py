@@ -129,7 +129,7 @@ class Connection(HttpToolsProtocol):
         if self._fields_bytes > self.max_head_bytes:
             raise ValueError("the head is too large")
         if not all(_has_end(*field) for field in self.headers):
-            self._fault = "nobody can tell where this request's body ends (RFC 9112, 6.3)"
+            self._fault = "it is ambiguous where this request's body ends (RFC 9112, 6.3)"
             raise ValueError(self._fault)  # llhttp looks too late, or not at all
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):

@@ -244,7 +244,7 @@ class Core:
         """
         started = time.perf_counter()
         if not math.isfinite(float(row.probabilities.sum())):
-            raise ServiceError("internal", f"{contract.name} computed no numbers for this image")
+            raise ServiceError("internal", f"{contract.name} computed values for this image that are not finite")
         best = best_classes(row.probabilities, top_k)
         predictions = tuple(Prediction(i, contract.labels[i], float(row.probabilities[i])) for i in best)
         entry.stage("queue", contract.name, row.began - row.queue_s, row.queue_s)

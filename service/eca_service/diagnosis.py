@@ -12,10 +12,10 @@ FEW = 10  # images; of fewer no mean is worth a sentence
 LONG_WAIT_S = 0.5  # the threshold of the latency objective
 BUDGET = 0.001  # of the requests may fail, see deploy/prometheus/rules
 REFUSED = {
-    "overloaded": "the service holds as many images or bytes as it may (ECA_MAX_INFLIGHT_IMAGES, ..._BYTES)",
+    "overloaded": "as many images or bytes are in flight as are allowed (ECA_MAX_INFLIGHT_IMAGES, ..._BYTES)",
     "deadline": "their answers would have come after their deadlines",
     "draining": "the service is ending",
-    "rate_limited": "callers sent more than ECA_RATE_LIMIT lets them",
+    "rate_limited": "callers sent more than ECA_RATE_LIMIT allows",
 }
 
 
@@ -61,7 +61,7 @@ def diagnose(window: Window, max_batch: Mapping[str, int]) -> Iterator[Finding]:
     yield from _refusals(window)
     models = window.values("eca_queue_depth", "model")
     if not any(window.gained("eca_images_total", model=model) for model in models):
-        yield Finding(f"Nobody asked for anything in {window.seconds:.0f} s.")
+        yield Finding(f"There were no requests in {window.seconds:.0f} s.")
     for model in models:
         yield from _model(window, model, max_batch.get(model, 0))
 
@@ -106,13 +106,13 @@ def _model(window: Window, model: str, max_batch: int) -> Iterator[Finding]:
     )
     batch = window.mean("eca_batch_size", model=model)
     yield Finding(
-        f"{model}: {rate:.0f} images/s; on the mean {_ms(decode)} to decode, {_ms(queue)} waiting, "
+        f"{model}: {rate:.0f} images/s; on average {_ms(decode)} to decode, {_ms(queue)} waiting, "
         f"{_ms(infer)} in the engine, {batch:.1f} images in a batch."
     )
     wait_s = depth / rate
     if wait_s > LONG_WAIT_S:
         yield Finding(
-            f"{model}: {depth:.0f} images wait, which takes {wait_s:.1f} s; the engine is short of what comes: "
+            f"{model}: {depth:.0f} images wait, for about {wait_s:.1f} s; the engine cannot keep up: "
             "add a Triton or a GPU, or build a faster engine.",
             wrong=True,
         )
@@ -124,12 +124,12 @@ def _batching(model: str, decode: float, queue: float, infer: float, batch: floa
     if queue > infer and max_batch == 1:
         yield Finding(
             f"{model}: images wait, and its engine takes one at a time; "
-            "build it with a larger --max-batch, so that they share one.",
+            "build it with a larger --max-batch, so that they share a batch.",
             wrong=True,
         )
     elif queue > infer and batch > 0.9 * max_batch > 0:
         yield Finding(
-            f"{model}: batches are full ({max_batch} images) and more wait; a larger --max-batch may do more a second."
+            f"{model}: batches are full ({max_batch} images) and more wait; a larger --max-batch may speed it up."
         )
     elif batch < 1.5 and decode > 2 * infer:
         yield Finding(
@@ -138,8 +138,8 @@ def _batching(model: str, decode: float, queue: float, infer: float, batch: floa
         )
     elif batch < 1.5:
         yield Finding(
-            f"{model}: batches hold one image, because hardly any has to wait; that is as fast as one caller can be "
-            "served. Several images in a request, or more callers at once, fill batches."
+            f"{model}: batches hold one image, because hardly any has to wait; one caller cannot be served "
+            "faster. Several images in a request, or more callers at once, fill batches."
         )
 
 

@@ -60,7 +60,7 @@ def machine(settings: Settings) -> Iterator[Finding]:
     yield Finding(f"Triton runs elsewhere, at {settings.triton_url}.")
     addresses = sorted(asyncio.run(Resolver(settings.triton_url).addresses()))
     if not addresses:
-        yield Finding(f"{settings.triton_url} stands for no address; is Triton started?", wrong=True)
+        yield Finding(f"{settings.triton_url} resolves to no address; has Triton been started?", wrong=True)
     for address in addresses:
         host, _, port = address.rpartition(":")
         try:
@@ -88,11 +88,13 @@ def repository(settings: Settings, registry: Registry) -> Iterator[Finding]:
             )
         pin, newest = pinned(settings.repository, name), versions(settings.repository, name)[-1]
         if pin is None and (written := read_pin(settings.repository, name)) is not None:
-            yield Finding(f"{name} is pinned to {written!r}, which is none of its versions, so not at all", wrong=True)
+            yield Finding(
+                f"{name} is pinned to {written!r}, which is not one of its versions; the pin is ignored", wrong=True
+            )
         elif pin is not None and pin < newest:
             yield Finding(
-                f"{name} is pinned to version {pin}, {newest} is there; "
-                f"`eca-serve rollback {name} --newest` goes forward."
+                f"{name} is pinned to version {pin}, although there is version {newest}; "
+                f"`eca-serve rollback {name} --newest` serves that."
             )
     if not registry.models:
         wrong = f"{settings.repository} holds no model; `eca-build compile CHECKPOINT` makes one"
@@ -124,7 +126,7 @@ def service(client: Client, seconds: float, registry: Registry | None = None) ->
             after = metrics.parse(client.metrics())
         except ClientError as error:
             if error.code == "unauthorized":
-                yield Finding(f"It shows more to who has a key ({error.detail}); give one by --api-key-file.")
+                yield Finding(f"It shows more to callers with a key ({error.detail}); give one with --api-key-file.")
             elif verdict is None:
                 yield Finding(error.detail, wrong=True)
             return
@@ -138,10 +140,12 @@ def _stale(served: Mapping[str, Mapping[str, Any]], registry: Registry) -> Itera
     for name, model in registry.models.items():
         version = model.contract.version
         if name not in served:
-            yield Finding(f"{name} is in the repository, the service does not serve it; its log says why", wrong=True)
+            yield Finding(
+                f"{name} is in the repository, but the service does not serve it; its log says why", wrong=True
+            )
         elif (now := served[name]["version"]) != version:
-            text = f"{name} should be served in version {version}, the service serves {now}; its log says why"
+            text = f"{name} should be served in version {version}, but the service serves {now}; its log says why"
             yield Finding(text, wrong=True)
         elif served[name]["engine_sha256"] != model.contract.engine_sha256:
-            text = f"{name} version {version} is another build than the one that the service serves by this number"
-            yield Finding(f"{text}; build it again, for a number of its own", wrong=True)
+            text = f"{name} version {version} is not the build that the service serves under this number"
+            yield Finding(f"{text}; build it again, so that it gets a number of its own", wrong=True)

@@ -75,7 +75,7 @@ async def explain(
     if gates and not contract.gates:
         raise ServiceError(
             "bad_parameter",
-            f"{contract.name} exposes no gates; a build with --expose-gates does, if it has a gate for each channel"
+            f"{contract.name} exposes no gates; build it with --expose-gates, if its attention has one gate per channel"
             if contract.attention != "none"
             else f"{contract.name} has no attention, and so no gates",
         )

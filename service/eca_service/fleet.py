@@ -149,7 +149,7 @@ class Fleet:
         if not self._clients:
             await self.look()
         if not self._clients:
-            raise ServiceError("backend_unavailable", f"no address is known for {', '.join(self._resolver.urls)}")
+            raise ServiceError("backend_unavailable", f"no address was found for {', '.join(self._resolver.urls)}")
         return dict(self._clients)
 
     async def _answers(self, address: str) -> bool:

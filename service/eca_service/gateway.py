@@ -188,7 +188,7 @@ def allow_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if most != resource.RLIM_INFINITY and most < FEW_FILES:
         logger.warning(
-            "a process may have %d files open here, and each connection is one: more are closed unanswered; "
+            "a process may have %d files open here, and each connection needs one; those beyond are closed unanswered; "
             "raise the hard limit (`ulimit -Hn`, LimitNOFILE, --ulimit nofile) to %d or more",
             *(most, FEW_FILES),
         )

@@ -142,7 +142,9 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             _lack(context, entry)
         except Exception:
             logger.exception("request %s failed", entry.request_id)
-            _refuse(context, entry, ServiceError("internal", "the service failed; its log has the request's id"))
+            _refuse(
+                context, entry, ServiceError("internal", "the service failed; look for the request's id in its log")
+            )
         finally:
             if permit:
                 permit.release()
@@ -153,7 +155,7 @@ def _read(handler: Any, message: bytes) -> Any:
     try:
         return handler.request_deserializer(message)
     except DecodeError:
-        raise ServiceError("bad_request", "the message is not what this method takes") from None
+        raise ServiceError("bad_request", "the message is not a valid request of this method") from None
 
 
 def _ending(end: Callable[[Context, Entry], None], entry: Entry) -> Any:

@@ -105,7 +105,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         return service_pb2.ModelMetadataResponse(**oip.model_metadata(self._contract(request)))
 
     async def ModelConfig(self, request: Any, context: Context) -> Any:
-        """What load generators ask for."""
+        """A model's configuration, which load generators ask for."""
         return service_pb2.ModelConfigResponse(config=oip.model_config(self._contract(request)))
 
     async def ModelStatistics(self, request: Any, context: Context) -> Any:

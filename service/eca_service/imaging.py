@@ -135,7 +135,7 @@ def _unsupported(data: bytes) -> str:
 
 def _require_few(pixels: int, most: int, what: str) -> None:
     if pixels > most:
-        raise ServiceError("image_too_many_pixels", f"{what} has {pixels} pixels, at most {most} are taken")
+        raise ServiceError("image_too_many_pixels", f"{what} has {pixels} pixels, at most {most} are allowed")
 
 
 def _tile_px(opened: ImageFile.ImageFile) -> int:

@@ -41,11 +41,13 @@ PNG = "image/png"
 async def explain_route(
     request: Request,
     model: str,
-    wanted: Annotated[str | None, Query(alias="class", description="index or label; default: the best class")] = None,
+    wanted: Annotated[
+        str | None, Query(alias="class", description="index or label of the class to explain; default: the best class")
+    ] = None,
     top_k: TopK = None,
-    gates: Annotated[bool, Query(description="JSON: the attention's gates too, where the model exposes them")] = False,
-    opacity: Annotated[float, Query(ge=0, le=1, description="PNG: of the map where it is largest")] = 0.6,
-    side: Annotated[int, Query(ge=32, le=4096, description="PNG: longer side at most, in pixels")] = 1024,
+    gates: Annotated[bool, Query(description="JSON: include the attention's gates, if the model exposes them")] = False,
+    opacity: Annotated[float, Query(ge=0, le=1, description="PNG: opacity of the map where it is strongest")] = 0.6,
+    side: Annotated[int, Query(ge=32, le=4096, description="PNG: most pixels of the longer side")] = 1024,
 ) -> Response:
     """The exact class activation map of one image: a PNG, or JSON where `Accept: application/json` asks for it."""
     core = core_of(request)
@@ -83,7 +85,8 @@ async def explain_route(
 async def compare_route(
     request: Request,
     models: Annotated[
-        list[str] | None, Query(description="names, repeated or separated by commas; default: the family")
+        list[str] | None,
+        Query(description="names, repeated or separated by commas; default: the default model's family"),
     ] = None,
     top_k: TopK = None,
 ) -> Response:

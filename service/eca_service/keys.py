@@ -25,7 +25,9 @@ def make(name: str) -> tuple[str, str]:
     The secrets are random and long, so that a plain hash tells nothing of them.
     """
     if not NAME.fullmatch(name):
-        raise SettingsError(f"{name!r} is no name for a key; up to 64 letters, digits, dots, dashes and underscores")
+        raise SettingsError(
+            f"{name!r} cannot be the name of a key; use up to 64 letters, digits, dots, dashes and underscores"
+        )
     secret = f"eca_{secrets.token_urlsafe(32)}"
     return secret, f"{name} sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
 
@@ -69,7 +71,7 @@ class Keys:
                 "%s was read again: keys of %s", self._file, ", ".join(sorted({n for _, n in self._keys})) or "nobody"
             )
         except SettingsError as error:
-            logger.error("the keys of before are kept: %s", error)
+            logger.error("the previous keys are kept: %s", error)
 
 
 class Token:

@@ -54,7 +54,7 @@ async def _change(request: Request, model: str, version: int | None, back: bool)
     except OSError as error:
         raise ServiceError(
             "bad_request",  # no failure that anybody should be woken for
-            f"{repository} cannot be written here ({error.strerror}); run `eca-serve rollback` where it can",
+            f"{repository} cannot be written here ({error.strerror}); run `eca-serve rollback` where it is writable",
         ) from None
     logger.info("%s is to be served in %s", name, f"version {version}" if version else "its newest version")
     return JSONResponse({"model": name, "pinned": version})

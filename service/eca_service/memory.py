@@ -22,6 +22,6 @@ def shortage(settings: Settings) -> str | None:
     if limit is None or worst <= limit:
         return None
     return (
-        f"images could take {worst / 2**30:.1f} GiB of memory, and the container's limit is {limit / 2**30:.1f}; "
+        f"images could take up to {worst / 2**30:.1f} GiB of memory, and the container's limit is {limit / 2**30:.1f}; "
         f"raise it (ECA_GATEWAY_MEMORY, resources.limits), or lower ECA_DECODE_THREADS, {settings.decode_threads} now"
     )

@@ -40,7 +40,7 @@ stage_seconds = Histogram(
 images = Counter("eca_images", "Images classified.", ["model"], registry=registry)
 batch_size = Histogram(
     "eca_batch_size",
-    "Images sent to Triton at once, golden ones too.",
+    "Images sent to Triton in one batch, golden ones included.",
     ["model"],
     buckets=(1, 2, 4, 8, 16, 32, 64),
     registry=registry,
@@ -59,7 +59,7 @@ model_ready = Gauge(
 )
 model_refused = Gauge(
     "eca_model_refused",
-    "1 for a version that does not load, or gives other answers than its golden ones.",
+    "1 for a version that does not load, or does not give its golden answers.",
     ["model", "version"],
     registry=registry,
     multiprocess_mode="livemax",

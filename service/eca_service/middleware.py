@@ -95,7 +95,7 @@ class Journal:
             entry.code = "internal"
             if entry.status:  # its answer has begun: the server cuts it off
                 raise
-            error = ServiceError("internal", "the service failed; its log has the request's id")
+            error = ServiceError("internal", "the service failed; look for the request's id in its log")
             await answer(error, scope)(scope, receive, stamped)
         finally:
             entry.route = f"{scope['method']} {getattr(scope.get('route'), 'path', '')}".strip()
@@ -123,7 +123,7 @@ class Guard:
             # who sends slowly shares half of the permits: the others are for those who do not
             message = await (self._bodies.piece(receive, began) if exchange.permit else receive())
             if SPOILED in scope:
-                raise ServiceError("bad_request", "the body's chunks are not what HTTP calls chunks (RFC 9112, 7.1)")
+                raise ServiceError("bad_request", "the body is not valid chunked encoding (RFC 9112, 7.1)")
             if body := message.get("body"):
                 entry.arrived(len(body))
             if entry.size > self.core.settings.max_body_bytes:

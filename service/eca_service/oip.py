@@ -157,9 +157,11 @@ def require_plain(tensor: str, parameters: Container[str]) -> None:
     Not told, a caller would look for the answer in its shared memory, or take scores for Triton's texts of classes.
     """
     if "shared_memory_region" in parameters:
-        raise ServiceError("bad_parameter", f"{tensor} is to be in shared memory; messages alone carry tensors")
+        raise ServiceError("bad_parameter", f"{tensor} asks for shared memory; send tensors in the message")
     if "classification" in parameters:
-        raise ServiceError("bad_parameter", f"{tensor} asks for a classification; top_k says how many classes")
+        raise ServiceError(
+            "bad_parameter", f"{tensor} asks for Triton's classification; use the parameter top_k instead"
+        )
 
 
 def require_parameters(names: Iterable[str]) -> None:

@@ -89,7 +89,7 @@ async def model_ready(request: Request, model: str, version: str) -> Response:
 
 @_below_model("GET", "/config")
 async def config(request: Request, model: str, version: str) -> Response:
-    """What load generators ask for."""
+    """A model's configuration, which load generators ask for."""
     return JSONResponse(oip.as_json(oip.model_config(_contract(core_of(request), model, version))))
 
 
@@ -155,7 +155,9 @@ def _parse(body: bytes, header_length: str | None, contract: Contract, most_imag
     if header_length is not None:
         told = whole(header_length)
         if told is None or told > length:
-            raise ServiceError("bad_request", f"Inference-Header-Content-Length is {header_length!r} of {length} bytes")
+            raise ServiceError(
+                "bad_request", f"Inference-Header-Content-Length is {header_length!r}, the body has {length} bytes"
+            )
         length = told
     head = parsed(body[:length])
     inputs = _list(_object(head, "the request"), "inputs")
@@ -194,7 +196,7 @@ def _from_json(data: Any, count: int) -> Images:
     if texts and all(isinstance(row, list) and len(row) == 1 for row in texts):
         texts = [row[0] for row in texts]
     if texts is None or len(texts) != count or not all(isinstance(text, str) for text in texts):
-        raise ServiceError("bad_request", f"the data of {INPUT} must be a list of {count} base64 texts")
+        raise ServiceError("bad_request", f"the data of {INPUT} must be a list of {count} base64 strings")
     return [from_base64(text) for text in texts]
 
 
@@ -214,7 +216,7 @@ def _list(holder: dict[str, Any], key: str) -> list[Any]:
 def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
     found = _object({} if holder.get("parameters") is None else holder["parameters"], "parameters")
     if any(isinstance(value, list | dict) for value in found.values()):
-        raise ServiceError("bad_request", "a parameter must be a text, a number, true or false")
+        raise ServiceError("bad_request", "a parameter must be a string, a number, true or false")
     return found
 
 

@@ -26,13 +26,13 @@ TINY = (
 TIMEOUT = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
-    "description": "deadline in milliseconds; default: the service's",
+    "description": "deadline in milliseconds; default: the service's ECA_DEADLINE_MS",
     "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
 }
 JSON_LENGTH = {
     "name": schemas.HEADER_LENGTH,
     "in": "header",
-    "description": "bytes of JSON that the body begins with; behind them each image follows its length, four bytes",
+    "description": "length of the JSON at the body's start; after it, each image follows its length in four bytes",
     "schema": {"type": "integer", "minimum": 0},
 }
 KEYS = {
@@ -66,7 +66,7 @@ TENSOR = {
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": {"description": "is answered as it is"},
+            "id": {"description": "returned unchanged"},
             "inputs": {
                 "type": "array",
                 "minItems": 1,
@@ -79,7 +79,10 @@ TENSOR = {
                         "datatype": {"const": "BYTES"},
                         "shape": {"type": "array", "items": {"type": "integer"}, "description": "[number of images]"},
                         "data": {"type": "array", "items": {}, "description": "base64 of each image's file"},
-                        "parameters": {"type": "object", "description": "`binary_data_size`: bytes, in place of data"},
+                        "parameters": {
+                            "type": "object",
+                            "description": "`binary_data_size`: bytes after the JSON, instead of data",
+                        },
                     },
                 },
             },
@@ -91,11 +94,14 @@ TENSOR = {
                     "required": ["name"],
                     "properties": {
                         "name": {"enum": list(OUTPUTS)},
-                        "parameters": {"type": "object", "description": "`binary_data`: true, for bytes"},
+                        "parameters": {"type": "object", "description": "`binary_data`: true to return bytes"},
                     },
                 },
             },
-            "parameters": {"type": "object", "description": "`top_k`; `binary_data_output`: true, for bytes of all"},
+            "parameters": {
+                "type": "object",
+                "description": "`top_k`; `binary_data_output`: true to return all outputs as bytes",
+            },
         },
     },
     "example": {

@@ -114,16 +114,16 @@ def _difference(contract: Contract, machine: Machine) -> str | None:
     if passport is None or not passport.gpu or not passport.compute_capability:
         return UNSAID
     if not machine.gpus:
-        return None if machine.shared else f"it was built for {passport.gpu}, and here is no NVIDIA GPU with a driver"
+        return None if machine.shared else f"it was built for {passport.gpu}, but here is no NVIDIA GPU with a driver"
     built = f"{passport.gpu} (compute capability {passport.compute_capability})"
     here = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus)
     if Gpu(passport.gpu, passport.compute_capability) not in machine.gpus:
-        return f"it was built for {built}, here is {here}"
+        return f"it was built for {built}, but this machine has {here}"
     tensorrt = None if machine.shared else machine.tensorrt
     if passport.tensorrt and tensorrt and _numbers(tensorrt)[:3] != _numbers(passport.tensorrt)[:3]:
-        return f"it was built with TensorRT {passport.tensorrt}, here is {tensorrt}"
+        return f"it was built with TensorRT {passport.tensorrt}, but this machine has {tensorrt}"
     if passport.driver and machine.driver and _numbers(machine.driver) < _numbers(passport.driver):
-        return f"it was built with NVIDIA's driver {passport.driver}, here is the older {machine.driver}"
+        return f"it was built with NVIDIA's driver {passport.driver}, but this machine has the older {machine.driver}"
     return None
 
 
@@ -135,16 +135,17 @@ def _inductor_difference(contract: Contract, machine: Machine) -> str | None:
         return f"it runs in PyTorch {passport.torch}, which is not installed here"
     torch = None if machine.shared else machine.torch
     if torch and _numbers(torch)[:3] != _numbers(passport.torch)[:3]:
-        return f"it was built with PyTorch {passport.torch}, here is {torch}"
+        return f"it was built with PyTorch {passport.torch}, but this machine has {torch}"
     if passport.device == "cpu":
         missing = sorted(set(passport.instructions) - machine.instructions)
         return f"it was built for a processor with {' '.join(missing)}, which this one lacks" if missing else None
     if not machine.gpus:
-        here = f"it was built for {passport.gpu or 'a GPU'}, and here is no NVIDIA GPU with a driver"
+        here = f"it was built for {passport.gpu or 'a GPU'}, but here is no NVIDIA GPU with a driver"
         return None if machine.shared else here
     if passport.compute_capability not in {gpu.compute_capability for gpu in machine.gpus}:
         here = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus)
-        return f"it was built for {passport.gpu} (compute capability {passport.compute_capability}), here is {here}"
+        built = f"{passport.gpu} (compute capability {passport.compute_capability})"
+        return f"it was built for {built}, but this machine has {here}"
     return None
 
 

@@ -21,8 +21,8 @@ def _bare(name: str) -> str:
 
 
 READ = (
-    "options of /v1 stand in the query, as ?top_k=3, and top_k of /v2 in the request's parameters; "
-    "model and version stand in the path"
+    "give options of /v1 in the query, as ?top_k=3, top_k of /v2 in the request's parameters, "
+    "model and version in the path"
 )
 KNOWN = frozenset(_bare(name) for name in (*TAKEN, *PATH))
 
@@ -53,4 +53,6 @@ async def require_clear(request: Request) -> None:
         if name not in names and _bare(name) in KNOWN:
             in_path = _bare(name) in PATH and "models" not in names
             path = "; routes that take it have it in their path" if in_path else ""
-            raise ServiceError("bad_request", f"there is no parameter {name!r} here, but {', '.join(names)}{path}")
+            raise ServiceError(
+                "bad_request", f"there is no parameter {name!r} here; there are: {', '.join(names)}{path}"
+            )

@@ -160,7 +160,9 @@ class Readiness:
     async def _doubt(self, model: Model, error: Exception) -> None:
         """Takes another version's engine under that number, or leaves out one that never was golden."""
         if not passes(error) and await self._renewed(model):
-            logger.warning("%s version %d was built anew under its number", model.contract.name, model.contract.version)
+            logger.warning(
+                "%s version %d was built again under the same number", model.contract.name, model.contract.version
+            )
             self._engines.drop(model.contract)
             self._golden.discard(model.folder)
         elif model.folder not in self._golden:
@@ -178,7 +180,7 @@ class Readiness:
             logger.warning("%s is not ready: %s", name, reason, exc_info=not isinstance(error, ServiceError))
         elif not self._unreachable:
             level = logging.WARNING if self._golden else logging.INFO
-            logger.log(level, "no model is ready: Triton Inference Server is not reachable, and is waited for")
+            logger.log(level, "no model is ready: Triton Inference Server is not reachable yet; waiting for it")
             self._unreachable = True
 
 

@@ -104,7 +104,7 @@ class Registry:
             name, version = model.contract.name, model.contract.version
             if (name, str(version)) != (folder.parent.name, folder.name):
                 raise ContractError(
-                    f"its contract is of {name} version {version}, which belongs into the folder {name}/{version}"
+                    f"its contract is of {name} version {version}, which belongs in the folder {name}/{version}"
                 )
             if reason := self._obstacle(model.contract):
                 self._mismatched[folder] = model.contract

@@ -115,7 +115,7 @@ class Rollout:
             await self._take_over(*looking.result())
         except disk.NoAnswer:
             if not self._silent:
-                logger.warning("%s does not answer; what is loaded serves on", self._registry.repository)
+                logger.warning("%s does not answer; the loaded models are still served", self._registry.repository)
             self._silent = True
             return
         if self._silent:
@@ -140,7 +140,7 @@ class Rollout:
             del self._taking[name]
         if not targets:  # it is more likely unmounted than emptied
             if not self._empty:
-                logger.warning("%s shows no model; what is loaded serves on", self._registry.repository)
+                logger.warning("%s shows no model; the loaded models are still served", self._registry.repository)
         else:
             for name in self._registry.models.keys() - targets.keys() - self._taking.keys():
                 logger.info("%s was taken out of the repository", name)

@@ -24,7 +24,7 @@ from eca_service.query import require_clear
 router = APIRouter(dependencies=[Depends(require_clear)])
 scraped = APIRouter()
 SCRAPED = "/metrics"
-TopK = Annotated[int | None, Query(description="how many classes to answer; default: 5, or all of fewer")]
+TopK = Annotated[int | None, Query(description="how many of the best classes to return; default: 5, or all if fewer")]
 Reader = Callable[[Contract], Awaitable[tuple[Images, int]]]
 
 
@@ -63,7 +63,7 @@ CLASSIFY = dict(zip(((False, False), (True, False), (True, True)), router.routes
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """All contracts, without the head's weights, and the name of the model that answers where none is named."""
+    """All contracts, without the head's weights, and the name of the default model."""
     registry = core_of(request).registry
     listed = b",".join(model.listed for model in registry.models.values())
     default = bytes(JSONResponse(registry.default).body)

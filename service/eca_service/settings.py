@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     page: Literal["on", "off"] = Field("on", description="whether the page at / is served: on, off")
     docs: Switch = Field(
         "on",
-        description="who may read /docs and use gRPC reflection: on (everybody), key (callers with one), off (nobody)",
+        description="who may use /docs and gRPC reflection: on (everybody), key (callers with a key), off (nobody)",
     )
     metrics: Switch = Field(
         "on", description="who may read /metrics: on (everybody), key (callers with a key), off (nobody)"
@@ -131,7 +131,7 @@ class Settings(BaseSettings):
         """What is there and empty is no way to leave a setting out: it was to be a file of keys, or an address."""
         for name, value in given.items():
             if isinstance(value, str) and not value.strip():
-                raise ValueError(f"{PREFIX}{name.upper()} is empty; give it a value or take it out")
+                raise ValueError(f"{PREFIX}{name.upper()} is empty; give it a value or remove it")
         return given
 
     @model_validator(mode="after")
@@ -140,18 +140,20 @@ class Settings(BaseSettings):
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("ECA_TLS_CERT and ECA_TLS_KEY go together; one of them is not set")
         if self.rate_limit and self.rate_by == "key" and not self.api_keys_file:
-            raise ValueError("ECA_RATE_LIMIT counts by key and ECA_API_KEYS_FILE is not set; or ECA_RATE_BY=address")
+            raise ValueError(
+                "ECA_RATE_LIMIT counts by key, but ECA_API_KEYS_FILE is not set; set it or ECA_RATE_BY=address"
+            )
         if self.rate_burst and not self.rate_limit:
-            raise ValueError("ECA_RATE_BURST is set and ECA_RATE_LIMIT is not, so that nothing is limited")
+            raise ValueError("ECA_RATE_BURST is set, but ECA_RATE_LIMIT is not, so nothing would be limited")
         for origin in self.origins:
             if not ORIGIN.fullmatch(origin):
-                raise ValueError(f"ECA_CORS_ORIGINS: {origin!r} is no origin such as https://example.org")
+                raise ValueError(f"ECA_CORS_ORIGINS: {origin!r} is not an origin such as https://example.org")
         for address in () if self.triton_url is None else self.triton_url.strip(" ,").split(","):
             found = ADDRESS.fullmatch(address.strip())
             if not found or not 0 < int(found["port"]) < 1 << 16:
-                raise ValueError(f"ECA_TRITON_URL: {address.strip()!r} is no host and port such as triton:8001")
+                raise ValueError(f"ECA_TRITON_URL: {address.strip()!r} is not a host and port such as triton:8001")
         if self.http_port == self.grpc_port != 0:
-            raise ValueError(f"ECA_HTTP_PORT and ECA_GRPC_PORT are both {self.http_port}; set one to another port")
+            raise ValueError(f"ECA_HTTP_PORT and ECA_GRPC_PORT are both {self.http_port}; change one of them")
         return self
 
 
@@ -170,7 +172,7 @@ def load(given: Mapping[str, object]) -> Settings:
     if unknown:
         linked = "KUBERNETES_SERVICE_HOST" in os.environ  # where a Service called eca-... makes such variables
         hint = "; if it comes from a Service's name, set enableServiceLinks: false in the pod's spec" if linked else ""
-        raise SettingsError(f"{unknown[0]} is no setting; `eca-serve up --help` lists them{hint}")
+        raise SettingsError(f"{unknown[0]} is not a setting; `eca-serve up --help` lists them{hint}")
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:

@@ -100,7 +100,7 @@ class Certificate:
                 told = ""
             except (SettingsError, OSError) as error:  # half of the pair may be written yet, or gone between two looks
                 if told != str(error):
-                    logger.warning("the certificate of before is kept: %s", error)
+                    logger.warning("the previous certificate is kept: %s", error)
                 told = str(error)
 
     def _measure(self) -> None:
@@ -117,7 +117,7 @@ class Certificate:
             logger.warning("callers refuse ECA_TLS_CERT=%s: %s", self.chain, reason)
             self._warn_at = now + DAY_S
         elif soon := self.expires_soon():
-            logger.warning("%s; renewed files are taken over by themselves", soon)
+            logger.warning("%s; renewed files are used without a restart", soon)
             self._warn_at = end + 1  # OpenSSL counts whole seconds, by a clock a little behind
         else:
             self._warn_at = end - SOON_S

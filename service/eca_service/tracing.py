@@ -109,13 +109,13 @@ class Tracing:
         self._on = configured(endpoint)
         self._provider: Any = None
         if endpoint and not _is_address(endpoint):
-            raise SettingsError(f"ECA_OTLP_ENDPOINT={endpoint!r} is no address such as http://127.0.0.1:4318")
+            raise SettingsError(f"ECA_OTLP_ENDPOINT={endpoint!r} is not an address such as http://127.0.0.1:4318")
         if not self._on:
             return
         if not _installed():
             sentence = "OpenTelemetry is not installed; pip install 'eca-serve[tracing]'"
             if endpoint:
-                raise SettingsError(f"ECA_OTLP_ENDPOINT is set and {sentence}")
+                raise SettingsError(f"ECA_OTLP_ENDPOINT is set, but {sentence}")
             logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, traces are not sent: %s", sentence)
             self._on = False
 

@@ -94,7 +94,7 @@ def test_prometheus_finds_the_request(stack: Stack) -> None:
 def test_doctor_gives_the_verdict(stack: Stack) -> None:
     said = docker("exec", stack.container("gateway"), "eca-serve", "doctor", "--seconds", "1")
     assert f"{MODEL} version 1: resnet14_cifar, fp32, onnx." in said
-    assert "The service at http://127.0.0.1:8080 is ready.\nNobody asked for anything in " in said
+    assert "The service at http://127.0.0.1:8080 is ready.\nThere were no requests in " in said
 
 
 def test_the_runbooks_commands_work(stack: Stack) -> None:

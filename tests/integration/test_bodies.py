@@ -69,7 +69,7 @@ def test_a_form_that_is_cut_off_is_refused(service: Service, image: bytes, lost:
     ("told", "sentence"),
     [
         ("multipart/form-data", "names no boundary; leave that header to the library"),
-        (FORM["content-type"], "has texts and no file; curl sends one with -F image=@cat.jpg"),
+        (FORM["content-type"], "has text fields but no file; curl sends one with -F image=@cat.jpg"),
     ],
 )
 def test_what_a_form_lacks_is_told(service: Service, told: str, sentence: str) -> None:
@@ -96,7 +96,7 @@ def test_what_is_no_base64_is_told_what_it_must_be(service: Service, image: byte
     right, *wrong = answer.json()["results"]
     assert "predictions" in right
     assert {row["error"]["code"] for row in wrong} == {"bad_request"}
-    assert all("no line break, and no data:...;base64, before it" in row["error"]["detail"] for row in wrong)
+    assert all("without line breaks and without a data:...;base64, prefix" in row["error"]["detail"] for row in wrong)
 
 
 def test_a_large_file_of_a_form_is_not_written_to_disk(service: Service) -> None:

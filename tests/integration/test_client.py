@@ -214,7 +214,7 @@ def test_maps(service: Service, way: str) -> None:
 def test_grpc_says_what_it_cannot(service: Service) -> None:
     with Client(address(service, "grpc")) as client, pytest.raises(ClientError, match="use the service's HTTP address"):
         client.explain(DOG, MODEL)
-    with pytest.raises(ClientError, match="is no address such as http"):
+    with pytest.raises(ClientError, match="is not an address such as http"):
         Client("127.0.0.1:8080").classify(DOG)
 
 

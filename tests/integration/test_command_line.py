@@ -106,7 +106,7 @@ def test_what_is_on_this_machine_is_asked_through_no_proxy(
         (("classify", str(IMAGES), "--model", "nobody"), "there is no model 'nobody'"),
         (("classify", "nothing/*.jpg"), "nothing/*.jpg holds no image"),
         (("explain", str(IMAGES / "dog-1.jpg"), "--class", "unicorn"), "has no class 'unicorn'"),
-        (("evaluate", str(ROOT / "build" / "demo")), "the folder 'images' is named by no class"),
+        (("evaluate", str(ROOT / "build" / "demo")), "the folder 'images' is not named after a class"),
         (("evaluate", str(IMAGES)), "has no sub-folder with images"),
         (("classify", str(IMAGES), "--url", "http://127.0.0.1:9"), "`eca-serve up` starts one"),
         (("classify", str(IMAGES), "--url", "{}/v1"), "/v1 no route has this method and path; /docs lists them"),
@@ -164,7 +164,7 @@ def test_what_standard_input_has_not_is_told(service: Service, tmp_path: Path) -
     done = piped(b"hello", "classify", "-", "--url", service.url)
     assert (done.returncode, b"-  unsupported_image_format" in done.stderr) == (1, True)
     done = piped(b"hello", "classify", "-", str(IMAGES / "dog-2.jpg"), "--url", service.url)
-    assert (done.returncode, b"name no other beside it" in done.stderr) == (2, True)
+    assert (done.returncode, b"give no other images with it" in done.stderr) == (2, True)
     with (tmp_path / "written").open("w") as unreadable:
         command = [*COMMAND, "classify", "-", "--url", service.url]
         told = subprocess.run(command, stdin=unreadable, capture_output=True, check=False, text=True)

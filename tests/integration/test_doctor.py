@@ -46,7 +46,7 @@ def test_says_that_all_is_well(service: Service, repository: Path) -> None:
     }
     done = run("eca_service", "doctor", "--seconds", 0.2, environment=environment)
     assert done.returncode == 0, done.stderr
-    assert f"The service at {service.url} is ready.\nNobody asked for anything" in done.stdout
+    assert f"The service at {service.url} is ready.\nThere were no requests" in done.stdout
 
 
 @needs_ipv6

@@ -85,7 +85,7 @@ def test_what_is_loaded_serves_on(repository: Path, tmp_path: Path, switch: Path
             assert FRESH.get(f"{service.url}/readyz").status_code == 200, service.log.read_text()
         assert longest < MOST_S
         log = service.log.read_text()
-        assert log.count(f"{own} does not answer; what is loaded serves on") == 1, log
+        assert log.count(f"{own} does not answer; the loaded models are still served") == 1, log
         pinned = FRESH.put(f"{service.url}/v1/models/{MODEL}/pin", json={"version": 1}, headers=management)
         assert (pinned.status_code, pinned.json()["code"]) == (400, "bad_request")
         assert "its file system does not answer" in pinned.json()["detail"]

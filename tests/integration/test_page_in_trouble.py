@@ -66,7 +66,7 @@ def test_a_text_file_is_an_error_in_words(chromium: Browser, service: Service) -
     chromium.until(lambda: chromium.text("#notice-title") == "The file is empty")
     assert chromium.text("#notice-text").startswith("The file empty.jpg has no bytes"), "called as it is called"
     chromium.give(b"", "", "drop")
-    chromium.until(lambda: chromium.text("#notice-title") == "That is no file")
+    chromium.until(lambda: chromium.text("#notice-title") == "That is not a file")
 
 
 def test_a_file_that_goes_is_still_answered(chromium: Browser, service: Service) -> None:

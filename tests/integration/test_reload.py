@@ -166,7 +166,7 @@ def test_rollback_s_errors(changing: tuple[Service, Path, list[str]], tmp_path: 
     for arguments, sentence in (
         ((MODEL, "--to", 9), f"{MODEL} has the versions 1, 2, 3, 4, 5, 6"),
         (("absent",), "there is no model 'absent'"),
-        ((MODEL, "--to", 1, "--newest"), "exclude each other"),
+        ((MODEL, "--to", 1, "--newest"), "not both"),
     ):
         done = run("eca_service", "rollback", *arguments, "--repository", repository)
         assert (done.returncode, sentence in done.stderr) == (2, True), done.stderr

@@ -236,7 +236,7 @@ def test_rollback_over_http(safe: Service, folder: Path, repository: Path) -> No
         pin_file.rmdir()
     assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
     assert (done.returncode, "cannot be written here" in done.stderr) == (2, True), done.stderr
-    assert "has the service" not in done.stderr
+    assert "is ECA_MANAGEMENT_TOKEN_FILE set" not in done.stderr
 
 
 def test_without_a_token_there_is_no_management(service: Service, folder: Path) -> None:

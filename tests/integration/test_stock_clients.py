@@ -69,9 +69,9 @@ def test_what_triton_has_and_the_service_has_not_is_told(service: Service, repos
     mapped.set_shared_memory("region", 100)
     with module.InferenceServerClient(f"127.0.0.1:{port}") as client:
         for image, output, words in (
-            (given, named, "score asks for a classification; top_k says"),
-            (given, mapped, "score is to be in shared memory"),
-            (elsewhere, None, "image is to be in shared memory"),
+            (given, named, "score asks for Triton's classification"),
+            (given, mapped, "score asks for shared memory"),
+            (elsewhere, None, "image asks for shared memory"),
         ):
             with pytest.raises(InferenceServerException, match=f"bad_parameter: {words}"):
                 client.infer(MODEL, [image], outputs=output and [output])

@@ -200,7 +200,7 @@ def test_one_that_waits_for_triton_in_another_s_place_ends_when_it_is_asked(tmp_
     running = start(tmp_path / "repository", tmp_path, "gateway", triton_url=nobody, workers=2, grace_ms=0)
     try:
         running.await_ready("/livez")
-        waits = "Triton Inference Server is not reachable, and is waited for"
+        waits = "Triton Inference Server is not reachable yet; waiting for it"
         told(running, waits, times=2)
         os.kill(workers_of(running)[0], signal.SIGKILL)
         told(running, waits, times=3)  # by its successor, which does not listen before

@@ -131,9 +131,7 @@ def test_images_in_json() -> None:
     [b'{"images": [], "top_k": 3}', b'{"Model": "m", "images": []}', b'{"images": [{"b64": "YQ==", "class": 1}]}'],
 )
 def test_options_in_json_are_not_passed_over(body: bytes) -> None:
-    with pytest.raises(
-        ServiceError, match=r"bad_request: in JSON '\w+' is not read; options of /v1 stand in the query"
-    ):
+    with pytest.raises(ServiceError, match=r"bad_request: in JSON '\w+' is not read; give options of /v1 in the query"):
         _base64(body)
     assert _base64(b'{"images": [{"b64": "YQ==", "id": "mine"}], "comment": 1}') == [b"a"]
 

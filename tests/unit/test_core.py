@@ -203,7 +203,7 @@ async def test_an_answer_that_is_no_number_is_that_image_s_own_error(
     permit = core.enter(0, Entry("http"))
     answer = await core.classify(model(tmp_path), [IMAGE, white, IMAGE], 1, deadline, permit)
     permit.release()
-    said = "internal: m computed no numbers for this image"
+    said = "internal: m computed values for this image that are not finite"
     assert [str(result.error or "") for result in answer.results] == ["", said, ""]
     index, label = tensors(answer, 1, ["index", "label"])
     assert (index.flat(), label.flat()) == ([0, -1, 0], ["cat", f"error: {said}", "cat"])
@@ -217,8 +217,11 @@ async def test_a_model_that_computes_no_numbers_leaves_the_others_of_a_compariso
     deadline = asyncio.get_running_loop().time() + 20
     permit = core.enter(0, Entry("http"))
     first, second = (await compare(core, [good, broken], IMAGE, [1, 1], deadline, permit)).entries
-    assert (first.error, str(second.error)) == (None, "internal: broken computed no numbers for this image")
-    with pytest.raises(ServiceError, match="internal: broken computed no numbers"):
+    assert (first.error, str(second.error)) == (
+        None,
+        "internal: broken computed values for this image that are not finite",
+    )
+    with pytest.raises(ServiceError, match="internal: broken computed values for this image"):
         await compare(core, [broken], IMAGE, [1], deadline, permit)
     permit.release()
 

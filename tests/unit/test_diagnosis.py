@@ -37,14 +37,14 @@ def stages(images: int, decode_ms: float, queue_ms: float, infer_ms: float, batc
 
 
 def test_a_quiet_service_is_said_to_be_quiet() -> None:
-    assert findings({}, {}) == [Finding("Nobody asked for anything in 4 s.")]
+    assert findings({}, {}) == [Finding("There were no requests in 4 s.")]
 
 
 def test_a_busy_service_that_is_well_has_its_figures_alone() -> None:
     said = findings({}, stages(400, 3, 2, 10, 100))
     assert said == [
         Finding(
-            "m: 100 images/s; on the mean 3.0 ms to decode, 2.0 ms waiting, 10.0 ms in the engine, "
+            "m: 100 images/s; on average 3.0 ms to decode, 2.0 ms waiting, 10.0 ms in the engine, "
             "4.0 images in a batch."
         )
     ]
@@ -53,7 +53,7 @@ def test_a_busy_service_that_is_well_has_its_figures_alone() -> None:
 @pytest.mark.parametrize(
     ("after", "max_batch", "word", "wrong"),
     [
-        (stages(400, 3, 700, 40, 50, depth=80), 16, "engine is short", True),
+        (stages(400, 3, 700, 40, 50, depth=80), 16, "cannot keep up", True),
         ({'eca_queue_depth{model="m"}': 7}, 8, "none is answered", True),
         (stages(400, 3, 50, 10, 400), 1, "--max-batch", True),
         (stages(400, 3, 50, 40, 50), 8, "batches are full", False),

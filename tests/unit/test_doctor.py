@@ -80,7 +80,7 @@ def test_a_sound_repository(tmp_path: Path) -> None:
         (lambda one: one.rename(one.parent / "5"), "{home}/5 is not served: its contract is of m version 1"),
         (lambda one: one.parent.rename(one.parents[1] / "n"), "n/1 is not served: its contract is of m version 1"),
         (lambda one: (one / "contract.json").write_text("{"), "{one} is not served: {one}/contract.json is not a"),
-        (lambda one: (one.parent / "pinned").write_text("7\n"), "m is pinned to '7', which is none of its versions"),
+        (lambda one: (one.parent / "pinned").write_text("7\n"), "m is pinned to '7', which is not one of its versions"),
     ],
 )
 def test_what_is_damaged_is_named(tmp_path: Path, harm: Callable[[Path], object], sentence: str) -> None:
@@ -102,7 +102,7 @@ def test_a_pin_is_told(tmp_path: Path) -> None:
     (tmp_path / "m" / "pinned").write_text("1\n")
     wrong, said = doctor(tmp_path)
     assert wrong == []
-    assert any("m is pinned to version 1, 2 is there" in line for line in said)
+    assert any("m is pinned to version 1, although there is version 2" in line for line in said)
 
 
 def test_what_would_be_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,4 +120,4 @@ def test_a_number_that_was_given_to_another_build(tmp_path: Path) -> None:
     publish(tmp_path, engine_sha256=hashlib.sha256(b"another").hexdigest())
     (told,) = examine._stale({"m": served}, Registry(tmp_path, None))
     assert told.wrong
-    assert told.text.startswith("m version 1 is another build than the one that the service serves by this number")
+    assert told.text.startswith("m version 1 is not the build that the service serves under this number")

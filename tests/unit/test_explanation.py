@@ -54,7 +54,7 @@ def test_a_contract_without_a_head_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=r"^bad_parameter: m has no classifier in its contract") as without:
         Heads().of(write(tmp_path, head=None), CONTRACT.engine_sha256)
     assert without.value.retry_after_s is None, "it has none later either"
-    with pytest.raises(ServiceError, match=r"^model_not_ready: .* was replaced while it is served"):
+    with pytest.raises(ServiceError, match=r"^model_not_ready: .* was replaced while being served"):
         Heads().of(tmp_path, "other")
     with pytest.raises(ServiceError, match=r"^model_not_ready: m/2/contract.json is missing"):
         Heads().of(tmp_path / "m" / "2", "other")

@@ -182,7 +182,7 @@ async def test_what_is_damaged_is_left_to_protobuf(tmp_path: Path, message: byte
         raise AssertionError("it is not asked")
 
     context = await called(tmp_path, behaviour, message)
-    assert context.details == "bad_request: the message is not what this method takes"
+    assert context.details == "bad_request: the message is not a valid request of this method"
 
 
 async def test_images_may_be_many_and_large(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_compiler_that_fails_leaves_a_sentence_and_no_files(
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"), [("", "CXX, '', is no compiler"), ("no-such-program -O1", "is no compiler")]
+    ("asked", "says"), [("", "CXX='' is not a compiler"), ("no-such-program -O1", "is not a compiler")]
 )
 def test_without_a_compiler(home: Path, monkeypatch: pytest.MonkeyPatch, asked: str, says: str) -> None:
     monkeypatch.setenv("CXX", asked)

@@ -78,8 +78,11 @@ def test_what_is_asked_is_understood() -> None:
         (lambda: require_input("image", "BYTES", [5], 4), "bad_request: the request holds 5 images, at most 4"),
         (lambda: require_outputs(["label", "boxes"]), "bad_request: there is no output 'boxes'; there are: label"),
         (lambda: require_outputs(["label", "label"]), "bad_request: an output is named twice"),
-        (lambda: require_plain("score", {"classification": 3}), "bad_parameter: score asks for a classification"),
-        (lambda: require_plain("image", {"shared_memory_region": "r"}), "bad_parameter: image is to be in shared"),
+        (
+            lambda: require_plain("score", {"classification": 3}),
+            "bad_parameter: score asks for Triton.s classification",
+        ),
+        (lambda: require_plain("image", {"shared_memory_region": "r"}), "bad_parameter: image asks for shared memory"),
         (lambda: require_version("latest"), "version_not_found: there is no version 'latest'"),
         (lambda: require_version("-1"), "version_not_found"),
         *(

@@ -81,18 +81,21 @@ def test_what_else_is_asked() -> None:
         ({"inputs": [PLAIN | {"shape": [True]}]}, "the shape of image must be a list of whole numbers"),
         ({"inputs": [PLAIN | {"shape": [1, "1"]}]}, "the shape of image must be a list of whole numbers"),
         ({"inputs": [PLAIN | {"shape": [5], "data": ["YQ=="] * 5}]}, "the request holds 5 images, at most 4"),
-        ({"inputs": [PLAIN | {"shape": [2]}]}, "the data of image must be a list of 2 base64 texts"),
-        ({"inputs": [TENSOR]}, "the data of image must be a list of 1 base64 texts"),
-        ({"inputs": [PLAIN | {"data": "YQ=="}]}, "the data of image must be a list of 1 base64 texts"),
-        ({"inputs": [PLAIN | {"shape": [2], "data": ["YQ==", 1]}]}, "must be a list of 2 base64 texts"),
-        ({"inputs": [PLAIN | {"data": [1]}]}, "the data of image must be a list of 1 base64 texts"),
-        ({"inputs": [PLAIN | {"data": [["YQ==", "YQ=="]]}]}, "the data of image must be a list of 1 base64 texts"),
+        ({"inputs": [PLAIN | {"shape": [2]}]}, "the data of image must be a list of 2 base64 strings"),
+        ({"inputs": [TENSOR]}, "the data of image must be a list of 1 base64 strings"),
+        ({"inputs": [PLAIN | {"data": "YQ=="}]}, "the data of image must be a list of 1 base64 strings"),
+        ({"inputs": [PLAIN | {"shape": [2], "data": ["YQ==", 1]}]}, "must be a list of 2 base64 strings"),
+        ({"inputs": [PLAIN | {"data": [1]}]}, "the data of image must be a list of 1 base64 strings"),
+        ({"inputs": [PLAIN | {"data": [["YQ==", "YQ=="]]}]}, "the data of image must be a list of 1 base64 strings"),
         ({"inputs": [PLAIN | {"parameters": []}]}, "parameters must be a JSON object"),
         ({"inputs": [TENSOR | {"parameters": {"binary_data_size": 1}}]}, "binary_data_size is 1, 0 bytes follow"),
         ({"parameters": {"topk": 1}}, "in the request's parameters 'topk' is not read"),
         ({"outputs": [1]}, "an output must be a JSON object"),
         ({"outputs": [{"name": "label", "parameters": {"classification": 1}}]}, "bad_parameter: label asks for"),
-        ({"inputs": [PLAIN | {"parameters": {"shared_memory_region": "r"}}]}, "bad_parameter: image is to be in"),
+        (
+            {"inputs": [PLAIN | {"parameters": {"shared_memory_region": "r"}}]},
+            "bad_parameter: image asks for shared memory",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_told(head: dict[str, Any], told: str) -> None:
@@ -102,7 +105,9 @@ def test_what_cannot_be_asked_is_told(head: dict[str, Any], told: str) -> None:
 
 @pytest.mark.parametrize("length", ["3", "-1", "two", ""])
 def test_a_head_s_length_is_a_number_within_the_body(length: str) -> None:
-    with pytest.raises(ServiceError, match=f"bad_request: Inference-Header-Content-Length is '{length}' of 2 bytes"):
+    with pytest.raises(
+        ServiceError, match=f"bad_request: Inference-Header-Content-Length is '{length}', the body has 2 bytes"
+    ):
         _parse(b"{}", length, CONTRACT, 4)
 
 

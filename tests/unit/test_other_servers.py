@@ -70,7 +70,7 @@ def test_the_other_scheme_is_asked_about(kind: type, scheme: str) -> None:
     with server(200, b"{}", tls=context if scheme == "http" else None) as (place, seen):
         error = error_of(kind, f"{scheme}://{place}", classified, retry=Retry(1))
         assert (error.code, seen) == ("unreachable", [])
-        assert error.detail.endswith("is it http://, https:// or grpc:// there?")
+        assert error.detail.endswith("does it speak http://, https:// or grpc://?")
 
 
 @both

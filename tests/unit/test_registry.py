@@ -26,7 +26,7 @@ def test_a_contract_belongs_into_the_folder_of_its_name(
     with caplog.at_level(logging.ERROR):
         registry = Registry(tmp_path, None)
     assert {name: model.folder for name, model in registry.models.items()} == {"m": tmp_path / "m" / "1"}
-    told = f"{tmp_path / place} is not served: its contract is of m version 1, which belongs into the folder m/1"
+    told = f"{tmp_path / place} is not served: its contract is of m version 1, which belongs in the folder m/1"
     assert told in caplog.text
     assert registry.get(None).contract == CONTRACT.model_copy(update={"head": None})
 

@@ -64,13 +64,13 @@ PATH = "; routes that take it have it in their path"
 @pytest.mark.parametrize(
     ("route", "told"),
     [
-        ("/v1/classify?topk=1", "'topk' here, but top_k"),
-        ("/v1/classify?top_k=1&Top-K=2", "'Top-K' here, but top_k"),
-        ("/v1/classify?model=m", f"'model' here, but top_k{PATH}"),
-        ("/v1/models/m/classify?version=1", f"'version' here, but top_k{PATH}"),
-        ("/v1/models/m/explain?Class=dog", "'Class' here, but class, top_k, gates, opacity, side"),
-        ("/v1/models/m/explain?gate=true", "'gate' here, but class, top_k, gates, opacity, side"),
-        ("/v1/compare?model=m", "'model' here, but models, top_k"),
+        ("/v1/classify?topk=1", "'topk' here; there are: top_k"),
+        ("/v1/classify?top_k=1&Top-K=2", "'Top-K' here; there are: top_k"),
+        ("/v1/classify?model=m", f"'model' here; there are: top_k{PATH}"),
+        ("/v1/models/m/classify?version=1", f"'version' here; there are: top_k{PATH}"),
+        ("/v1/models/m/explain?Class=dog", "'Class' here; there are: class, top_k, gates, opacity, side"),
+        ("/v1/models/m/explain?gate=true", "'gate' here; there are: class, top_k, gates, opacity, side"),
+        ("/v1/compare?model=m", "'model' here; there are: models, top_k"),
     ],
 )
 async def test_a_parameter_that_is_misspelt_is_told(tmp_path: Path, route: str, told: str) -> None:

@@ -25,7 +25,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECA_HTPP_PORT", "1")
-    with pytest.raises(SettingsError, match=r"ECA_HTPP_PORT is no setting; [^;]+$"):
+    with pytest.raises(SettingsError, match=r"ECA_HTPP_PORT is not a setting; [^;]+$"):
         load({})
 
 
@@ -33,7 +33,7 @@ def test_a_variable_that_kubernetes_makes_is_told_as_one(monkeypatch: pytest.Mon
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert load({}) == Settings()
     monkeypatch.setenv("ECA_SERVE_PORT", "tcp://10.0.0.7:8080")
-    with pytest.raises(SettingsError, match=r"ECA_SERVE_PORT is no setting.*enableServiceLinks: false"):
+    with pytest.raises(SettingsError, match=r"ECA_SERVE_PORT is not a setting.*enableServiceLinks: false"):
         load({})
 
 
@@ -89,23 +89,23 @@ def test_loopback_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"rate_limit": "5"}, "ECA_RATE_LIMIT counts by key and ECA_API_KEYS_FILE is not set"),
+        ({"rate_limit": "5"}, "ECA_RATE_LIMIT counts by key, but ECA_API_KEYS_FILE is not set"),
         ({"rate_limit": "0"}, "ECA_RATE_LIMIT='0'"),
-        ({"cors_origins": "https://a.example, *"}, "ECA_CORS_ORIGINS: '\\*' is no origin"),
-        ({"cors_origins": "https://a.example/path"}, "is no origin"),
+        ({"cors_origins": "https://a.example, *"}, "ECA_CORS_ORIGINS: '\\*' is not an origin"),
+        ({"cors_origins": "https://a.example/path"}, "is not an origin"),
         ({"metrics": "maybe"}, "ECA_METRICS='maybe'"),
         ({"tls_key": "key.pem"}, "ECA_TLS_CERT and ECA_TLS_KEY go together"),
         ({"http_port": "9", "grpc_port": "9"}, "ECA_HTTP_PORT and ECA_GRPC_PORT are both 9"),
-        ({"triton_url": "triton"}, "ECA_TRITON_URL: 'triton' is no host and port such as triton:8001"),
+        ({"triton_url": "triton"}, "ECA_TRITON_URL: 'triton' is not a host and port such as triton:8001"),
         ({"triton_url": "a:1, foo:bar"}, "ECA_TRITON_URL: 'foo:bar' is no"),
-        ({"triton_url": "tri..ton:8001"}, "is no host and port"),
-        ({"triton_url": "http://triton:8001"}, "is no host and port"),
-        ({"triton_url": "triton:70000"}, "is no host and port"),
-        ({"triton_url": "::1:8001"}, "is no host and port"),
+        ({"triton_url": "tri..ton:8001"}, "is not a host and port"),
+        ({"triton_url": "http://triton:8001"}, "is not a host and port"),
+        ({"triton_url": "triton:70000"}, "is not a host and port"),
+        ({"triton_url": "::1:8001"}, "is not a host and port"),
         ({"rate_limit": "inf", "rate_by": "address"}, "ECA_RATE_LIMIT='inf': input should be less than or equal to"),
         ({"rate_limit": "1e-320", "rate_by": "address"}, "ECA_RATE_LIMIT='1e-320': input should be greater than"),
-        ({"triton_url": ","}, "ECA_TRITON_URL: '' is no host and port"),
-        ({"rate_burst": "5"}, "ECA_RATE_BURST is set and ECA_RATE_LIMIT is not"),
+        ({"triton_url": ","}, "ECA_TRITON_URL: '' is not a host and port"),
+        ({"rate_burst": "5"}, "ECA_RATE_BURST is set, but ECA_RATE_LIMIT is not"),
         (
             {"rate_limit": "1", "rate_by": "address", "rate_burst": "9" * 400},
             "ECA_RATE_BURST='9+': input should be less",
@@ -121,7 +121,7 @@ def test_settings_that_do_not_agree(given: dict[str, str], sentence: str) -> Non
 @pytest.mark.parametrize("empty", ["", " "])
 def test_what_is_there_and_empty_is_told(monkeypatch: pytest.MonkeyPatch, name: str, empty: str) -> None:
     """Whatever kind of setting it is: no key would be asked, or all the world be listened to."""
-    sentence = f"^{PREFIX}{name.upper()} is empty; give it a value or take it out$"
+    sentence = f"^{PREFIX}{name.upper()} is empty; give it a value or remove it$"
     with pytest.raises(SettingsError, match=sentence):
         load({name: empty})
     monkeypatch.setenv(PREFIX + name.upper(), empty)
@@ -134,7 +134,7 @@ def test_the_gateway_and_triton_need_ports_of_their_own(tmp_path: Path, command:
     publish(tmp_path, CONTRACT)
     given = ["--repository", str(tmp_path), "--http-port", "9", "--triton-grpc-port", "9"]
     done = CliRunner().invoke(eca_service.cli.main, [command, *given])
-    assert (done.exit_code, "ECA_TRITON_GRPC_PORT=9 is a port of the gateway too" in done.output) == (2, True)
+    assert (done.exit_code, "ECA_TRITON_GRPC_PORT=9 is also a port of the gateway" in done.output) == (2, True)
 
 
 def test_up_takes_no_other_triton(tmp_path: Path) -> None:
@@ -157,12 +157,12 @@ def test_addresses_of_tritons(url: str) -> None:
         ({"api_keys_file": "absent"}, "ECA_API_KEYS_FILE=absent cannot be read"),
         ({"tls_cert": "absent", "tls_key": "absent"}, "ECA_TLS_CERT=absent cannot be read"),
         ({"management_token_file": "absent"}, "ECA_MANAGEMENT_TOKEN_FILE=absent cannot be read"),
-        ({"otlp_endpoint": "localhost"}, "ECA_OTLP_ENDPOINT='localhost' is no address"),
-        ({"otlp_endpoint": "localhost:4317"}, "is no address"),
-        ({"otlp_endpoint": "http://"}, "is no address"),
-        ({"otlp_endpoint": "http://[::1:4318"}, "is no address"),
-        ({"otlp_endpoint": "http://collector:$PORT"}, "is no address"),
-        ({"otlp_endpoint": "http://collector:70000"}, "is no address"),
+        ({"otlp_endpoint": "localhost"}, "ECA_OTLP_ENDPOINT='localhost' is not an address"),
+        ({"otlp_endpoint": "localhost:4317"}, "is not an address"),
+        ({"otlp_endpoint": "http://"}, "is not an address"),
+        ({"otlp_endpoint": "http://[::1:4318"}, "is not an address"),
+        ({"otlp_endpoint": "http://collector:$PORT"}, "is not an address"),
+        ({"otlp_endpoint": "http://collector:70000"}, "is not an address"),
     ],
 )
 def test_files_and_addresses_that_cannot_be_used(given: dict[str, str], sentence: str) -> None:

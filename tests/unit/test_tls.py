@@ -147,10 +147,10 @@ async def test_a_renewed_certificate_is_shown_and_a_spoilt_one_is_not(
         key.write_text("half of it")
         await asyncio.sleep(0.2)
         assert [await names_shown(port) for port in ports] == [{"old.example"}] * 2
-        assert caplog.text.count("the certificate of before is kept") == 1
+        assert caplog.text.count("the previous certificate is kept") == 1
         key.unlink()
         await asyncio.sleep(0.2)
-        assert caplog.text.count("the certificate of before is kept") == 2
+        assert caplog.text.count("the previous certificate is kept") == 2
         with monkeypatch.context() as moment:  # it was there when it was looked for, and is not when it is loaded
             moment.setattr(certificate, "_contents", lambda: (b"", b""))
             await asyncio.sleep(0.2)

@@ -166,7 +166,7 @@ def test_where_the_stub_does_not_start(
     monkeypatch.undo()
     monkeypatch.setattr(libpython, "lacking", lambda stub, environment: "why; what to do")
     monkeypatch.setenv("CXX", "")
-    with pytest.raises(server.TritonUnavailable, match="is no compiler, and why; what to do; or install g"):
+    with pytest.raises(server.TritonUnavailable, match="is not a compiler, and why; what to do; or install g"):
         server.assemble_backends(tmp_path / "not")
 
 

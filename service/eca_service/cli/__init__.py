@@ -40,10 +40,10 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="eca-serve")
 def main() -> None:
-    """Serves attention-enhanced image classifiers, and asks a service that runs.
+    """Serves attention-enhanced image classifiers, and sends images to a running service.
 
     \b
-    Shell completion, for bash (zsh and fish likewise):
+    Shell completion, for bash (likewise for zsh and fish):
       eval "$(_ECA_SERVE_COMPLETE=bash_source eca-serve)"
     """
     for name in ("stdin", "stdout", "stderr"):  # who closed one is as good as nobody, and no socket may take its number

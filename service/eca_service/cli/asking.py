@@ -22,12 +22,16 @@ COLUMNS = ("file", "model", "version", "rank", "index", "label", "score", "error
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
-@option("--model", "models", multiple=True, help="May be given several times. Default: the service's.")
-@option("--top-k", type=click.IntRange(1), help="Classes of each image; default: 5, or all of fewer.")
-@click.option("--json", "form", flag_value="json", help="One JSON object a line.")
-@click.option("--csv", "form", flag_value="csv", help="One row for each class of each image.")
-@click.option("--table", "form", flag_value="table", default="table", help="For people; the default.")
-@option("--concurrency", default=CONCURRENCY, show_default=True, type=click.IntRange(1, 256), help="Requests at once.")
+@option("--model", "models", multiple=True, help="May be given several times; default: the service's default model.")
+@option("--top-k", type=click.IntRange(1), help="Best classes to list for each image; default: 5, or all if fewer.")
+@click.option("--json", "form", flag_value="json", help="Print one JSON object per line.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV, one row for each class of each image.")
+@click.option(
+    "--table", "form", flag_value="table", default="table", help="Print one line per image, for people; the default."
+)
+@option(
+    "--concurrency", default=CONCURRENCY, show_default=True, type=click.IntRange(1, 256), help="Requests at a time."
+)
 @with_service
 def classify(
     images: tuple[Path, ...],
@@ -39,10 +43,10 @@ def classify(
     ca: Path | None,
     api_key_file: Path | None,
 ) -> None:
-    """Classifies IMAGES, files, folders or quoted patterns, through a running service; -: standard input, one image.
+    """Classifies IMAGES with a running service: files, folders, quoted patterns, or - for one image on standard input.
 
-    A file that fails has its error in its place, and the others their answers. Exit code 0: all were classified; 1:
-    some were not; 2: the service cannot be asked.
+    A file that fails shows its error in place of an answer. Exit code 0: all were classified; 1: some were not; 2: the
+    service cannot be reached or refuses.
 
     \b
     Examples:
@@ -54,7 +58,7 @@ def classify(
     """
     paths = expand(images)
     if PIPED in paths and len(paths) > 1:
-        raise click.UsageError("- is one image, from standard input; name no other beside it")
+        raise click.UsageError("- stands for the one image on standard input; give no other images with it")
     failed = 0
     with connect(url, ca, api_key_file) as client:
         if PIPED in paths:
@@ -86,12 +90,18 @@ def classify(
     default="map.png",
     show_default=True,
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="A PNG, whatever its name; -: standard output.",
+    help="The PNG to write; -: standard output.",
 )
-@option("--model", help="Default: the service's.")
+@option("--model", help="Default: the service's default model.")
 @click.option("--class", "wanted", help="Label or index of the class to explain; default: the best one.")
-@option("--opacity", default=0.6, show_default=True, type=click.FloatRange(0, 1), help="Of the map.")
-@option("--side", default=1024, show_default=True, type=click.IntRange(32, 4096), help="Longer side, in pixels.")
+@option("--opacity", default=0.6, show_default=True, type=click.FloatRange(0, 1), help="Opacity of the map.")
+@option(
+    "--side",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(32, 4096),
+    help="Longer side of the picture, in pixels.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the map as numbers instead of writing a picture.")
 @with_service
 def explain(
@@ -106,9 +116,9 @@ def explain(
     ca: Path | None,
     api_key_file: Path | None,
 ) -> None:
-    """Draws what in IMAGE speaks for a class (warm) and against it (cool), as the model sees it; -: standard input.
+    """Draws which parts of IMAGE (-: standard input) speak for a class (warm) and against it (cool) for the model.
 
-    It is the exact class activation map: its values add up to the class's logit without the bias.
+    This is the exact class activation map: its values add up to the class's logit minus the bias.
 
     \b
     Examples:

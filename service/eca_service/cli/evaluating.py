@@ -23,14 +23,16 @@ from eca_service.settings import SettingsError
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@option("--model", "models", multiple=True, help="May be given several times. Default: the service's.")
+@option("--model", "models", multiple=True, help="May be given several times; default: the service's default model.")
 @click.option(
     "--confusion",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the confusion matrices to this PNG, the models side by side.",
+    help="Write the models' confusion matrices, side by side, to this PNG.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-@option("--concurrency", default=CONCURRENCY, show_default=True, type=click.IntRange(1, 256), help="Requests at once.")
+@option(
+    "--concurrency", default=CONCURRENCY, show_default=True, type=click.IntRange(1, 256), help="Requests at a time."
+)
 @with_service
 def evaluate(
     folder: Path,
@@ -42,10 +44,10 @@ def evaluate(
     ca: Path | None,
     api_key_file: Path | None,
 ) -> None:
-    """Classifies the images of FOLDER's sub-folders, each named by its class, and says how often the answer is right.
+    """Measures accuracy on the images in FOLDER, which has one sub-folder for each class, named after it.
 
-    A sub-folder's name is a label, one of the names that a label lists, with _ for spaces if need be, or an index.
-    Images that fail are told and left out of the figures; exit code 1 where there were any.
+    A sub-folder's name is a label, one of the names listed in a label (_ may stand for a space), or a class index.
+    Images that fail are reported and not counted; if there are any, the exit code is 1.
 
     \b
     Examples:
@@ -94,7 +96,7 @@ def _truths(folder: Path, evaluations: dict[str, Evaluation]) -> dict[Path, dict
             index = {name: _truth(called, found) for name, found in evaluations.items()}
             truths |= dict.fromkeys(images, index)
     if not truths:
-        raise SettingsError(f"{folder} has no sub-folder with images; make one for each class, named by its label")
+        raise SettingsError(f"{folder} has no sub-folder with images; make one for each class, named after its label")
     return truths
 
 
@@ -107,7 +109,7 @@ def _truth(name: str, evaluation: Evaluation) -> int:
         try:
             return class_index(evaluation.labels, name.replace("_", " "), evaluation.model)
         except ServiceError:
-            raise SettingsError(f"the folder {name!r} is named by no class: {error.detail}") from None
+            raise SettingsError(f"the folder {name!r} is not named after a class: {error.detail}") from None
 
 
 def _table(by_model: dict[str, Evaluation], truths: Iterable[dict[str, int]]) -> str:
@@ -121,7 +123,7 @@ def _table(by_model: dict[str, Evaluation], truths: Iterable[dict[str, int]]) ->
     for name, share in (("top-1", "top1"), ("top-5", "top5")):
         lines.append(f"{name:<24}" + "".join(f"  {getattr(found, share):>{width}.2%}" for found in evaluations))
     lines.append(f"{'images':<24}" + "".join(f"  {found.images:>{width}}" for found in evaluations))
-    lines += ["", f"found of each class, and what {first.model} most often takes it for"]
+    lines += ["", f"recall of each class, and what {first.model} most often takes it for"]
     for indices in sorted({tuple(truth[name] for name in by_model) for truth in truths}):
         counted = list(zip(evaluations, indices, strict=True))
         if not any(found.true[index] for found, index in counted):

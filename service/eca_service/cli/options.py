@@ -50,12 +50,12 @@ def _with(command: Any, names: Iterable[str]) -> Any:
 with_ca = option(
     "--ca",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Authorities (PEM) to trust, instead of the system's.",
+    help="Certificate authorities (PEM) to trust instead of the system's.",
 )
 with_key = option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="File that holds the key, where the service asks for one.",
+    help="File that holds the API key, if the service needs one.",
 )
 
 
@@ -65,7 +65,7 @@ def with_service(command: Any) -> Any:
         "--url",
         default=DEFAULT_URL,
         show_default=True,
-        help="The running service: http(s)://, or, to classify by one model, grpc(s)://.",
+        help="Address of the running service: http(s)://, or grpc(s)://, which can only classify with one model.",
     )
     for one in (with_key, with_ca, url):
         command = one(command)

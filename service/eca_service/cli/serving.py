@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 @click.command()
 @with_settings
 def up(**given: str | None) -> None:
-    """Triton (embedded) and gateway; Ctrl-C drains and leaves no process.
+    """Starts the embedded Triton and the gateway; Ctrl-C drains and leaves no process behind.
 
     \b
     Example:
@@ -48,7 +48,7 @@ def up(**given: str | None) -> None:
 @click.command()
 @with_settings
 def gateway(**given: str | None) -> None:
-    """The gateway alone, in front of a Triton that runs elsewhere (--triton-url)."""
+    """Starts the gateway alone, in front of a Triton that runs elsewhere (--triton-url)."""
     settings = _load(given)
     _require_gateway(settings)
     _gateway(settings)
@@ -57,7 +57,7 @@ def gateway(**given: str | None) -> None:
 @click.command()
 @with_triton_settings
 def triton(**given: str | None) -> None:
-    """The embedded Triton alone."""
+    """Starts the embedded Triton alone."""
     settings = _load(given)
     server = _triton(settings)
     with ending():
@@ -100,7 +100,7 @@ def _require_gateway(settings: Settings) -> None:
     _require_models(settings)
     if settings.triton_url is None and settings.triton_grpc_port in {settings.http_port, settings.grpc_port}:
         raise SettingsError(
-            f"ECA_TRITON_GRPC_PORT={settings.triton_grpc_port} is a port of the gateway too; set one to another port"
+            f"ECA_TRITON_GRPC_PORT={settings.triton_grpc_port} is also a port of the gateway; change one of them"
         )
     require_free(settings.host, settings.http_port, "the gateway", "ECA_HTTP_PORT")
     require_free(settings.host, settings.grpc_port, "the gateway's gRPC", "ECA_GRPC_PORT")

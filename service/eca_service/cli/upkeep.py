@@ -18,10 +18,16 @@ from eca_service.settings import SettingsError, load
 
 @click.command()
 @click.argument("model")
-@click.option("--to", "version", type=click.IntRange(1), help="The version to serve; default: the one before.")
+@click.option("--to", "version", type=click.IntRange(1), help="The version to serve; default: the previous one.")
 @click.option("--newest", is_flag=True, help="Serve the newest version again.")
-@option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
-@click.option("--url", help="Ask this running service to do it, instead of changing the repository here.")
+@option(
+    "--repository",
+    type=click.Path(path_type=Path),
+    default="model_repository",
+    show_default=True,
+    help="The model repository to change.",
+)
+@click.option("--url", help="Have this running service do it, instead of changing the repository here.")
 @with_ca
 @option(
     "--token-file",
@@ -38,9 +44,9 @@ def rollback(
     ca: Path | None,
     token_file: Path | None,
 ) -> None:
-    """Has MODEL served in an earlier version; running services follow within seconds, without losing a request.
+    """Serves an earlier version of MODEL; running services switch within seconds, without losing a request.
 
-    It stays in that version, whatever is built later, until `--newest`.
+    MODEL stays at that version, whatever is built later, until `--newest`.
 
     \b
     Examples:
@@ -49,11 +55,11 @@ def rollback(
       eca-serve rollback resnet14-eca --url https://images.example.org --token-file token
     """
     if version and newest:
-        raise SettingsError("--to and --newest exclude each other")
+        raise SettingsError("give --to or --newest, not both")
     if url is None:
         version = _roll_back_here(repository, model, version, newest)
     elif token_file is None:
-        raise SettingsError("--url needs --token-file: the file of the service's management token")
+        raise SettingsError("--url needs --token-file, the file that holds the service's management token")
     else:
         version = _roll_back_there(url, ca, token_file, model, version, newest)
     click.echo(f"{model}: {f'version {version}' if version else 'the newest version'} is to be served")
@@ -84,15 +90,15 @@ def _roll_back_there(
         except ClientError as error:
             if error.code != "404":
                 raise
-            raise SettingsError(f"{error.detail}; has the service an ECA_MANAGEMENT_TOKEN_FILE?") from None
+            raise SettingsError(f"{error.detail}; is ECA_MANAGEMENT_TOKEN_FILE set for the service?") from None
 
 
 @click.command()
 @click.argument("name")
 def key(name: str) -> None:
-    """Makes an API key for NAME: its line for ECA_API_KEYS_FILE on stdout; on stderr, this once, the key itself.
+    """Makes an API key for NAME. Prints its line for ECA_API_KEYS_FILE on stdout and, only once, the key on stderr.
 
-    A second key of the same name replaces the first without a gap: add it, hand it out, then remove the old line.
+    To replace a key without interruption, add a second one of the same name, hand it out, then remove the old line.
 
     \b
     Example:
@@ -101,17 +107,23 @@ def key(name: str) -> None:
     secret, line = make(name)
     click.echo(line)
     click.echo(secret, err=True)
-    click.echo(f"This is {name}'s key; it is not shown again. It is sent as: Authorization: Bearer KEY", err=True)
+    click.echo(f"This is {name}'s key; it is not shown again. Send it as: Authorization: Bearer KEY", err=True)
 
 
 @click.command()
-@option("--url", help="Look at the service there, and not at this machine.")
-@option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.1, 600), help="Watch it for so long.")
+@option("--url", help="Examine the service at this address, not this machine.")
+@option(
+    "--seconds",
+    default=3.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 600),
+    help="How long to watch the running service.",
+)
 @with_ca
 @with_key
 @with_settings
 def doctor(url: str | None, seconds: float, ca: Path | None, api_key_file: Path | None, **given: str | None) -> None:
-    """Says what is wrong with this machine, this repository, this running service; exit code 1 where anything is.
+    """Says what is wrong with this machine, its model repository and the running service; if anything is, exits with 1.
 
     \b
     Examples:

@@ -22,7 +22,7 @@ def as_address(url: str) -> str:
     try:
         _ = urlsplit(url).port
     except ValueError:
-        raise ClientError("unsupported", f"{shown(url)} is no address such as {DEFAULT_URL}") from None
+        raise ClientError("unsupported", f"{shown(url)} is not an address such as {DEFAULT_URL}") from None
     scheme, separator, rest = url.rstrip("/").partition("://")
     if scheme.lower() in {"grpc", "grpcs"} and shown(url) != url:
         raise ClientError("unsupported", f"{shown(url)} cannot be asked as a user; gRPC takes a key alone")
@@ -50,5 +50,7 @@ def as_key(key: str | None) -> str | None:
     """
     stripped = (key or "").strip()
     if stripped and not KEY.fullmatch(stripped):
-        raise ClientError("unauthorized", "the key is not one word of ASCII characters; is it its file's only line?")
+        raise ClientError(
+            "unauthorized", "the key is not a single word of ASCII characters; its file must hold nothing else"
+        )
     return stripped or None

@@ -46,7 +46,7 @@ class Call(Generic[T]):
         if self.model is not None:
             _require_name(self.model)
         elif self.version is not None:
-            raise ClientError("bad_parameter", f"version {self.version} is of no model; name the model too")
+            raise ClientError("bad_parameter", f"version {self.version} needs a model; name the model too")
 
 
 def due(timeout_s: float) -> float:

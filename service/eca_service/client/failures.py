@@ -12,9 +12,9 @@ from eca_service.errors import CODES
 
 OWN = {
     "unreadable": "the file cannot be read",
-    "unreachable": "no service answers there",
+    "unreachable": "no service answers at that address",
     "not_the_service": "what answers is not this service",
-    "unsupported": "this address or protocol has no such call",
+    "unsupported": "this address or protocol does not offer this call",
     "untrusted": "the service's certificate is not trusted",
 }
 OF_IMAGE = {"unsupported_image_format", "image_undecodable", "image_truncated", "image_too_many_pixels"}

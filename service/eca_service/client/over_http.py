@@ -84,13 +84,13 @@ def _translated(url: str) -> Iterator[None]:
     except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, asyncio.TimeoutError):
         raise ClientError("deadline_exceeded", f"{url} did not answer in time") from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError):  # the last: of a host that DNS cannot name
-        raise ClientError("unsupported", f"{url} is no address such as {DEFAULT_URL}") from None
+        raise ClientError("unsupported", f"{url} is not an address such as {DEFAULT_URL}") from None
     except (httpx.HTTPError, ssl.SSLError) as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise ClientError("untrusted", f"the certificate of {url} is not trusted ({error}); see --ca") from None
         reason = str(error) or type(error).__name__
         listens = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) or "WRONG_VERSION_NUMBER" in reason
-        advice = "is it http://, https:// or grpc:// there?" if listens else "`eca-serve up` starts one"
+        advice = "does it speak http://, https:// or grpc://?" if listens else "`eca-serve up` starts one"
         raise ClientError("unreachable", f"no service answers at {url} ({reason}); {advice}") from None
 
 

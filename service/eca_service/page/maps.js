@@ -56,8 +56,8 @@ const changed = (row, version) =>
   new Problem({
     code: "changed",
     title: "The model has changed",
-    detail: `The answer is of ${row.model}'s version ${row.version}, and version ${version} is served now.`,
-    advice: "Try again to have its answer.",
+    detail: `The answer is from ${row.model}'s version ${row.version}, but version ${version} is served now.`,
+    advice: "Try again to get its answer.",
     again: true,
   });
 

@@ -2,7 +2,7 @@
 
 import { at } from "./dom.js";
 
-const OWN_FAULT = { title: "This page failed", advice: "Try again, or load the page anew.", again: true };
+const OWN_FAULT = { title: "This page failed", advice: "Try again, or reload the page.", again: true };
 
 export function show({ kind, title, text, again = false, stop = false }) {
   const notice = at("notice");

@@ -51,7 +51,7 @@ async function look(file, given = 1) {
 function take(files) {
   const [file] = files;
   if (file) look(file, files.length);
-  else show({ kind: "wrong", title: "That is no file", text: "Drop a picture from your computer, or choose one." });
+  else show({ kind: "wrong", title: "That is not a file", text: "Drop a picture from your computer, or choose one." });
 }
 
 for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {

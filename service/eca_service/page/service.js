@@ -63,7 +63,7 @@ function unreachable(body) {
     detail: large
       ? `The picture has ${Math.round(body.size / 2 ** 20)} MiB, which may be more than the service takes.`
       : "This page was loaded, but the service behind it does not answer now.",
-    advice: large ? "Try a smaller one." : "If you run it yourself, look into the terminal of `eca-serve up`.",
+    advice: large ? "Try a smaller one." : "If you run it yourself, look at the output of `eca-serve up`.",
     again: true,
   });
 }

@@ -2,9 +2,9 @@
 
 const NAMES = { none: "Plain", se: "SE", eca: "ECA", cbam: "CBAM" };
 export const NOTES = {
-  exif_rotated: "Turned upright, as its EXIF note says.",
+  exif_rotated: "Turned upright, as its EXIF orientation says.",
   first_frame: "It is animated: the first frame was used.",
-  reduced_to_8_bit: "Its 16 bits a colour were reduced to 8.",
+  reduced_to_8_bit: "Its 16 bits per colour were reduced to 8.",
   alpha_on_white: "Its see-through parts were laid on white.",
   converted_cmyk: "Its printing colours (CMYK) were converted.",
   colour_profile_ignored: "Its colour profile was ignored.",

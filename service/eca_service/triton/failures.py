@@ -38,7 +38,7 @@ def translated(error: InferenceServerException | grpc.RpcError, model: str) -> S
     if status == "DEADLINE_EXCEEDED":
         return ServiceError("deadline_exceeded", f"{model} did not answer before the request's deadline")
     if "maximum queue size" in text:
-        return ServiceError("overloaded", f"Triton has as many requests waiting for {model} as it takes")
+        return ServiceError("overloaded", f"Triton's queue for {model} is full")
     if status in UNAVAILABLE and "model" not in text.lower():
         return ServiceError("backend_unavailable", "Triton Inference Server is not reachable; try again in a moment")
     if status in UNAVAILABLE or "is not ready" in text or "unknown model" in text or status == "NOT_FOUND":

@@ -137,7 +137,7 @@ def _compiler() -> list[str]:
         if words and (path := shutil.which(words[0])):
             return [path, *words[1:]]
     if asked is not None:
-        raise NotCompiled(f"CXX, {asked!r}, is no compiler")
+        raise NotCompiled(f"CXX={asked!r} is not a compiler")
     raise NotCompiled("there is no C++ compiler; `apt install g++` or the like brings one")
 
 
