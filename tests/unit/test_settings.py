@@ -146,6 +146,13 @@ def test_up_takes_no_other_triton(tmp_path: Path) -> None:
     assert (done.exit_code, "or run `eca-serve gateway`" in done.output) == (2, True)
 
 
+@pytest.mark.parametrize("command", ["up", "gateway"])
+def test_a_repository_that_is_not_there_is_told_as_that(tmp_path: Path, command: str) -> None:
+    given = [command, "--repository", str(tmp_path / "modles"), "--http-port", "0", "--grpc-port", "0"]
+    done = CliRunner().invoke(eca_service.cli.main, given)
+    assert (done.exit_code, "modles does not exist" in done.output) == (2, True)
+
+
 @pytest.mark.parametrize("url", ["triton:8001", "[::1]:8001", "[fe80::1%eth0]:8001", "a.b-c.example.:1, d_e:65535,"])
 def test_addresses_of_tritons(url: str) -> None:
     assert load({"triton_url": url}).triton_url == url

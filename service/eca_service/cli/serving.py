@@ -115,9 +115,8 @@ def _require_models(settings: Settings) -> None:
         *(Registry, settings.repository, settings.default_model, obstacle_of(settings.triton_url)),
     )
     if not registry.models:
-        raise SettingsError(
-            f"{settings.repository} holds no model that can be served here; `eca-build compile CHECKPOINT` makes one"
-        )
+        lacks = "holds no model that can be served here" if settings.repository.exists() else "does not exist"
+        raise SettingsError(f"{settings.repository} {lacks}; `eca-build compile CHECKPOINT` makes one")
     registry.require_default()
 
 
