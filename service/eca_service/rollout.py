@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import time
@@ -239,7 +238,10 @@ def _stamp(folder: Path) -> Stamp:
     """Changes when a file of the version does, or one beside it: what is copied here comes bit by bit."""
     stamp = []
     for path in sorted((*folder.parent.glob("*"), *folder.glob("*"))):
-        with contextlib.suppress(OSError):
+        try:
             found = path.stat()
+        except OSError:  # a link that leads nowhere, which Triton cannot read: it counts, until it has gone
+            stamp.append((0, 0, 0))
+        else:
             stamp.append((found.st_ino, found.st_size, found.st_mtime_ns))
     return tuple(stamp)

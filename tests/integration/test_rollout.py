@@ -198,6 +198,23 @@ async def test_a_lost_configuration_is_told(
             await asyncio.sleep(0.05)
 
 
+async def test_what_triton_cannot_read_in_a_model_s_folder_is_told_with_where_it_is_named(
+    rollout: tuple[Rollout, Registry, Engines], models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the link by which Emacs says that somebody edits a file."""
+    follower, registry, _ = rollout
+    link = models / MODEL / ".#config.pbtxt"
+    link.symlink_to("somebody@nowhere")
+    publish(models, 3)
+    await follower.follow()
+    assert "version 3 is refused: " in caplog.text
+    assert "its log names the file that it cannot read, such as a link that leads nowhere" in caplog.text
+    assert str(link) in (tmp_path / "triton.log").read_text()
+    link.unlink()
+    await follower.follow()
+    assert registry.get(MODEL).contract.version == 3
+
+
 @pytest.fixture
 async def readiness(rollout: tuple[Rollout, Registry, Engines], fleet: Disturbed) -> AsyncIterator[Readiness]:
     """It has found version 2 ready, and follows."""

@@ -43,4 +43,6 @@ def translated(error: InferenceServerException | grpc.RpcError, model: str) -> S
         return ServiceError("backend_unavailable", "Triton Inference Server is not reachable; try again in a moment")
     if status in UNAVAILABLE or "is not ready" in text or "unknown model" in text or status == "NOT_FOUND":
         return NotLoaded("model_not_ready", f"{model} is not loaded in Triton: {text}")
+    if "failed to poll" in text:  # it looks at all that is in a model's folder, also at what an editor puts there
+        text += "; its log names the file that it cannot read, such as a link that leads nowhere"
     return ServiceError("internal", f"Triton failed on {model}: {text}")
