@@ -93,7 +93,7 @@ def test_says_which_version_is_stale(service: Service, repository: Path, tmp_pat
     }
     done = run("eca_service", "doctor", "--seconds", 0.1, environment=environment)
     assert done.returncode == 1
-    assert f"{MODEL} should be served in version 2, the service serves 1" in done.stderr
+    assert f"{MODEL} should be served in version 2, but the service serves 1" in done.stderr
     assert "the Triton at 127.0.0.1:9 does not take connections" in done.stderr
 
 

@@ -153,6 +153,8 @@ class Never(Reconnecting):
 async def connected(triton: Triton) -> None:
     """Our way to what serves is there: by an HTTP/2 connection of our own, if the Triton may have one."""
     triton._connect()
+    assert triton._channel is not None
+    await triton._channel.channel_ready()  # a port of another test's server may be one that gRPC waits before it tries
     while not triton._only.usable() and len(triton.fleet.serving) == 1 and not isinstance(triton._only, Never):
         await asyncio.sleep(0.01)
 

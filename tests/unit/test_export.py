@@ -104,7 +104,7 @@ def test_disagreement_is_refused_with_the_figures() -> None:
     expected[:, 0] += 0.1
     got = expected.copy()
     got[2] = got[2, ::-1]
-    with pytest.raises(BuildError, match=r"agreement 75.00%.*1\.00e-01 on 4 images, where 100% and 1e-05 are asked"):
+    with pytest.raises(BuildError, match=r"agreement 75.00%.*1\.00e-01 on 4 images, where 100% and 1e-05 are required"):
         verify.compare(expected, got, 1e-5, 1.0, "test")
     with pytest.raises(BuildError, match=r"agreement 75.00%"):
         verify.compare(expected, got, 0.2, 1.0, "test")
@@ -170,7 +170,7 @@ def test_accuracy_that_is_lost_beyond_chance_is_refused() -> None:
     assert (figures.labelled, figures.accuracy, figures.reference_accuracy) == (50, 0.92, 1.0)
     unknown = np.full(100, -1)
     assert verify.compare(right, more_wrong, 1.0, 0.95, "test", unknown).accuracy is None
-    with pytest.raises(BuildError, match=r"agreement 90.00%.*95% is asked"):
+    with pytest.raises(BuildError, match=r"agreement 90.00%.*95% is required"):
         verify.compare(right, rows([*(1 - known[:10]).tolist(), *known[10:].tolist()]), 1.0, 0.95, "test", known)
 
 

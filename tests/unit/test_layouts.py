@@ -263,7 +263,7 @@ def test_a_cbam_with_another_batch_norm_or_for_positions_alone(tmp_path: Path) -
     assert callable(origin)
     state = origin(state_of(CBAM18)) | {"layer1.0.se.spatial.conv.bn.weight": torch.ones(2)}
     torch.save(state, tmp_path / "m.pth")
-    with pytest.raises(BuildError, match=r"layer1\.0\.attention\.spatial\.bn of other shapes than \[1\]"):
+    with pytest.raises(BuildError, match=r"layer1\.0\.attention\.spatial\.bn of other shapes than CBAM's \[1\]"):
         load(tmp_path / "m.pth")
     torch.save({k: v for k, v in state_of(CBAM18).items() if ".attention.fc" not in k}, tmp_path / "m.pth")
     with pytest.raises(BuildError, match="CBAM for positions alone"):

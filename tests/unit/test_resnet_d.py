@@ -209,14 +209,14 @@ def test_another_one_is_told_what_it_is(tmp_path: Path, spec: NetworkSpec, drop:
         (
             pruned("resnext26t_32x4d"),
             {"layer3.1.conv1.weight": (333, 1019, 1, 1)},
-            "no network: .* divisible by groups",
+            "does not fit it: .* divisible by groups",
         ),
         (pruned("resnext26t_32x4d"), {"layer1.0.conv2.weight": (64, 6, 3, 3)}, "bottleneck blocks of 16 groups behind"),
         (with_formula("resnet20_cifar", "eca", 9), {"conv1.weight": (12, 3, 3, 3)}, r"\(3, 3, 3\) basic .* is none"),
         (
             with_formula("resnet18", "se-gc3", 9),
             {"layer1.0.attention.grouped.weight": (49, 7, 1)},
-            "no network: .* divisible by groups",
+            "does not fit it: .* divisible by groups",
         ),
         (with_formula("resnet18", "eca", 9), {"fc.weight": (1 << 40, 0)}, r"fc\.weight has shape \[1099511627776, 0\]"),
     ],
