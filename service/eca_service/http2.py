@@ -51,7 +51,10 @@ class _Call:
 
 
 class Connection(asyncio.Protocol):
-    """To one server, of which `address` says nothing but the name. `usable` as long as it takes calls."""
+    """Calls of the method at `path`, to the server that is connected to: `address` is what it is told as its name.
+
+    `usable` as long as it takes calls.
+    """
 
     def __init__(self, address: str, path: str) -> None:
         self.usable = False
@@ -65,9 +68,11 @@ class Connection(asyncio.Protocol):
         self._frame_bytes, self._most_streams = 16384, LARGEST
 
     def call(self, message: bytes, timeout_s: float, metadata: Metadata = ()) -> asyncio.Future[bytes | None]:
-        """The answer's message, None where gRPC's client has to find out, or AioRpcError; the connection is `usable`.
+        """What the server answers to one serialised `message`, within `timeout_s` seconds; `metadata` are ASCII texts.
 
-        Cancelling it ends the call for the server too.
+        The result is the answer's message, or None where gRPC's client has to find out; the future raises AioRpcError
+        for a status that asking again does not change, and for DEADLINE_EXCEEDED. Cancelling it ends the call for the
+        server too. To be called while the connection is `usable`.
         """
         stream, self._next = self._next, self._next + 2
         loop = asyncio.get_running_loop()
@@ -182,7 +187,7 @@ class Connection(asyncio.Protocol):
             self.unknown = -LARGEST
             self._end(stream, bytes(memoryview(call.answer)[5:]))
         elif code is None or code in AGAIN or code is grpc.StatusCode.OK:
-            self.unknown += 1
+            self.unknown += code not in AGAIN
             self._end(stream)
         else:
             self._end(stream, _error(code, unquote(fields.get(b"grpc-message", b"").decode("ascii", "replace"))))

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 from eca_service import reconnecting
+from eca_service.http2 import Connection
 from eca_service.reconnecting import Reconnecting
 
-from tests.unit.made_http2 import PATH, Peer, echo, usable
+from tests.unit.made_http2 import OK, PATH, Peer, echo, usable
 
 
 @pytest.fixture
@@ -101,19 +102,41 @@ async def test_who_does_not_answer_is_not_waited_for(line: Reconnecting, monkeyp
         assert asyncio.all_tasks() == others, "it is over at the end"
 
 
-async def test_whom_we_never_understand_is_left_to_grpc(line: Reconnecting) -> None:
+@pytest.mark.parametrize("understood", [False, True])
+async def test_whom_we_never_understand_is_left_to_grpc(line: Reconnecting, understood: bool) -> None:
+    """Once is enough; and in place of a server that has gone another may have come."""
+    peers: list[Peer] = []
+
+    def peer() -> Peer:
+        peers.append(Peer())
+        return peers[-1]
+
+    async def ask(connection: Connection, status: bytes) -> bytes | None:
+        call = connection.call(b"x", 20)
+        peers[-1].answer((await peers[-1].request())[0], b"y", status)
+        return await call
+
+    server = await asyncio.get_running_loop().create_server(peer, "127.0.0.1", 0)
+    line.to(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    connection = await usable(line)
+    if understood:
+        assert await ask(connection, OK) == b"y"
+    for _ in range(reconnecting.MOST_UNKNOWN):
+        assert await ask(connection, b"") is None
+    assert line.usable() is (connection if understood else None)
+    peers[-1].transport.abort()
+    while connection.usable:
+        await asyncio.sleep(0.01)
+    assert await ask(await usable(line), OK) == b"y"
+    peers[-1].transport.abort()
+    server.close()
+
+
+async def test_a_server_that_cannot_take_a_call_is_understood(line: Reconnecting) -> None:
+    """As one that has not loaded its models yet."""
     async with echo() as address:
         line.to(address)
         connection = await usable(line)
         for _ in range(reconnecting.MOST_UNKNOWN):
             assert await connection.call(b"status NOT_FOUND", 20) is None
-        assert line.usable() is None
-        connection._transport.abort()
-        assert await (await usable(line)).call(b"x", 20) == b"x", "another server may have come"
-    async with echo() as address:
-        line.to(address)
-        connection = await usable(line)
-        assert await connection.call(b"x", 20) == b"x"
-        for _ in range(reconnecting.MOST_UNKNOWN):
-            assert await connection.call(b"status NOT_FOUND", 20) is None
-        assert line.usable() is connection, "once is enough"
+        assert line.usable() is connection
