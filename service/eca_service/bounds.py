@@ -59,9 +59,10 @@ class Parts(io.BytesIO):
         self.reads += 1
         if self.reads > self._most_reads:
             raise TooManyParts(f"it has more than {self._most_reads} parts")
-        head = self._data[max(0, self.tell() - 4) : self.tell()]
+        at = self.tell()
         found = super().read(size)
-        if _TABLES.fullmatch(head) and len(found) == int.from_bytes(head[2:], "big") - 2:  # as no other reader reads
+        length = int.from_bytes(self._data[max(0, at - 2) : at], "big")
+        if len(found) == length - 2 and at >= 4 and _TABLES.match(self._data, at - 4, at):  # as no other reader reads
             self.tables += len(found)
             if self.tables > MOST_TABLES:
                 raise TooManyParts(f"it has more than {MOST_TABLES} bytes of tables")
@@ -130,8 +131,9 @@ def several_scans(data: bytes) -> bool:
 
 
 def _many_scans(data: bytes, most: int) -> bool:
-    octets = np.frombuffer(data, np.uint8)
-    if np.count_nonzero((octets[:-1] == 0xFF) & (octets[1:] == _SOS)) <= most:
+    marker = 0xFF | _SOS << 8
+    pairs = [np.frombuffer(data, "<u2", (len(data) - at) // 2, at) for at in range(min(2, len(data) - 1))]
+    if sum(np.count_nonzero(pair == marker) for pair in pairs) <= most:
         return False  # the usual case, found in microseconds; more may be chance in what follows the image
     return _more_scans(data, most)
 
