@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SERVING := $(VENV)/.serving
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 PRECISION ?= auto
 RUNTIME ?= auto
 FUZZ_S ?= 300
@@ -12,20 +14,26 @@ DEMO := $(sort $(wildcard build/demo/*.safetensors))
 unexport PYTHONDONTWRITEBYTECODE # some images set it: each process would compile two thousand modules anew
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models test bench test-deploy fuzz soak lint clean
+.PHONY: help setup serve models test bench test-deploy fuzz soak lint clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
 
-$(READY): pyproject.toml constraints.txt
+# What `make serve` needs is half of all: the rest builds portable engines, tests and draws.
+$(SERVING): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python 3.10 to 3.13 is needed, this is {v[0]}.{v[1]}; set PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[build,openvino,tensorrt-rtx,tracing,triton,bench,dev]'
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt --no-deps \
-		'nvidia-pytriton; sys_platform == "linux" and platform_machine == "x86_64"' # pyproject.toml says why
+	$(PIP) -e '.[build,openvino,pictures,tracing,triton]'
+	$(PIP) --no-deps 'nvidia-pytriton; sys_platform == "linux" and platform_machine == "x86_64"' # pyproject.toml says why
 	@touch $@
 
-models: $(READY) ## Build the demo networks, each as what is fastest here; PRECISION=fp32: exact
+$(READY): $(SERVING)
+	$(PIP) 'eca-serve[bench,dev,tensorrt-rtx]'
+	@touch $@
+
+setup: $(READY) ## Set up all that the tests and load tests need
+
+models: $(SERVING) ## Build the demo networks, each as what is fastest here; PRECISION=fp32: exact
 	@$(BIN)/eca-build compile $(DEMO) --labels build/demo/labels.txt --images build/demo/images --expose-gates \
 		--precision $(PRECISION) --runtime $(RUNTIME)
 
@@ -49,12 +57,12 @@ test-deploy: $(READY) ## Build the images and try the CPU stack for real; needs 
 	$(BIN)/python -m pytest tests/deploy
 
 fuzz: $(READY) ## Long fuzzing of images, requests and the OpenAPI document, then FUZZ_S seconds of libFuzzer on each parser
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(PIP) 'eca-serve[fuzz]'
 	$(BIN)/python -m pytest -m fuzz
 	$(BIN)/python -m tests.fuzz.decoder -max_total_time=$(FUZZ_S)
 	$(BIN)/python -m tests.fuzz.parsers -max_total_time=$(FUZZ_S)
 
-soak: models ## Half an hour of good and bad traffic: does anything grow or stay behind?
+soak: models setup ## Half an hour of good and bad traffic: does anything grow or stay behind?
 	$(BIN)/python -m tests.load.soak --minutes 30
 
 clean: ## Remove the environment and everything generated
