@@ -8,6 +8,7 @@ ask again, which tries several times and speaks all of the protocol.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import socket
 import struct
@@ -20,20 +21,17 @@ from urllib.parse import unquote
 
 import grpc
 
+from eca_service import frames as h2
+from eca_service.frames import Frames, Violation, frame, head, settings_of
 from eca_service.hpack import block_of, fields_of
 
+logger = logging.getLogger(__name__)
 Metadata = Sequence[tuple[str, str]]
-FRAME = struct.Struct(">BHBBI")  # 24 bits of length, kind, flags, stream
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-END_STREAM = ACK = 1
-END_HEADERS, PADDED = 4, 8
 CANCEL = struct.pack(">I", 8)
-MOST_STREAMS, INITIAL_WINDOW, MOST_BYTES = 3, 4, 5  # settings
-LARGEST = (1 << 31) - 1
 WINDOW = 65535  # as long as nothing else is said
 FRAME_BYTES = 1 << 20  # that we take at a time
 # No table of header fields: what comes is then to be read without what came before. No pushes.
-OURS = struct.pack(">HIHIHIHI", 1, 0, 2, 0, INITIAL_WINDOW, LARGEST, MOST_BYTES, FRAME_BYTES)
+OURS = struct.pack(">HIHIHIHI", 1, 0, 2, 0, h2.INITIAL_WINDOW, h2.LARGEST, h2.MOST_BYTES, FRAME_BYTES)
 LAST_STREAM = 1 << 30  # then a new connection begins to count
 # The kernel notices in three seconds that a server was cut off without a word. Where we asked by PING, gRPC's servers
 # would close the connection: by default they bear two in five minutes, while a call works.
@@ -59,13 +57,16 @@ class Connection(asyncio.Protocol):
     def __init__(self, address: str, path: str) -> None:
         self.usable = False
         self.unknown = 0  # answers that were not understood, until one is
+        self.broken_at = -math.inf  # the event loop's time at which the server broke the protocol
+        self._address = address
         fields = ((":path", path), (":authority", address), ("te", "trailers"), ("content-type", "application/grpc"))
         self._head = b"\x83\x86" + block_of(fields)  # POST, http
         self._calls: dict[int, _Call] = {}
         self._unsent: deque[tuple[int, memoryview, bool]] = deque()
-        self._next, self._received, self._taken = 1, b"", 0
+        self._next, self._taken = 1, 0
+        self._frames = Frames(FRAME_BYTES)
         self._window = self._stream_window = WINDOW
-        self._frame_bytes, self._most_streams = 16384, LARGEST
+        self._frame_bytes, self._most_streams = 16384, h2.LARGEST
 
     def call(self, message: bytes, timeout_s: float, metadata: Metadata = ()) -> asyncio.Future[bytes | None]:
         """What the server answers to one serialised `message`, within `timeout_s` seconds; `metadata` are ASCII texts.
@@ -83,8 +84,8 @@ class Connection(asyncio.Protocol):
         self._calls[stream] = _Call(future, loop.call_later(timeout_s, self._too_late, stream), self._stream_window)
         future.add_done_callback(partial(self._left, stream))
         timeout = f"{min(math.ceil(1000 * timeout_s), 99_999_999)}m"
-        head = self._head + block_of((("grpc-timeout", timeout), *metadata))
-        self._transport.write(_frame(HEADERS, END_HEADERS, stream, head))
+        fields = self._head + block_of((("grpc-timeout", timeout), *metadata))
+        self._transport.write(frame(h2.HEADERS, h2.END_HEADERS, stream, fields))
         self._unsent.append((stream, memoryview(b"\0" + struct.pack(">I", len(message))), False))
         self._unsent.append((stream, memoryview(message), True))
         self._send()
@@ -109,14 +110,14 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Says who we are (RFC 9113, 3.4)."""
         self._transport = cast(asyncio.Transport, transport)
-        ours = transport.get_extra_info("socket")
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        line = transport.get_extra_info("socket")
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEPT.items():
             if hasattr(socket, option):
-                ours.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-        more = struct.pack(">I", LARGEST - WINDOW)
-        preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(SETTINGS, 0, 0, OURS) + _frame(WINDOW_UPDATE, 0, 0, more)
-        self._transport.write(preface)
+                line.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        more = struct.pack(">I", h2.LARGEST - WINDOW)
+        ours = frame(h2.SETTINGS, 0, 0, OURS) + frame(h2.WINDOW_UPDATE, 0, 0, more)
+        self._transport.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + ours)
         self.usable = True
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -127,55 +128,63 @@ class Connection(asyncio.Protocol):
             self._end(stream)
 
     def data_received(self, data: bytes) -> None:
-        """Whole frames are taken, the rest waits for more."""
-        data, at = self._received + data, 0
-        while len(data) - at >= FRAME.size:
-            high, low, kind, flags, stream = FRAME.unpack_from(data, at)
-            start, size = at + FRAME.size, high << 16 | low
-            if size > FRAME_BYTES:
-                self._transport.abort()
-                return
-            if len(data) < start + size:
-                break
-            at = start + size
-            self._take(kind, flags, stream & LARGEST, data[start:at])
-        self._received = data[at:]
+        try:
+            for kind, flags, stream, payload in self._frames.of(data, self._next):
+                self._take(kind, flags, stream, payload)
+                if self._transport.is_closing():
+                    return
+        except Violation as violation:
+            self._break(violation)
+
+    def _break(self, violation: Violation) -> None:
+        """The connection ends as if it were lost, and the server is told why (RFC 9113, 5.4.1)."""
+        sentence = "%s breaks HTTP/2 (%s): the connection is closed, and gRPC's client asks in its place"
+        logger.warning(sentence, self._address, violation)
+        self.broken_at = asyncio.get_running_loop().time()
+        self._transport.write(frame(h2.GOAWAY, 0, 0, struct.pack(">II", 0, violation.code)))
+        self.connection_lost(None)
+        self._transport.close()
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind == DATA:
+        if kind == h2.DATA:
             self._take_data(flags, stream, payload)
-        elif kind == HEADERS:
-            if flags & END_STREAM:
-                self._take_status(stream, payload if flags & END_HEADERS and not flags & PADDED else b"")
-        elif kind == SETTINGS and not flags & ACK:
+        elif kind == h2.HEADERS:
+            if flags & h2.END_STREAM:
+                self._take_status(stream, payload if flags & h2.END_HEADERS and not flags & h2.PADDED else b"")
+        elif kind == h2.SETTINGS and not flags & h2.ACK:
             self._take_settings(payload)
-        elif kind == PING and not flags & ACK:
-            self._transport.write(_frame(PING, ACK, 0, payload))
-        elif kind == WINDOW_UPDATE:
-            more = int.from_bytes(payload, "big") & LARGEST
-            if call := self._calls.get(stream):
-                call.window += more
-            elif not stream:
-                self._window += more
-            self._send()
-        elif kind == RST_STREAM:
+        elif kind == h2.PING and not flags & h2.ACK:
+            self._transport.write(frame(h2.PING, h2.ACK, 0, payload))
+        elif kind == h2.WINDOW_UPDATE:
+            self._take_room(stream, int.from_bytes(payload, "big") & h2.LARGEST)
+        elif kind == h2.RST_STREAM:
             self._end(stream)
-        elif kind == GOAWAY:
-            last = int.from_bytes(payload[:4], "big") & LARGEST
+        elif kind == h2.GOAWAY:
+            last = int.from_bytes(payload[:4], "big") & h2.LARGEST
             for late in [each for each in self._calls if each > last]:
                 self._end(late)
             self.leave()
 
+    def _take_room(self, stream: int, more: int) -> None:
+        call = self._calls.get(stream)
+        if more + (call.window if call else 0 if stream else self._window) > h2.LARGEST:
+            raise Violation(h2.FLOW_CONTROL_ERROR, "WINDOW_UPDATE to more than 2 GiB")
+        if call:
+            call.window += more
+        elif not stream:
+            self._window += more
+        self._send()
+
     def _take_data(self, flags: int, stream: int, payload: bytes) -> None:
         self._taken += len(payload)
-        if self._taken > LARGEST // 2:
-            self._transport.write(_frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._taken)))
+        if self._taken > h2.LARGEST // 2:
+            self._transport.write(frame(h2.WINDOW_UPDATE, 0, 0, struct.pack(">I", self._taken)))
             self._taken = 0
-        if flags & PADDED:
+        if flags & h2.PADDED:
             payload = payload[1 : len(payload) - payload[0]]
         if call := self._calls.get(stream):
             call.answer += payload
-        if flags & END_STREAM:  # without a status
+        if flags & h2.END_STREAM:  # without a status
             self._end(stream)
 
     def _take_status(self, stream: int, block: bytes) -> None:
@@ -184,7 +193,7 @@ class Connection(asyncio.Protocol):
             return
         code = CODES.get(fields.get(b"grpc-status", b""))
         if code is grpc.StatusCode.OK and call.answer[:5] == b"\0" + struct.pack(">I", len(call.answer) - 5):
-            self.unknown = -LARGEST
+            self.unknown = -h2.LARGEST
             self._end(stream, bytes(memoryview(call.answer)[5:]))
         elif code is None or code in AGAIN or code is grpc.StatusCode.OK:
             self.unknown += code not in AGAIN
@@ -193,16 +202,14 @@ class Connection(asyncio.Protocol):
             self._end(stream, _error(code, unquote(fields.get(b"grpc-message", b"").decode("ascii", "replace"))))
 
     def _take_settings(self, payload: bytes) -> None:
-        for name, value in struct.iter_unpack(">HI", payload):
-            if name == INITIAL_WINDOW:
-                for call in self._calls.values():
-                    call.window += value - self._stream_window
-                self._stream_window = value
-            elif name == MOST_BYTES:
-                self._frame_bytes = value
-            elif name == MOST_STREAMS:
-                self._most_streams = value
-        self._transport.write(_frame(SETTINGS, ACK, 0, b""))
+        said = settings_of(payload)
+        window = said.get(h2.INITIAL_WINDOW, self._stream_window)
+        for call in self._calls.values():
+            call.window += window - self._stream_window
+        self._stream_window = window
+        self._frame_bytes = said.get(h2.MOST_BYTES, self._frame_bytes)
+        self._most_streams = said.get(h2.MOST_STREAMS, self._most_streams)
+        self._transport.write(frame(h2.SETTINGS, h2.ACK, 0, b""))
         self._send()
 
     def _send(self) -> None:
@@ -214,8 +221,8 @@ class Connection(asyncio.Protocol):
                 if size <= 0 < len(rest):
                     return
                 whole = size == len(rest)
-                flags = END_STREAM if whole and last else 0
-                self._transport.writelines([FRAME.pack(size >> 16, size & 0xFFFF, DATA, flags, stream), rest[:size]])
+                flags = h2.END_STREAM if whole and last else 0
+                self._transport.writelines([head(size, h2.DATA, flags, stream), rest[:size]])
                 self._window -= size
                 call.window -= size
                 if not whole:
@@ -240,16 +247,12 @@ class Connection(asyncio.Protocol):
         if not future.cancelled():
             future.exception()  # counts as looked at
         if stream in self._calls:
-            self._transport.write(_frame(RST_STREAM, 0, stream, CANCEL))
+            self._transport.write(frame(h2.RST_STREAM, 0, stream, CANCEL))
             self._end(stream)
 
     def _too_late(self, stream: int) -> None:
         if not (future := self._calls[stream].future).done():  # its caller may leave in that very moment
             future.set_exception(_error(grpc.StatusCode.DEADLINE_EXCEEDED, "it took too long"))
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return FRAME.pack(len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, stream) + payload
 
 
 def _error(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:

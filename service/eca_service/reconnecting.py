@@ -9,6 +9,7 @@ from functools import partial
 from eca_service.http2 import Connection
 
 CONNECT_S = 3.0  # then the next call begins anew: the server may be another by then
+AGAIN_S = 60.0  # after a connection on which the server broke the protocol: each is a line in the log
 MOST_UNKNOWN = 10  # answers that are not understood, before any that is
 
 
@@ -32,7 +33,8 @@ class Reconnecting:
         """The connection; None where there is none now."""
         if (connection := self._connection) and connection.usable:
             return connection if connection.unknown < MOST_UNKNOWN else None
-        if self._address and not self._making:
+        bad = connection is not None and asyncio.get_running_loop().time() < connection.broken_at + AGAIN_S
+        if self._address and not self._making and not bad:
             self._making = asyncio.create_task(self._make(self._address))
         return None
 

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from eca_service.http2 import DATA, END_HEADERS, END_STREAM, FRAME, HEADERS, SETTINGS, WINDOW_UPDATE, Connection
+from eca_service.frames import DATA, END_HEADERS, END_STREAM, FRAME, HEADERS, SETTINGS, WINDOW_UPDATE
+from eca_service.http2 import Connection
 from eca_service.reconnecting import Reconnecting
 
 PATH = "/echo/Echo"

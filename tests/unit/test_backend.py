@@ -114,6 +114,24 @@ async def test_a_batch_that_is_not_taken_is_sent_again(
         assert answer["probabilities"][:, 0].tolist() == list(range(32))
 
 
+async def test_a_server_whose_frames_are_none_to_us(contract: Contract, caplog: pytest.LogCaptureFixture) -> None:
+    """As behind a proxy that speaks another protocol: gRPC's client gets the answer, and one line says so."""
+    async with serving() as (ours, triton):
+        connection = triton._only.usable()
+        assert connection
+        ours.answer.clear()
+        batch = asyncio.create_task(triton.infer(images(), contract, in_s(20)))
+        await ours.began.wait()
+        connection.data_received(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+        ours.answer.set()
+        assert (await batch)["probabilities"][0, 0] == 0
+        for index in range(1, 4):
+            answer = await triton.infer(images(first=index), contract, in_s(20))
+            assert answer["probabilities"][0, 0] == index
+    assert len(caplog.records) == 1
+    assert "breaks HTTP/2 (a frame of 4740180 bytes)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("status", "code", "tries"),
     [("UNAVAILABLE", "backend_unavailable", 4), ("NOT_FOUND", "model_not_ready", 4), ("INTERNAL", "internal", 1)],

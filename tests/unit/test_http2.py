@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from eca_service import http2
-from eca_service.hpack import fields_of
-from eca_service.http2 import (
+from eca_service import frames, http2
+from eca_service.frames import (
     ACK,
     DATA,
     END_HEADERS,
@@ -28,6 +27,7 @@ from eca_service.http2 import (
     SETTINGS,
     WINDOW_UPDATE,
 )
+from eca_service.hpack import fields_of
 from eca_service.reconnecting import Reconnecting
 
 from tests.unit.made_http2 import LIMIT, OK, PATH, connected, echo, framed, usable
@@ -137,7 +137,8 @@ async def test_answers_come_in_any_order_and_pieces() -> None:
 
 async def test_no_more_is_sent_than_there_is_room_for() -> None:
     async with connected() as (peer, connection):
-        peer.send(SETTINGS, 0, 0, struct.pack(">HIHI", http2.INITIAL_WINDOW, 1000, http2.MOST_BYTES, 600))
+        peer.send(SETTINGS, 0, 0, struct.pack(">HI", frames.INITIAL_WINDOW, 1000))
+        connection._frame_bytes = 600
         while connection._stream_window != 1000:
             await asyncio.sleep(0.01)
         call = connection.call(bytes(2000), 20)
@@ -146,7 +147,7 @@ async def test_no_more_is_sent_than_there_is_room_for() -> None:
         assert sizes == [5, 600, 395], "of a stream"
         peer.send(WINDOW_UPDATE, 0, 1, struct.pack(">I", 700 | 1 << 31))  # a bit that is nobody's
         assert [len((await peer.next(DATA))[2]) for _ in range(2)] == [600, 100]
-        peer.send(SETTINGS, 0, 0, struct.pack(">HI", http2.INITIAL_WINDOW, 1300))
+        peer.send(SETTINGS, 0, 0, struct.pack(">HI", frames.INITIAL_WINDOW, 1300))
         assert len((await peer.next(DATA))[2]) == 300, "a window that grows does so for streams that are there"
         peer.send(WINDOW_UPDATE, 0, 1, struct.pack(">I", 700))
         flags, _, rest = await peer.next(DATA)
@@ -298,6 +299,34 @@ async def test_streams_and_connections_that_end() -> None:
         assert await call is None, "a frame of 16 MB, which we have said that we do not take"
 
 
+async def test_a_server_that_breaks_the_protocol(caplog: pytest.LogCaptureFixture) -> None:
+    """It is told so, its calls end as those of a connection that is lost, and one line says why."""
+    async with connected() as (peer, connection):
+        calls = [connection.call(bytes(LIMIT), 20) for _ in range(3)]
+        await peer.next(HEADERS)
+        peer.send(SETTINGS, 0, 0, b"cut")
+        peer.send(SETTINGS, 0, 0, b"too")
+        assert await asyncio.gather(*calls) == [None] * 3
+        assert not connection.usable
+        while (frame := await asyncio.wait_for(peer.frames.get(), 10))[0] != GOAWAY:
+            pass
+        assert frame == (GOAWAY, 0, 0, struct.pack(">II", 0, frames.FRAME_SIZE_ERROR))
+        await asyncio.wait_for(peer.lost.wait(), 10)
+        (record,) = caplog.records
+        assert record.getMessage().startswith("somebody breaks HTTP/2 (SETTINGS of 3 bytes): the connection is closed")
+        assert record.exc_info is None
+
+
+async def test_more_room_than_there_is(caplog: pytest.LogCaptureFixture) -> None:
+    for stream in (0, 1):
+        async with connected() as (peer, connection):
+            call = connection.call(b"x", 20)
+            await peer.request()
+            peer.send(WINDOW_UPDATE, 0, stream, struct.pack(">I", frames.LARGEST))
+            assert await call is None
+    assert caplog.text.count("WINDOW_UPDATE to more than 2 GiB") == 2
+
+
 async def test_a_connection_that_is_lost_takes_no_more(caplog: pytest.LogCaptureFixture) -> None:
     """What has not been sent of calls that end with it is not written to it, which the event loop would complain of."""
     async with connected() as (peer, connection):
@@ -330,7 +359,7 @@ async def test_whether_the_server_is_there_the_kernel_finds_out() -> None:
 
 async def test_no_more_calls_at_once_than_the_server_takes() -> None:
     async with connected() as (peer, connection):
-        peer.send(SETTINGS, 0, 0, struct.pack(">HI", http2.MOST_STREAMS, 1))
+        peer.send(SETTINGS, 0, 0, struct.pack(">HI", frames.MOST_STREAMS, 1))
         while connection._most_streams != 1:
             await asyncio.sleep(0.01)
         first = connection.call(b"x", 20)
@@ -352,7 +381,7 @@ async def test_numbers_of_streams_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_windows_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http2, "LARGEST", LIMIT)
+    monkeypatch.setattr(frames, "LARGEST", LIMIT)
     async with connected() as (peer, connection):
         for size in (20_000, 20_000, 1):
             call = connection.call(b"x", 20)

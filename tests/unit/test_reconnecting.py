@@ -132,6 +132,31 @@ async def test_whom_we_never_understand_is_left_to_grpc(line: Reconnecting, unde
     server.close()
 
 
+async def test_who_breaks_the_protocol_is_left_to_grpc_for_a_while(
+    line: Reconnecting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time is a line in the log."""
+    peers: list[Peer] = []
+
+    def peer() -> Peer:
+        peers.append(Peer())
+        return peers[-1]
+
+    server = await asyncio.get_running_loop().create_server(peer, "127.0.0.1", 0)
+    line.to(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    call = (await usable(line)).call(b"x", 20)
+    await peers[0].request()
+    peers[0].transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    assert await call is None
+    for _ in range(3):
+        assert line.usable() is None
+        await asyncio.sleep(0.05)
+    assert len(peers) == 1
+    monkeypatch.setattr(reconnecting, "AGAIN_S", 0.0)
+    await usable(line)
+    server.close()
+
+
 async def test_a_server_that_cannot_take_a_call_is_understood(line: Reconnecting) -> None:
     """As one that has not loaded its models yet."""
     async with echo() as address:
