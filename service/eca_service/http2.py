@@ -192,7 +192,7 @@ class Connection(asyncio.Protocol):
         if call is None:
             return
         code = CODES.get(fields.get(b"grpc-status", b""))
-        if code is grpc.StatusCode.OK and call.answer[:5] == b"\0" + struct.pack(">I", len(call.answer) - 5):
+        if code is grpc.StatusCode.OK and call.answer[:5] == b"\0" + struct.pack(">I", max(0, len(call.answer) - 5)):
             self.unknown = -h2.LARGEST
             self._end(stream, bytes(memoryview(call.answer)[5:]))
         elif code is None or code in AGAIN or code is grpc.StatusCode.OK:

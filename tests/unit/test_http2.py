@@ -270,6 +270,7 @@ async def test_a_message_that_is_compressed_or_none(message: bytes) -> None:
         peer.send(DATA, 0, stream, message)
         peer.send(HEADERS, END_HEADERS | END_STREAM, stream, OK)
         assert await call is None
+        assert connection.usable, "it is that call's fault alone"
 
 
 async def test_streams_and_connections_that_end() -> None:
