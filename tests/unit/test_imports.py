@@ -41,7 +41,13 @@ def test_build_uses_only_what_describes_and_runs_an_engine() -> None:
     used = {n for path in BUILD for n in imported(path) if n.startswith("eca_service")}
     assert used
     as_served = ("eca_service.colours", "eca_service.triton.python_backend")  # as the gateway and Triton do it
-    shared = ("eca_service.cgroups", "eca_service.contract", "eca_service.leftovers", *as_served)
+    shared = (
+        "eca_service.cgroups",
+        "eca_service.contract",
+        "eca_service.importing",
+        "eca_service.leftovers",
+        *as_served,
+    )
     assert {n for n in used if not n.startswith(shared)} == set()
 
 

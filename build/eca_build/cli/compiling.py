@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from eca_service.importing import imports
 from tqdm import tqdm
 
-from eca_build.cli.options import ATTENTION_HELP, FloatRange, imports, kind_of, option
+from eca_build.cli.options import ATTENTION_HELP, FloatRange, kind_of, option
 
 if TYPE_CHECKING:
     from eca_build.compile import Built

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from eca_service.importing import imports
 
-from eca_build.cli.options import ATTENTION_HELP, FloatRange, imports, kind_of, option
+from eca_build.cli.options import ATTENTION_HELP, FloatRange, kind_of, option
 
 if TYPE_CHECKING:
     from eca_build.checkpoint import Checkpoint

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -26,24 +23,6 @@ def option(flag: str, *name: str, **more: Any) -> Callable[[Command], Command]:
     """An option that is an environment variable too: ECA_ and its own name, as --help shows."""
     variable = "ECA_" + flag.removeprefix("--").replace("-", "_").upper()
     return click.option(flag, *name, envvar=variable, show_envvar=True, **more)
-
-
-@contextmanager
-def imports() -> Iterator[None]:
-    """Within it signals end the process as they do by default; nothing has begun that would be left.
-
-    Of the exception that they raise otherwise a C++ module that is initialised makes a crash, or a failure of its own.
-    """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in handlers.items():
-        # ignored is SIGINT where it runs in the background; a container's first process ends by no default
-        if handler is not signal.SIG_IGN and os.getpid() != 1:
-            signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class FloatRange(click.FloatRange):
