@@ -63,9 +63,9 @@ class Loop(uvloop.Loop):
 
 
 def require_files(settings: Settings) -> None:
-    """Raises SettingsError where a file of keys or certificates cannot be used, or a package for a setting lacks."""
+    """Raises SettingsError where a file of keys or certificates, or tracing as it is set, cannot be used."""
     Access(settings)
-    Tracing(settings.otlp_endpoint)
+    Tracing(settings.otlp_endpoint).require()
     certificate_of(settings)
 
 

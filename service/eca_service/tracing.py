@@ -119,23 +119,42 @@ class Tracing:
             logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, traces are not sent: %s", sentence)
             self._on = False
 
+    def require(self) -> None:
+        """Raises SettingsError for a value of OpenTelemetry's own variables that it does not take."""
+        if not self._on:
+            return
+        before = logging.root.manager.disable
+        logging.disable()  # of what it passes over it speaks when it starts
+        try:
+            self._made().shutdown()
+        except Exception as error:  # each of its parts has its own
+            given = ", ".join(sorted(name for name in os.environ if name.startswith("OTEL_"))) or "no OTEL_ variables"
+            raise SettingsError(f"OpenTelemetry cannot start with {given} as set: {error}") from None
+        finally:
+            logging.disable(before)
+
     def start(self) -> None:
         """Begins to record, where there is an endpoint; in the process that answers the requests."""
         if not self._on:
             return
         from opentelemetry import trace
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        own = Resource.create({"service.name": "eca-serve", "service.version": version("eca-serve")})
-        resource = own.merge(OTELResourceDetector().detect())  # the standard variables' last
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(_exporter(self._endpoint)))
+        self._provider = self._made()
         self._tracer = self._provider.get_tracer("eca_service")
         self._otel = trace
         self._w3c = TraceContextTextMapPropagator()
+
+    def _made(self) -> Any:
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        own = Resource.create({"service.name": "eca-serve", "service.version": version("eca-serve")})
+        named = own.merge(OTELResourceDetector().detect())  # the standard variables' last
+        provider = TracerProvider(resource=named, shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(_exporter(self._endpoint)))
+        return provider
 
     def begin(self, traceparent: str | None, tracestate: str | None = None) -> Trace | None:
         """The trace of a request that came with these headers; None where there is none or it is not sampled."""

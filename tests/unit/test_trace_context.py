@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from eca_service.settings import SettingsError
 from eca_service.tracing import Tracing, configured, http_endpoint
 
 ID, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -67,3 +68,32 @@ def test_where_spans_go(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert (configured(endpoint), http_endpoint(endpoint)) == (on, over_http)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name", "value", "told"),
+    [
+        ("http://collector:4317", "OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "'soon'"),
+        ("http://collector:4317", "OTEL_EXPORTER_OTLP_COMPRESSION", "zip", '"zip"'),
+        (COLLECTOR, "OTEL_BSP_SCHEDULE_DELAY", "-1", "must be positive"),
+        (COLLECTOR, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "few", "non-negative"),
+    ],
+)
+def test_what_opentelemetry_does_not_take_is_told_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, name: str, value: str, told: str
+) -> None:
+    """By its variable, not as a trace."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"OpenTelemetry cannot start with .*{name}.* as set: .*{told}"):
+        Tracing(endpoint).require()
+
+
+def test_what_opentelemetry_takes_and_where_it_has_no_part(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it passes over, it speaks of when it starts."""
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "garbage")
+    Tracing(COLLECTOR).require()
+    assert not caplog.records
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "-1")
+    Tracing(None).require()
