@@ -10,7 +10,7 @@ import secrets
 import time
 from pathlib import Path
 
-from eca_service.settings import SettingsError
+from eca_service.settings import SettingsError, require_file
 
 logger = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -91,6 +91,7 @@ class Token:
             return False
 
     def _secret(self) -> bytes:
+        require_file(self._file, self._variable)
         secret = read_secret(self._file, self._variable)
         if len(secret) < LEAST_TOKEN:
             raise SettingsError(
@@ -110,6 +111,7 @@ def read_secret(file: Path, variable: str) -> str:
 
 
 def _read(file: Path) -> list[tuple[bytes, str]]:
+    require_file(file, "ECA_API_KEYS_FILE")
     keys = []
     for number, line in enumerate(read_secret(file, "ECA_API_KEYS_FILE").splitlines(), 1):
         text = line.strip()

@@ -183,6 +183,15 @@ def load(given: Mapping[str, object]) -> Settings:
         raise SettingsError(f"{name}={first['input']!r}: {first['msg'].lower()}") from None
 
 
+def require_file(file: Path, variable: str) -> None:
+    """Raises SettingsError for what is there and no regular file, where it is to be read again whenever it changes.
+
+    A FIFO, as the shell's <(...) is, has everything for one reader once, and the next one waits for a writer.
+    """
+    if os.path.exists(file) and not os.path.isfile(file):  # pathlib's raise where a folder may not be searched
+        raise SettingsError(f"{variable}={file} is no regular file, so that it cannot be read again when it changes")
+
+
 def default_of(field: FieldInfo) -> str:
     """A setting's default as people read it; empty where there is none."""
     shown: Any = field.json_schema_extra

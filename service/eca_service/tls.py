@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from eca_service import metrics
-from eca_service.settings import SettingsError
+from eca_service.settings import SettingsError, require_file
 
 logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 2.0
@@ -136,6 +136,7 @@ def _configuration(pair: tuple[bytes, bytes]) -> grpc.ServerCertificateConfigura
 
 
 def _bytes(file: Path, variable: str) -> bytes:
+    require_file(file, variable)
     try:
         return file.read_bytes()
     except OSError as error:

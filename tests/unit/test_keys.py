@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,28 @@ def test_changes_are_followed_and_a_spoilt_file_keeps_the_keys(
     assert found.owner(new.encode()) == "new"
     file.write_text("")
     assert found.owner(new.encode()) is None, "an empty file lets nobody in"
+
+
+@pytest.mark.parametrize("make_special", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_regular_file_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, make_special: Callable[[Path], None]
+) -> None:
+    """It was read for ever, by the event loop: a FIFO until somebody writes to it, a device without an end."""
+    file, token = tmp_path / "keys", tmp_path / "token"
+    secret, line = make("a")
+    file.write_text(line)
+    token.write_text("t" * keys.LEAST_TOKEN)
+    found, management = Keys(file), Token(token, "ECA_MANAGEMENT_TOKEN_FILE")
+    for path in (file, token):
+        path.unlink()
+        make_special(path)
+    assert found.owner(secret.encode()) == "a"
+    assert "the previous keys are kept: ECA_API_KEYS_FILE=" in caplog.text
+    assert not management.matches(b"t" * keys.LEAST_TOKEN)
+    with pytest.raises(SettingsError, match="is no regular file"):
+        Keys(file)
+    with pytest.raises(SettingsError, match="is no regular file"):
+        Token(token, "ECA_MANAGEMENT_TOKEN_FILE")
 
 
 def test_changes_within_one_tick_of_the_clock_are_followed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 import time
 from collections.abc import Callable
@@ -43,6 +44,10 @@ def encrypt(key: Path) -> None:
     ("damage", "sentence"),
     [
         (lambda chain, key: chain.unlink(), "ECA_TLS_CERT=.*cert.pem cannot be read: No such file"),
+        (
+            lambda chain, key: os.mkfifo(key.rename(key.with_name("old")).with_name("key.pem")),
+            "ECA_TLS_KEY=.*key.pem is no regular file",
+        ),
         (lambda chain, key: key.unlink(), "ECA_TLS_KEY=.*key.pem cannot be read: No such file"),
         (lambda chain, key: chain.write_text("hello"), "ECA_TLS_CERT=.*holds no certificate"),
         (lambda chain, key: chain.write_bytes(key.read_bytes()), "ECA_TLS_CERT=.*holds no certificate"),
