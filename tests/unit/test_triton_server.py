@@ -106,6 +106,17 @@ def test_it_does_not_begin_once_who_started_it_is_gone(tmp_path: Path) -> None:
     assert begun.exists()
 
 
+def test_the_last_lines_are_those_that_say_what_happened(tmp_path: Path) -> None:
+    """Behind the server's options, which are a table as wide as the longest, the reason was not found."""
+    triton = TritonServer(tmp_path, 0, tmp_path / "log")
+    said = "+-----+\n| Option | Value |\n+-----+\n| server_id | triton |\n\nerror: creating server: Internal\n"
+    process = subprocess.Popen(["printf", "%s", said], stdout=subprocess.PIPE)
+    triton._pump(process)
+    process.wait()
+    assert triton.last_lines() == "error: creating server: Internal"
+    assert triton.log_file.read_text() == said
+
+
 def test_a_log_that_cannot_be_written_is_told_once_with_its_setting(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -26,6 +26,7 @@ LONGEST_PAUSE_S = 30.0
 HEALTHY_AFTER_S = 60.0
 LEFT_S = 3.0  # what still runs when its callers have gone is a model that loads
 ANSWERED = b"All models are stopped"  # Triton's words
+TABLE = b"+-", b"| "  # as its lines begin
 
 
 class TritonServer:
@@ -111,7 +112,7 @@ class TritonServer:
         self._remove_folder()
 
     def last_lines(self) -> str:
-        """The end of the server's log, for an error's sentence."""
+        """The end of the server's log, for an error's sentence; without the tables of its options."""
         return "\n".join(self._last_lines)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -206,7 +207,8 @@ class TritonServer:
         writes = True  # when it last tried to
         with process.stdout as stream:
             for raw in stream:
-                self._last_lines.append(raw.decode(errors="replace").rstrip())
+                if raw.strip() and not raw.startswith(TABLE):
+                    self._last_lines.append(raw.decode(errors="replace").rstrip())
                 if ANSWERED in raw:
                     self._answered.set()
                 try:
