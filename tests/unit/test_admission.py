@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import pytest
+from eca_service import metrics
 from eca_service.admission import TAKEN_ON_TRUST, Admission, Margin
 from eca_service.errors import ServiceError
 from eca_service.journal import Entry
 
 
+def told(metric: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(metric, labels) or 0
+
+
+def refused() -> float:
+    return told("eca_rejected_total", reason="overloaded")
+
+
 def test_bounds() -> None:
-    house = Admission(max_images=3, max_bytes=100)
+    house, before = Admission(max_images=3, max_bytes=100), refused()
     first = house.enter(60, Entry("http"))
     with pytest.raises(ServiceError, match="overloaded"):
         house.enter(50, Entry("http"))
@@ -19,10 +28,12 @@ def test_bounds() -> None:
     first.grow(images=1)
     with pytest.raises(ServiceError, match="overloaded"):
         house.enter(0, Entry("http"))
+    assert (told("eca_inflight"), refused() - before) == (2, 3)
     first.release()
     assert (house.images, house.size, house.requests) == (1, 40, 1)
     second.release()
     assert (house.images, house.size, house.requests) == (0, 0, 0)
+    assert told("eca_inflight") == 0
 
 
 def test_an_unannounced_body_is_covered_as_it_comes() -> None:
@@ -46,7 +57,7 @@ def test_a_large_body_that_is_only_announced_takes_a_part() -> None:
 
 
 def test_answers_that_nobody_takes_give_way() -> None:
-    house, cut = Admission(max_images=9, max_bytes=100), []
+    (house, cut), before = (Admission(max_images=9, max_bytes=100), list[int]()), refused()
     with house.answering(60, lambda: cut.append(1)), house.answering(40, lambda: cut.append(2)):
         assert (house.size, cut) == (100, [])
         with house.answering(50, lambda: cut.append(3)):
@@ -56,7 +67,7 @@ def test_answers_that_nobody_takes_give_way() -> None:
             with house.answering(200, lambda: cut.append(4)):
                 assert house.size == 260, "one that is there is sent, however large"
             permit.release()
-    assert (house.size, cut) == (0, [1, 2, 3])
+    assert (house.size, cut, refused() - before) == (0, [1, 2, 3], 3)
 
 
 def test_answers_do_not_give_way_to_what_is_refused_all_the_same() -> None:
