@@ -110,8 +110,8 @@ class Batcher:
 
     @property
     def idle(self) -> bool:
-        """Nothing waits, nothing is on its way here and nothing runs."""
-        return not self._running and not self._waiting and not self.coming
+        """Nothing runs, so that nothing waits either, and nothing is on its way here."""
+        return not self._running and not self.coming
 
     @property
     def coming(self) -> int:

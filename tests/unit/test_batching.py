@@ -104,6 +104,20 @@ async def test_few_images_leave_at_once_where_the_engine_has_a_thread_for_each()
     await asyncio.gather(*tasks)
 
 
+async def test_each_instance_has_its_threads() -> None:
+    engine = Engine()
+    queue = batcher(engine, max_batch=8, slots=2)
+    queue.threads = 2
+    tasks = []
+    for value in range(4):
+        tasks.append(submit(queue, value))
+        await settle()
+    assert engine.batches == [[0], [1], [2], [3]]
+    for gate in engine.gates:
+        gate.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_a_large_request_does_not_starve_single_images() -> None:
     engine = Engine()
     queue = batcher(engine)

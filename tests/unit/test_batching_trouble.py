@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
+from eca_service.batching import Batcher
+from eca_service.contract import PROBABILITIES
 from eca_service.errors import ServiceError
+from eca_service.waiting import Pixels, Tensors
 
-from tests.unit.held_engine import Engine, batcher, pixels, settle, submit
+from tests.unit.held_engine import Engine, batcher, far, pixels, settle, submit
 
 
 async def test_a_caller_that_left_is_dropped() -> None:
@@ -41,6 +46,20 @@ async def test_one_that_leaves_a_running_batch_harms_nobody_and_the_last_cancels
     await settle()
     assert engine.cancelled == 1
     assert queue.idle
+
+
+async def test_who_is_left_of_a_running_batch_is_answered() -> None:
+    engine = Engine()
+    queue = batcher(engine)
+    tasks = [submit(queue, value) for value in range(3)]
+    await settle()
+    assert engine.batches == [[0], [1, 2]]
+    tasks[1].cancel()
+    await settle()
+    for gate in engine.gates:
+        gate.set()
+    rows = await asyncio.wait_for(asyncio.gather(tasks[0], tasks[2]), 10)
+    assert [row.probabilities[0] for row in rows] == [0, 2]
 
 
 async def test_an_engine_that_ends_its_work_for_nobody_is_busy_meanwhile() -> None:
@@ -174,6 +193,16 @@ async def test_answers_are_counted() -> None:
     with pytest.raises(ServiceError, match="2 answers for 1 images"):
         await task
     assert (queue.totals.images, queue.totals.batches, queue.idle) == (0, 0, True)
+
+
+async def test_answers_of_every_output_are_counted() -> None:
+    async def run(images: Sequence[Pixels], *_: object) -> Tensors:
+        few = np.zeros((len(images), 1), np.float32)
+        return {PROBABILITIES: few, "features": few.repeat(2, 0)}
+
+    queue = Batcher("test", run, max_batch=4, slots=1)
+    with pytest.raises(ServiceError, match="2 answers for 1 images"):
+        await queue.submit(pixels(0), far(), ("features",))
 
 
 async def test_what_was_sent_ahead_may_end_first() -> None:

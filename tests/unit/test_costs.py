@@ -9,10 +9,11 @@ from eca_service.costs import SHORT_S, TRIED_AGAIN, Costs
 def test_costs_of_sizes_not_seen() -> None:
     costs = Costs()
     assert costs.seconds(8) == 0
+    costs.learn(16, 1.6)
     costs.learn(4, 0.4)
-    assert costs.seconds(1) == costs.seconds(32) == pytest.approx(0.4)
+    assert costs.seconds(1) == costs.seconds(8) == pytest.approx(0.4)
     costs.learn(1, 0.1)
-    assert [costs.seconds(size) for size in (1, 2, 3, 4, 32)] == pytest.approx([0.1, 0.1, 0.4, 0.4, 0.4])
+    assert [costs.seconds(size) for size in (1, 2, 3, 4, 32)] == pytest.approx([0.1, 0.1, 0.4, 0.4, 1.6])
     for _ in range(100):
         costs.learn(1, 0.2)
     assert costs.seconds(1) == pytest.approx(0.2, rel=0.01)

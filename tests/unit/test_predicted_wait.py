@@ -39,11 +39,26 @@ async def test_what_another_thread_runs_ends_as_soon() -> None:
 
 async def test_instances_share_what_waits() -> None:
     queue = batcher(Engine(), slots=2, now=Clock())
-    for size, seconds in ((2, 0.01), (4, 0.02)):
+    for size, seconds in ((1, 0.005), (2, 0.01), (4, 0.02)):
         queue.costs.learn(size, seconds)
     assert queue.pace_s() == pytest.approx(0.0025)
     assert [queue.wait_s(images) for images in (8, 16)] == pytest.approx([0.02, 0.04]), "two full batches at once"
     assert queue.wait_s(3) == 0.01, "the larger part of three"
+
+
+async def test_the_instance_that_is_free_first_is_waited_for() -> None:
+    clock = Clock()
+    queue = batcher(Engine(), slots=2, now=clock)
+    queue.costs.learn(1, 1.0)
+    tasks = []
+    for value in range(2):
+        tasks.append(submit(queue, value))
+        await settle()
+        clock.now += 0.25
+    assert queue.wait_s() == pytest.approx(0.5 + 1.0), "the first instance ends in half a second, the other later"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_predicted_wait_counts_who_is_being_decoded_but_not_who_is_due_later() -> None:

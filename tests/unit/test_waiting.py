@@ -88,7 +88,7 @@ async def test_further_outputs_have_small_batches_of_their_own() -> None:
 
 async def test_also_where_all_would_be_late() -> None:
     wide = [entry(due, SOONEST, FEATURES) for due in range(1 + MOST_WITH_FURTHER)]
-    plain = entry(50, SOONEST)
+    plain = entry(0.5, SOONEST)
     assert take(filled(*wide, plain), 32, 32) == wide[:-1]
     assert late(wide[-1])
     assert late(plain)
@@ -103,6 +103,16 @@ async def test_who_is_ahead() -> None:
         turn.skip()
         assert [queue.ahead_of(due, 1.0) for due in (0.0, 0.5, 1.5, 9.0)] == [1, 2, 3, 4]
     assert (queue.coming, queue.ahead_of(9.0, 1.0)) == (0, 3)
+
+
+async def test_who_comes_first_is_before_all_that_waits() -> None:
+    queue = filled(entry(0.1))
+    with queue.turn(1, first=True):
+        assert queue.ahead_of(0.0, 1.0) == 1
+    task = asyncio.create_task(queue.turn(1, first=True).submit(np.zeros((1, 1, 3), np.uint8), FAR))
+    await asyncio.sleep(0)
+    assert [one.due for one in take(queue)] == [0.0, 0.1]
+    task.cancel()
 
 
 async def test_a_turn_s_images_are_due_one_after_the_other() -> None:
