@@ -127,6 +127,7 @@ class Registry:
         except OSError as error:
             self._leave_out(self.repository, f"it cannot be listed: {error.strerror}")
             return found
+        self.unreadable.pop(self.repository, None)
         for home in homes:
             try:
                 published, first = versions(self.repository, home.name), pinned(self.repository, home.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,46 @@ def test_a_folder_that_cannot_be_listed_keeps_no_other_from_being_served(
     assert Registry(tmp_path, None).unreadable == {tmp_path: "it cannot be listed: Permission denied"}
 
 
+def test_what_is_mended_and_damaged_again_is_told_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = published(tmp_path, "m")
+    registry = Registry(tmp_path, None)
+    for _ in range(2):
+        (folder / "contract.json").rename(folder / "away")
+        for _ in range(2):
+            assert registry.read(folder) is None
+        (folder / "away").rename(folder / "contract.json")
+        assert registry.read(folder)
+    told = f"{folder} is not served: "
+    assert [record.getMessage().startswith(told) for record in caplog.records] == [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [(".", "it cannot be listed: Permission denied"), ("m", "it cannot be read: Permission denied")],
+)
+def test_so_is_what_could_be_listed_in_between(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, place: str, sentence: str
+) -> None:
+    folder = published(tmp_path, "m")
+    registry = Registry(tmp_path, None)
+    listed = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:
+        if self == tmp_path / place:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return listed(self)
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "iterdir", iterdir)
+            for _ in range(2):
+                assert not registry.wanted().get("m")
+        assert registry.wanted() == {"m": [folder]}
+    told = f"{tmp_path / place} is not served: {sentence}"
+    assert [record.getMessage() for record in caplog.records] == [told] * 2
+    assert not registry.unreadable
+
+
 def published(repository: Path, name: str, version: int = 1, **changes: object) -> Path:
     folder = repository / name / str(version)
     folder.mkdir(parents=True)
@@ -68,8 +109,13 @@ def test_the_first_model_with_eca_is_the_default_unless_one_is_chosen(tmp_path: 
     published(tmp_path, "a", attention="none")
     assert Registry(tmp_path, None).default == "a"
     published(tmp_path, "d")
-    published(tmp_path, "c")
-    assert Registry(tmp_path, None).default == "c"
+    registry = Registry(tmp_path, None)
+    registry.require_default()
+    assert registry.default == "d"
+    later = registry.read(published(tmp_path, "c"))
+    assert later
+    registry.models["c"] = later
+    assert registry.default == Registry(tmp_path, None).default == "c", "as of a gateway that began later"
     assert Registry(tmp_path, "b").get(None).contract.name == "b"
     Registry(tmp_path, "b").require_default()
     with pytest.raises(SettingsError, match=r"ECA_DEFAULT_MODEL=e is not in .*there are: a, b, c, d"):
@@ -79,8 +125,11 @@ def test_the_first_model_with_eca_is_the_default_unless_one_is_chosen(tmp_path: 
 def test_only_the_version_that_is_served_is_found(tmp_path: Path) -> None:
     for version in (1, 2):
         published(tmp_path, "m", version)
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "m/3.staged", "m/04", "m/0"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "README.md").touch()
     registry = Registry(tmp_path, None)
+    assert not registry.unreadable
     assert registry.wanted() == {"m": [tmp_path / "m" / "2", tmp_path / "m" / "1"]}
     assert registry.get("m").contract.version == registry.get("m", 2).contract.version == 2
     with pytest.raises(ServiceError, match="m is served in version 2, not 1"):
@@ -145,7 +194,18 @@ def test_rolled_back_is_to_the_version_before_the_one_that_is_wanted(tmp_path: P
         roll_back(tmp_path, "n")
 
 
-def test_what_is_another_build_by_the_same_number_is_renewed(tmp_path: Path) -> None:
+def test_a_request_that_fails_holds_its_version_no_longer(tmp_path: Path) -> None:
+    published(tmp_path, "m")
+    registry = Registry(tmp_path, None)
+    model = registry.get("m")
+    held = list[bool]()
+    with suppress(ServiceError), registry.lease(model):
+        held.append(registry.in_use(model))
+        raise ServiceError("deadline_exceeded", "it took too long")
+    assert (held, registry.in_use(model)) == ([True], False)
+
+
+def test_what_is_another_build_by_the_same_number_is_renewed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = published(tmp_path, "m")
     registry = Registry(tmp_path, None)
     before = registry.get("m")
@@ -157,3 +217,4 @@ def test_what_is_another_build_by_the_same_number_is_renewed(tmp_path: Path) -> 
     assert registry.get("m").contract.engine_sha256 == "another"
     (folder / "contract.json").unlink()
     assert not registry.renew(registry.get("m"))
+    assert not caplog.records, "whose contract has gone is served on"
