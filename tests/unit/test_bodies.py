@@ -86,7 +86,13 @@ async def test_of_a_form_s_type_the_boundary_alone_counts(tmp_path: Path) -> Non
     """Python keeps the names of all charsets that it was asked for, and a caller may think of any number."""
     core, disposition = Core(Settings(repository=tmp_path), Peers()), b'form-data; name="a"; filename="a"'
     try:
-        for said, boundary in (("b", b"b"), ('"b c"', b"b c"), (r'"b\\c\"d"', rb'b\c"d')):
+        for said, boundary in (
+            ("b", b"b"),
+            ('"b c"', b"b c"),
+            (r'"b\\c\"d"', rb'b\c"d'),
+            (r'"b\"; charset=thought-of; c=\""', rb'b"; charset=thought-of; c="'),
+            (r'"b\\\"; charset=thought-of; c=\\\""', rb"b\"; charset=thought-of; c=\""),
+        ):
             body = b"--%b\r\nContent-Disposition: %b\r\n\r\nimage\r\n--%b--\r\n" % (boundary, disposition, boundary)
             request = form(f"multipart/form-data; charset=thought-of; boundary={said}", body)
             assert await read_images(request, core) == [b"image"]
@@ -96,6 +102,23 @@ async def test_of_a_form_s_type_the_boundary_alone_counts(tmp_path: Path) -> Non
                 await read_images(form("multipart/form-data" + told, b""), core)
         with pytest.raises(ServiceError, match="has more than 1000 bytes"):
             await read_images(form("multipart/form-data; boundary=b" + ";" * 1000, b""), core)
+    finally:
+        await core.close()
+
+
+async def test_what_a_form_and_other_types_hold(tmp_path: Path) -> None:
+    core, told = Core(Settings(repository=tmp_path), Peers()), "multipart/form-data; boundary=b"
+    try:
+        named = b'--b\r\nContent-Disposition: form-data; name="model"; filename="a"\r\n\r\nimage\r\n--b--\r\n'
+        assert await read_images(form(told, named), core) == [b"image"], "the name of a file is no option"
+        assert await read_images(form(told, b"--b--\r\n"), core) == []
+        with pytest.raises(ServiceError, match=r"bad_request: .*Content-Disposition"):
+            await read_images(form(told, b"--b\r\nX: y\r\n\r\nimage\r\n--b--\r\n"), core)
+        assert await read_images(form("Application/JSON; charset=utf-8", b'{"images": [{"b64": "YQ=="}]}'), core) == [
+            b"a"
+        ]
+        assert await read_images(form("image/jpeg", b"a"), core) == [b"a"]
+        assert await read_images(form("image/jpeg", b""), core) == []
     finally:
         await core.close()
 
