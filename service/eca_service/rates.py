@@ -38,7 +38,7 @@ class Rates:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rate = rate
-        self.burst = burst or max(1, math.ceil(rate))
+        self.burst = burst or math.ceil(rate)
         self._now = now
         self._table: bytearray | mmap.mmap = bytearray(ROW.size * accounts)
         if file:

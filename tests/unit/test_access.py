@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from eca_service.access import Access, bearer
+from eca_service.access import RATES, Access, bearer
 from eca_service.errors import ServiceError
 from eca_service.keys import make
+from eca_service.rates import make_table
 from eca_service.settings import Settings
 
 OPEN = ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready"]
@@ -80,6 +81,17 @@ def test_callers_with_keys_have_a_rate_each_wherever_they_call_from(tmp_path: Pa
     with pytest.raises(ServiceError, match="rate_limited"):
         rules.admit("team", "10.0.0.2")
     assert rules.admit("other", "10.0.0.1") == "other"
+
+
+def test_further_images_count_and_in_all_workers(tmp_path: Path) -> None:
+    make_table(tmp_path / RATES)
+    settings = Settings(rate_limit=1, rate_burst=3, rate_by="address")
+    one, other = (Access(settings, tmp_path) for _ in range(2))
+    account = one.admit("", "10.0.0.1")
+    assert other.admit("", "10.0.0.1") == account
+    one.charge(account, 1)
+    with pytest.raises(ServiceError, match="rate_limited"):
+        other.admit("", "10.0.0.1")
 
 
 def test_addresses_that_are_one_caller() -> None:

@@ -75,6 +75,9 @@ def test_changes_are_followed_and_a_spoilt_file_keeps_the_keys(
     assert found.owner(new.encode()) == "new"
     file.write_text("")
     assert found.owner(new.encode()) is None, "an empty file lets nobody in"
+    assert found.owner(new.encode()) is None
+    read = [record for record in caplog.records if "was read again" in record.getMessage()]
+    assert len(read) == 3, "each change once"
 
 
 @pytest.mark.parametrize("make_special", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
@@ -122,6 +125,7 @@ def test_changes_within_one_tick_of_the_clock_are_followed(tmp_path: Path) -> No
         (b"# none yet\n", "holds no key"),
         (b"a sha256:00\n", "line 1 is not"),
         (b"a md5:" + b"0" * 64, "line 1 is not"),
+        (b"a sha256:" + b"0" * 65, "line 1 is not"),
         (b"\xff\xfe", "it is no text"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from eca_service import metrics
 from eca_service.errors import ServiceError
 from eca_service.rates import Rates, make_table
 
@@ -25,14 +26,20 @@ def refused(rates: Rates, account: str = "a") -> int | None:
     return None
 
 
+def told() -> float:
+    """Requests refused so far, as the metrics say."""
+    return metrics.registry.get_sample_value("eca_rejected_total", {"reason": "rate_limited"}) or 0
+
+
 def test_a_burst_then_the_rate() -> None:
-    clock = Clock()
+    clock, before = Clock(), told()
     rates = Rates(2, burst=5, now=clock)
     assert [refused(rates) for _ in range(6)] == [None] * 5 + [1]
     clock.now += 0.5
     assert [refused(rates) for _ in range(2)] == [None, 1]
     clock.now += 3600
     assert [refused(rates) for _ in range(6)] == [None] * 5 + [1], "no more than the burst is saved up"
+    assert told() - before == 3
 
 
 def test_further_images_are_owed() -> None:
@@ -45,6 +52,9 @@ def test_further_images_are_owed() -> None:
     assert refused(rates) == 1
     clock.now += 0.1
     assert refused(rates) is None
+    clock.now += 3600
+    rates.charge("a", 9)
+    assert refused(rates) == 3, "what was saved up is the burst, however long ago the last image was"
 
 
 def test_accounts_are_apart_and_a_second_s_worth_is_the_burst() -> None:
