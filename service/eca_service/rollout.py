@@ -130,7 +130,7 @@ class Rollout:
             if folder in self._refused and self._refused[folder][0] != stamp:
                 self._no_longer_refused(folder)  # it is another one now, or gone
         for name, folders in targets.items():
-            if name not in self._taking and self._is_better(name, folders):
+            if name not in self._taking:
                 self._taking[name] = asyncio.create_task(self._take_first(name, folders))
         if self._taking:  # one that loads for long holds up no other
             await asyncio.wait(self._taking.values(), timeout=TAKE_S)
@@ -147,12 +147,6 @@ class Rollout:
         self._empty = not targets
         for _, task in done:
             task.result()
-
-    def _is_better(self, name: str, folders: list[Path]) -> bool:
-        """Whether another version than the current one is to be served first, of those that are not refused."""
-        first = next((folder for folder in folders if not self.was_refused(folder)), None)
-        current = self._registry.models.get(name)
-        return first is not None and (current is None or current.folder != first)
 
     async def _take_first(self, name: str, folders: list[Path]) -> None:
         """Of versions that are not refused, the first that loads and is golden; none behind the current one."""
