@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from eca_build.errors import BuildError
-from eca_build.publish import publish, staging, versions
+from eca_build.publish import publish, restore, staging, versions
 from eca_build.scratch import scratch
 
 
@@ -79,6 +79,16 @@ def test_how_a_model_is_served_may_be_tuned(tmp_path: Path) -> None:
             publish(staged, tmp_path / "r", "m", version)
     assert versions(tmp_path / "r", "m") == [1, 2]
     assert (tmp_path / "r" / "m" / "config.pbtxt").read_text() == texts[0]
+
+
+def test_only_what_is_gone_is_written_again(tmp_path: Path) -> None:
+    home, staged = tmp_path / "m", tmp_path / "staged"
+    for folder in (home, staged):
+        folder.mkdir()
+    (home / "config.pbtxt").write_text("tuned")
+    texts = {"config.pbtxt": "as built", "labels.txt": "a"}
+    assert [restore(staged, home, texts) for _ in range(2)] == [("labels.txt",), ()]
+    assert {path.name: path.read_text() for path in home.iterdir()} == texts | {"config.pbtxt": "tuned"}
 
 
 def test_a_configuration_that_cannot_be_read_is_told(tmp_path: Path) -> None:
@@ -184,6 +194,7 @@ def test_a_folder_of_the_model_s_name(tmp_path: Path) -> None:
         fill(staged, 1)
         publish(staged, tmp_path / "r", "m", 1)
     assert versions(tmp_path / "r", "m") == [1]
+    assert (tmp_path / "r" / "m" / "config.pbtxt").read_text() == 'name: "m"'
     (tmp_path / "r" / "notes").mkdir()
     (tmp_path / "r" / "notes" / "mine.txt").touch()
     with staging(tmp_path / "r") as staged:
