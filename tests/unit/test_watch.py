@@ -9,10 +9,10 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from eca_service import disk, readiness, rollout
+from eca_service import disk, metrics, readiness, rollout
 from eca_service.contract import Contract
 from eca_service.errors import ServiceError
 from eca_service.peers import Peers
@@ -178,3 +178,56 @@ async def test_the_files_of_a_version_that_was_never_golden_cannot_be_looked_at(
             nothing.error = None
             await becomes(made, True)
             assert not task.done()
+
+
+async def test_callers_are_told_why_but_not_where_files_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing, turns = Nothing(), list[int | None]()
+    nothing.error = ServiceError("backend_unavailable", f"{tmp_path}/m/1/model.onnx cannot be read")
+
+    async def golden(_: Any, turn: int | None) -> None:
+        turns.append(turn)
+        if nothing.error:
+            raise nothing.error
+
+    monkeypatch.setattr(nothing, "golden", golden)
+
+    def told() -> float | None:
+        return metrics.registry.get_sample_value("eca_model_ready", {"model": "m", "version": "1"})
+
+    async with watching(tmp_path, nothing) as (made, _):
+        while len(turns) < 3:
+            await asyncio.sleep(0.01)
+        assert (made.reasons, told()) == ({"m": "m/1/model.onnx cannot be read"}, 0)
+        assert (made.is_ready("m"), made.is_ready("n")) == (False, False)
+        nothing.error = None
+        await becomes(made, True)
+        assert (made.is_ready("m"), told()) == (True, 1)
+        assert set(turns) == {None}, "all golden images, until they are right"
+        before = len(turns)
+        while len(turns) < before + 3:
+            await asyncio.sleep(0.01)
+        first, second, third = (turn or 0 for turn in turns[before : before + 3])
+        assert 0 < first < second < third, "then one after the other"
+
+
+async def test_a_request_that_failed_has_all_asked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing, turns = Nothing(), list[int | None]()
+
+    async def golden(_: Any, turn: int | None) -> None:
+        turns.append(turn)
+
+    monkeypatch.setattr(nothing, "golden", golden)
+    async with watching(tmp_path, nothing) as (made, _):
+        for name in ("CHECK_EVERY_S", "FOLLOW_EVERY_S"):
+            monkeypatch.setattr(readiness, name, 60.0)
+        await becomes(made, True)
+        await asyncio.sleep(0.1)
+        before = len(turns)
+        made.suspect()
+        await asyncio.sleep(0.1)
+        assert turns[before:] == [None], "once"
+
+
+def test_a_service_without_models_is_not_ready(tmp_path: Path) -> None:
+    registry, nothing = Registry(tmp_path, None), cast(Any, Nothing())
+    assert not Readiness(registry, nothing, nothing, Rollout(registry, nothing, nothing, 0), Peers()).ready
