@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from eca_build.errors import BuildError
 from eca_build.targets import EXACT, RANDOM, Gate
-from eca_build.verify import compare, rounding
+from eca_build.verify import compare, require_finite, rounding
 from numpy.typing import NDArray
 
 GATES = pytest.mark.parametrize("gate", [EXACT["fp16"], EXACT["bf16"], RANDOM])
@@ -52,6 +52,14 @@ def test_an_engine_that_answers_always_the_same_does_not(gate: Gate, classes: in
     ):
         with pytest.raises(BuildError, match=r"does not follow the network: their correlation is -?0\.[01]"):
             compare(expected, got, gate.largest, gate.agreement, "test")
+
+
+def test_a_network_that_gives_no_number_for_one_image_is_refused() -> None:
+    expected = softmax(logits(4))
+    require_finite(expected)
+    expected[2] = np.nan
+    with pytest.raises(BuildError, match="the network itself answers values that are not finite"):
+        require_finite(expected)
 
 
 @pytest.mark.parametrize(("share", "passes"), [(0.3, True), (0.2, False)])
