@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -303,6 +307,24 @@ def test_an_output_that_is_full_is_a_sentence() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     told = "eca-build: the output cannot be written: No space left on device\n"
     assert (done.returncode, done.stderr) == (2, told)
+
+
+def test_on_a_terminal_the_last_sentence_has_a_line_of_its_own(options: Options) -> None:
+    """The progress bar before it has no end of line."""
+    asked = ["compile", str(WEIGHTS), "--name", "m", "--labels", str(LABELS), "--repository", str(options.repository)]
+    command = [sys.executable, "-c", "from eca_build.cli import main; main()", *asked]
+    terminal, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        with open(terminal, "rb") as screen, contextlib.suppress(OSError):  # EIO when nobody writes any more
+            seen = b""
+            while part := os.read(screen.fileno(), 4096):
+                seen += part
+    assert process.returncode == 0, seen
+    before, last = seen.decode().rstrip("\r\n").rsplit("\r", 1)
+    assert f"{WEIGHTS.name}:   0%" in before
+    assert last == f"{options.repository / 'm' / '1'}: nothing changed since it was built"
 
 
 def test_checkpoints_of_one_name_are_not_versions_of_one_model(tmp_path: Path) -> None:

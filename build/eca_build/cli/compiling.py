@@ -167,7 +167,8 @@ def compile_(
         asked = (checkpoint, repository, recipe, name, arch, labels, images, kind, wish, calibration, most_images)
         options = Options(*asked, alongside=has_others)
         with tqdm(total=steps, desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
-            click.echo(_sentence(build.compile_checkpoint(options, partial(_show, bar, count()))))
+            built = build.compile_checkpoint(options, partial(_show, bar, count()))
+        click.echo(_sentence(built))  # the bar is gone: else it would begin behind it, in the same line
 
 
 def _show(bar: tqdm[NoReturn], begun: Iterator[int], what: str) -> None:
