@@ -26,7 +26,7 @@ def read_labels(path: Path | None, classes: int, random: bool = False) -> tuple[
         raise BuildError(f"the labels file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise BuildError(f"the labels file {path} is not in UTF-8; save it in that") from None
-    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
+    labels = tuple(line.strip() for line in text.split("\n") if line.strip())
     if len(labels) != classes:
         raise BuildError(
             f"{path} has {len(labels)} labels, the checkpoint has {classes} classes; give one label a line"

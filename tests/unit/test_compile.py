@@ -282,6 +282,12 @@ def test_labels_of_editors_that_mark_a_file(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.txt", 2) == ("cat", "dog")
 
 
+def test_a_label_ends_where_its_line_does(tmp_path: Path) -> None:
+    """As editors and Triton see it: a line separator that was copied from a web page is part of the label."""
+    (tmp_path / "labels.txt").write_bytes("cat\u2028Felis\r\nd\x85g\n".encode())
+    assert read_labels(tmp_path / "labels.txt", 2) == ("cat\u2028Felis", "d\x85g")
+
+
 def test_labels_that_cannot_be_read_are_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes("cat\nd\u00f6g\n".encode("latin-1"))
     with pytest.raises(BuildError, match=r"labels\.txt is not in UTF-8; save it in that"):
