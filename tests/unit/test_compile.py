@@ -315,6 +315,20 @@ def test_an_output_that_is_full_is_a_sentence() -> None:
     assert (done.returncode, done.stderr) == (2, told)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")]
+)
+def test_too_little_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
+    """As under `ulimit -v`, or for more images than it holds."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("eca_build.compile.compile_checkpoint", fails)
+    done = CliRunner().invoke(main, ["compile", str(WEIGHTS), "--repository", str(tmp_path / "models")])
+    assert (done.exit_code, "the memory does not suffice; give fewer --most-images" in done.output) == (2, True)
+
+
 def test_on_a_terminal_the_last_sentence_has_a_line_of_its_own(options: Options) -> None:
     """The progress bar before it has no end of line."""
     asked = ["compile", str(WEIGHTS), "--name", "m", "--labels", str(LABELS), "--repository", str(options.repository)]

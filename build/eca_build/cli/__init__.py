@@ -18,11 +18,12 @@ from eca_build.cli.inspecting import archs, init, inspect
 from eca_build.errors import BuildError
 
 EXTRA = {"torch", "safetensors", "onnx", "onnxruntime", "onnxscript"}  # what pyproject.toml's extra `build` installs
+NO_MEMORY = "DefaultCPUAllocator"  # in torch's RuntimeError where it gets none
 
 
 class _Commands(click.Group):
     """Turns what a user can mend into its sentence and exit code 2: a BuildError of any command, a base install without
-    the extra, an output that is full."""
+    the extra, an output that is full, too little memory."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -39,6 +40,15 @@ class _Commands(click.Group):
             if error.errno != errno.ENOSPC:
                 raise
             click.echo(f"eca-build: the output cannot be written: {error.strerror}", err=True)
+            ctx.exit(2)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and NO_MEMORY not in str(error):
+                raise
+            click.echo(
+                "eca-build: the memory does not suffice; give fewer --most-images or a smaller --crop, or build where "
+                "there is more",
+                err=True,
+            )
             ctx.exit(2)
 
 
