@@ -12,7 +12,7 @@ import torch
 from eca_service.contract import ENGINE_FILES, Passport, Preprocessing
 from numpy.typing import NDArray
 
-from eca_build import inductor, lowering, quantise, tensorrt_plan, tensorrt_rtx, verify
+from eca_build import images, inductor, lowering, quantise, tensorrt_plan, tensorrt_rtx, verify
 from eca_build.errors import BuildError
 from eca_build.export import Served, export, export_program
 from eca_build.graphs import FUSED, AttentionGraph
@@ -137,6 +137,8 @@ class Maker:
     def _int8(self, graph: AttentionGraph, scheme: Scheme) -> Path:
         if self._calibration is None:
             raise BuildError("int8 needs typical images to set its ranges; give a folder of them to --calibration")
+        images.require_typical(self._calibration, "set its ranges")
+        images.require_typical(self._sample, "verify it")
         if (graph, scheme) not in self._integers:
             path = self._folder / f"{graph}-int8-{len(self._integers)}.onnx"
             quantise.quantise(self._model(graph, "fp32")[0], path, self._calibration, scheme)

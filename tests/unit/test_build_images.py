@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
+from eca_build.compile import compile_checkpoint
 from eca_build.errors import BuildError
-from eca_build.images import classes, enough, load, synthetic
+from eca_build.images import LEAST, classes, enough, load, require_typical, synthetic
 from eca_build.inputs import Options, gather
 from eca_build.targets import Wish
 from eca_service.cli.images import below, expand
@@ -100,6 +102,28 @@ def test_what_ranges_are_taken_from_is_verified_on_where_nothing_else_is_given()
     assert inputs.classes is not None
     assert (len(inputs.sample), len(inputs.classes), len(inputs.calibration)) == (20, 20, 60)
     assert (inputs.source, inputs.calibrated_on) == ("images/", "images/")
+
+
+def test_int8_is_given_images_that_differ() -> None:
+    """With the ranges of one image, or of many of one colour, an engine passes on these and fails on others."""
+    photographs = load(DEMO / "images", Preprocessing(resize=32, crop=32), most=LEAST)
+    plain = np.ones_like(photographs) * np.arange(len(photographs), dtype=np.uint8)[:, None, None, None]
+    require_typical(photographs, "verify it")
+    for given, count in ((photographs[:1], 1), (photographs[[0] * 20], 1), (plain, 0), (photographs[1:], 7)):
+        with pytest.raises(BuildError, match=f"8 images to verify it .* {len(given)} given {count} are .* to --images"):
+            require_typical(given, "verify it")
+
+
+@pytest.mark.parametrize("few", ["images", "calibration"])
+def test_int8_of_too_few_images_is_refused(tmp_path: Path, few: str) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(DEMO / "images" / "dog-1.jpg", tmp_path / "one")
+    shown, calibration = (tmp_path / "one" if name == few else DEMO / "images" for name in ("images", "calibration"))
+    wish = Wish(precision="int8")
+    options = Options(WEIGHTS, tmp_path / "m", labels=LABELS, images=shown, calibration=calibration, wish=wish)
+    purpose = "set its ranges" if few == "calibration" else "verify it"
+    with pytest.raises(BuildError, match=f"int8 needs at least 8 images to {purpose} .* of the 1 given 1 are such"):
+        compile_checkpoint(options, lambda _: None)
 
 
 def test_a_label_of_two_classes_says_neither(tmp_path: Path) -> None:
