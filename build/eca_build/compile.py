@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -74,16 +75,17 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
     step("read the checkpoint")
     inputs = gather(options)
     network, home = inputs.checkpoint.network, options.repository / inputs.name
+    outputs = outputs_of(inputs)
+    files = {CONFIG_FILE: _config(inputs, outputs), LABELS_FILE: "\n".join(inputs.labels) + "\n"}
+    with suppress(OSError):  # where nothing is to be done, a repository may be read-only, or be built into by others
+        newest, same = published(options, inputs)
+        if same and all((home / name).exists() for name in files):
+            check(home, files)
+            return Built(newest, same, changed=False, recipe_beside=inputs.recipe_beside)
     step("wait for other builds")
     with staging(options.repository) as staged:
-        published = versions(options.repository, inputs.name)
-        version = (published or [0])[-1] + 1
-        newest = home / str(version - 1)
-        if not options.name:
-            require_same_network(newest, inputs)
-        same = unchanged(newest, inputs.key)
-        outputs = outputs_of(inputs)
-        files = {CONFIG_FILE: _config(inputs, outputs), LABELS_FILE: "\n".join(inputs.labels) + "\n"}
+        newest, same = published(options, inputs)
+        version = int(newest.name) + 1
         restored = restore(staged, home, files) if same else ()
         check(home, files)  # before anything is built
         if same:
@@ -118,6 +120,17 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
     return Built(folder, contract, changed=True, recipe_beside=inputs.recipe_beside)
 
 
+def published(options: Options, inputs: Inputs) -> tuple[Path, Contract | None]:
+    """The folder of the model's newest version, 0 where there is none, and its contract where it is of this build.
+
+    Raises BuildError as `require_same_network` unless the model's name was given.
+    """
+    newest = options.repository / inputs.name / str((versions(options.repository, inputs.name) or [0])[-1])
+    if not options.name:
+        require_same_network(newest, inputs)
+    return newest, unchanged(newest, inputs.key)
+
+
 def require_same_network(newest: Path, inputs: Inputs) -> None:
     """BuildError where the version in `newest` is of another network: by its file's name alone nobody meant that."""
     try:
@@ -140,10 +153,12 @@ def unchanged(folder: Path, key: str) -> Contract | None:
     """
     try:
         contract = read(folder)
-        found = contract.build_key, sha256(folder / ENGINE_FILES[contract.engine]), sha256(folder / GOLDEN_FILE)
+        if contract.build_key != key:
+            return None
+        found = sha256(folder / ENGINE_FILES[contract.engine]), sha256(folder / GOLDEN_FILE)
     except (ContractError, OSError):
         return None
-    return contract if found == (key, contract.engine_sha256, contract.golden.sha256) else None
+    return contract if found == (contract.engine_sha256, contract.golden.sha256) else None
 
 
 def compared(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -52,7 +53,19 @@ def test_the_same_again_is_not_built(options: Options) -> None:
     steps: list[str] = []
     again = compile_checkpoint(options, steps.append)
     assert (again.changed, again.contract.version) == (False, 1)
-    assert steps == ["read the checkpoint", "wait for other builds"]
+    assert steps == ["read the checkpoint"]
+
+
+def test_the_same_again_needs_nothing_written(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository that is mounted read-only was refused, and another build waited for, though nothing was to do."""
+
+    def refuse(*_: object, **__: object) -> None:  # tests may run as root, who may write anywhere
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert not compile_checkpoint(options, lambda _: None).changed
+    with pytest.raises(BuildError, match=r"the model repository .* cannot be written"):
+        compile_checkpoint(replace(options, preprocessing={"resize": 40}), lambda _: None)
 
 
 @pytest.mark.parametrize(
