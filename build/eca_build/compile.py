@@ -66,8 +66,11 @@ def steps(wish: Wish) -> int:
     return 3 + 2 * count + (count > 1)
 
 
-def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
-    """Builds, verifies and publishes one version; `step` is told the name of each step as it begins.
+def compile_checkpoint(
+    options: Options, step: Callable[[str], None], note: Callable[[str], None] = lambda _: None
+) -> Built:
+    """Builds, verifies and publishes one version; `step` is told the name of each step as it begins, `note` what else
+    its log should say.
 
     Raises BuildError, with nothing published, for everything that can be wrong with the inputs or the result.
     """
@@ -83,7 +86,7 @@ def compile_checkpoint(options: Options, step: Callable[[str], None]) -> Built:
             check(home, files)
             return Built(newest, same, changed=False, recipe_beside=inputs.recipe_beside)
     step("wait for other builds")
-    with staging(options.repository) as staged:
+    with staging(options.repository, note) as staged:
         newest, same = published(options, inputs)
         version = int(newest.name) + 1
         restored = restore(staged, home, files) if same else ()

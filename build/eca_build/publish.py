@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,10 +49,11 @@ def require_utf8(repository: Path) -> None:
 
 
 @contextmanager
-def staging(repository: Path) -> Iterator[Path]:
+def staging(repository: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[Path]:
     """An empty folder on the repository's file system, outside of what Triton reads; gone at the end.
 
-    Only one build at a time stages for a repository, so what a killed one left is removed here. Raises BuildError
+    Only one build at a time stages for a repository, so what a killed one left is removed here; `note` is told where
+    another one is waited for. Raises BuildError
     where the repository cannot be written, is a disk of its own, or where a file of the build cannot be.
     """
     root = _resolved(repository)
@@ -67,7 +68,11 @@ def staging(repository: Path) -> Iterator[Path]:
         lock = os.open(root, os.O_RDONLY)  # a lock on the folder itself leaves no lock file behind
     try:
         with _writing(repository):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                note(f"another build publishes into {repository}; waiting until it has ended")
+                fcntl.flock(lock, fcntl.LOCK_EX)
         try:  # only who has the lock removes: the folder is another build's until then
             with _writing(repository):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -104,20 +104,22 @@ def test_a_configuration_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 
 def test_one_build_at_a_time_stages(tmp_path: Path) -> None:
     """The second would remove what the first has."""
-    begun = threading.Event()
+    begun, notes = threading.Event(), list[str]()
 
     def second() -> None:
-        with staging(tmp_path / "r"):
+        with staging(tmp_path / "r", notes.append):
             begun.set()
 
     thread = threading.Thread(target=second)
-    with staging(tmp_path / "r") as staged:
+    with staging(tmp_path / "r", notes.append) as staged:
+        assert not notes
         fill(staged, 1)
         thread.start()
         assert not begun.wait(0.3)
         assert (staged / "labels.txt").exists()
     thread.join(10)
     assert begun.is_set()
+    assert notes == [f"another build publishes into {tmp_path / 'r'}; waiting until it has ended"]
 
 
 def test_a_build_that_fails_leaves_nothing_beside_the_repository(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
@@ -167,8 +168,12 @@ def compile_(
         asked = (checkpoint, repository, recipe, name, arch, labels, images, kind, wish, calibration, most_images)
         options = Options(*asked, alongside=has_others)
         with tqdm(total=steps, desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
-            built = build.compile_checkpoint(options, partial(_show, bar, count()))
+            built = build.compile_checkpoint(options, partial(_show, bar, count()), _note)
         click.echo(_sentence(built))  # the bar is gone: else it would begin behind it, in the same line
+
+
+def _note(what: str) -> None:
+    tqdm.write(f"eca-build: {what}", file=sys.stderr)  # above the bar where there is one
 
 
 def _show(bar: tqdm[NoReturn], begun: Iterator[int], what: str) -> None:
