@@ -37,14 +37,21 @@ def fastest(
     verify: Callable[[Variant, Engine], Verification],
     sample: NDArray[np.uint8],
     step: Callable[[str], None],
+    note: Callable[[str], None] = lambda _: None,
 ) -> tuple[Verified, Choice | None]:
     """The engine to serve, and why; of one variant alone there is no choice.
 
     Each is built in a folder of its own below `folder`. `verify` raises BuildError for an engine that is to be refused.
-    Of several, those that cannot be built or are refused are left out; BuildError where none is left.
+    Of several, those that cannot be built, are refused or cannot be measured are left out, of which `note` is told;
+    BuildError where none is left.
     """
     verified: list[Verified] = []
     refused: dict[Variant, str] = {}
+
+    def leave_out(variant: Variant, why: str) -> None:
+        refused[variant] = why
+        note(f"{variant} is left out: {why}")
+
     for index, variant in enumerate(variants):
         home = folder / str(index)
         home.mkdir()
@@ -54,7 +61,7 @@ def fastest(
         except BuildError as error:
             if len(variants) == 1:
                 raise
-            refused[variant] = str(error)
+            leave_out(variant, str(error))
     if len(variants) == 1:
         return verified[0], None
     if not verified:
@@ -64,16 +71,42 @@ def fastest(
     speeds = [Speed({}, 1.0)]
     if len(verified) > 1:
         step("measure")
-        runnables = [
-            Runnable(kind_of(one.variant.target, one.variant.runtime), one.variant.precision, str(one.engine.file))
-            for one in verified
-        ]
-        speeds = measure.measure(runnables, sample, variants[0].max_batch)
+        speeds, failed = _measured(verified, sample, variants[0].max_batch)
+        for one, why in failed:
+            leave_out(one.variant, why)
+        verified = [one for one in verified if one.variant not in refused]
     chosen = pick([speed.relative for speed in speeds])
     rates = {one.variant: speed for one, speed in zip(verified, speeds, strict=True)}
     candidates = tuple(_candidate(variant, rates.get(variant), refused.get(variant)) for variant in variants)
     why = _why(verified, speeds, chosen)
     return verified[chosen], Choice(why=why, machine=measure.machine(), threads=cores(), candidates=candidates)
+
+
+def _measured(
+    verified: Sequence[Verified], sample: NDArray[np.uint8], max_batch: int
+) -> tuple[list[Speed], list[tuple[Verified, str]]]:
+    """The speeds of the engines that can be measured, in their order, and the others with the reasons.
+
+    All are measured in one process, which one of them may end: then each is tried alone, and those that run are
+    measured again. Raises BuildError where each runs alone, or none does.
+    """
+    runnables = [
+        Runnable(kind_of(one.variant.target, one.variant.runtime), one.variant.precision, str(one.engine.file))
+        for one in verified
+    ]
+    try:
+        return measure.measure(runnables, sample, max_batch), []
+    except BuildError:
+        failed: dict[int, str] = {}
+        for index, runnable in enumerate(runnables):
+            try:
+                measure.measure([runnable], sample, max_batch, rounds=1)
+            except BuildError as error:
+                failed[index] = str(error)
+        if len(failed) in (0, len(runnables)):
+            raise
+    sound = [runnable for index, runnable in enumerate(runnables) if index not in failed]
+    return measure.measure(sound, sample, max_batch), [(verified[index], why) for index, why in failed.items()]
 
 
 def pick(relative: Sequence[float]) -> int:
@@ -95,7 +128,7 @@ def _candidate(variant: Variant, speed: Speed | None, refused: str | None) -> Ca
 
 def _why(verified: Sequence[Verified], speeds: Sequence[Speed], chosen: int) -> str:
     if len(verified) == 1:
-        return "the only one that could be built and verified"
+        return "the only one that could be built and run"
     fastest = max(range(len(speeds)), key=lambda index: speeds[index].relative)
     if fastest == chosen:
         return f"the fastest of {len(verified)} verified engines"

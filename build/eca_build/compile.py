@@ -110,7 +110,7 @@ def compile_checkpoint(
         def figures_of(variant: Variant, engine: Engine) -> Verification:
             return compared(inputs, expected, variant, engine, rounding)
 
-        chosen, choice = fastest(inputs.variants, maker, trials, figures_of, inputs.sample, step)
+        chosen, choice = fastest(inputs.variants, maker, trials, figures_of, inputs.sample, step, note)
         step("publish")
         made = chosen.home.rename(staged / str(version))
         shutil.rmtree(scratch)

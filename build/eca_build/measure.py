@@ -79,7 +79,10 @@ def measure(
         plan.write_text(json.dumps(asked | {"engines": [asdict(engine) for engine in engines]}))
         np.save(source, images[np.arange(max(batches)) % len(images)])
         command = [*processes.module("eca_build.measure"), str(plan), str(source), str(target)]
-        processes.run(command, "the engines could not be measured", _told)
+        if len(engines) == 1:
+            processes.run(command, "the engine could not be measured")
+        else:
+            processes.run(command, "the engines could not be measured", _told)
         return speeds(np.load(target), batches)
 
 

@@ -17,7 +17,7 @@ from eca_build import cli, images, measure, targets, verify
 from eca_build import compile as build
 from eca_build.choose import _why, pick
 from eca_build.describe import golden_images
-from eca_build.engine import Maker
+from eca_build.engine import Engine, Maker
 from eca_build.errors import BuildError
 from eca_build.export import export
 from eca_build.inputs import Options
@@ -92,7 +92,7 @@ def test_each_image_of_a_batch_counts() -> None:
 @pytest.mark.parametrize(
     ("relative", "why"),
     [
-        ([1.0], "the only one that could be built and verified"),
+        ([1.0], "the only one that could be built and run"),
         ([1.0, 2.0], "the fastest of 2 verified engines"),
         (
             [1.0, 2.0, 2.05],
@@ -257,6 +257,31 @@ def test_the_contract_says_what_was_compared(tmp_path: Path) -> None:
     assert sorted(path.name for path in built.folder.iterdir()) == ["contract.json", "golden.npy", "model.onnx"]
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["resnet14-eca"]
     assert not build.compile_checkpoint(options, steps.append).changed
+
+
+def test_an_engine_that_ends_the_process_that_measures_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was verified, and ended the whole build when it was measured beside the others."""
+    compared, notes = build.compared, list[str]()
+
+    def break_int8(inputs: Any, expected: Any, variant: Variant, engine: Engine, rounding: Any) -> Any:
+        figures = compared(inputs, expected, variant, engine, rounding)
+        if variant.precision == "int8":
+            engine.file.write_bytes(b"damaged")
+        return figures
+
+    monkeypatch.setattr(build, "compared", break_int8)
+    wish = Wish(precision="auto")
+    built = build.compile_checkpoint(asked(tmp_path / "models", wish=wish), lambda _: None, notes.append)
+    choice = built.contract.choice
+    assert choice
+    left = {one.precision: one.refused for one in choice.candidates}
+    assert left["fp32"] is None
+    assert left["int8"]
+    assert left["int8"].startswith("the engine could not be measured: ")
+    assert notes == [f"onnxruntime int8 plain is left out: {left['int8']}"]
+    assert (built.contract.precision, choice.why) == ("fp32", "the only one that could be built and run")
 
 
 def test_where_nothing_verifies_nothing_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
