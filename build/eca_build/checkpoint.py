@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import pickle
 import re
 import stat
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -36,9 +38,13 @@ COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 LOSS = re.compile(r"(\w+_)?(criterion|loss)(_\w+)?")
 AVERAGES = {"model_ema", "ema_model", "ema"}
 WHOLE = (torch.int32, torch.int64, torch.bool)
+# What PyTorch puts into names where a part of a network is compiled, sharded or recomputed.
+WRAPPED = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # What training scripts keep beside the weights and is data, though pickled as a call: numbers and arrays of either
-# generation of numpy, and the options of the command line, paths among them, of whatever system they came from.
+# generation of numpy, the options of the command line, paths among them, of whatever system they came from, times, and
+# histories by name.
 PATHS = ("Posix", "Windows", "PurePosix", "PureWindows")
+FACTORIES = [f"{module}.{kind}" for kind in ("dict", "float", "int", "list") for module in ("builtins", "__builtin__")]
 _NUMPY = {"scalar": np.float64().__reduce__()[0], "_reconstruct": np.empty(0).__reduce__()[0]}
 HARMLESS = [
     *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, function in _NUMPY.items()),
@@ -47,6 +53,11 @@ HARMLESS = [
     np.dtype,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in ("ObjectDType", "VoidDType")),
     argparse.Namespace,
+    datetime.datetime,
+    datetime.timedelta,
+    datetime.timezone,
+    # a history, which PyTorch fills, and what it would begin new entries with, which nobody calls
+    *((lambda *_: OrderedDict(), name) for name in ("collections.defaultdict", *FACTORIES)),
 ]
 MOST_WRAPPED = 4  # training dicts around the weights: a dict may hold itself
 MOST_PACKED = 10  # times its size a file may hold: torch.save packs nothing, and weights hardly can be
@@ -241,7 +252,7 @@ def strip(raw: dict[str, Tensor]) -> dict[str, Tensor]:
 
     A network's layers lie beside each other. What could be a layer or another network stays, so that it is refused.
     """
-    state = {key: value for key, value in raw.items() if key.rpartition(".")[2] not in COUNTERS}
+    state = {WRAPPED.sub("", key): value for key, value in raw.items() if key.rpartition(".")[2] not in COUNTERS}
     names = {first(key) for key in state}
     metrics = names - {first(key) for key, value in state.items() if value.dtype not in WHOLE}
     for beside in (metrics, {name for name in names if LOSS.fullmatch(name)}, names & AVERAGES):

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from collections import defaultdict
+from datetime import datetime, timedelta, timezone
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -62,6 +64,8 @@ def test_pickle_that_runs_code_is_refused_by_name(tmp_path: Path, beside: object
             "state": np.random.RandomState(0).get_state(),
         },
         {"out": PureWindowsPath("C:/runs/1")},
+        {"history": defaultdict(list, {"loss": [0.3]}), "times": defaultdict(dict), "counts": defaultdict(int, a=1)},
+        {"begun": datetime.now(timezone.utc), "took": timedelta(hours=1)},
     ],
 )
 def test_what_training_scripts_keep_beside_the_weights(tmp_path: Path, beside: dict[str, object]) -> None:
@@ -326,6 +330,13 @@ def test_wrong_weights_name_the_key(tmp_path: Path, change: dict[str, object], s
 def test_wrappers_leave_no_prefix_in_whichever_order_they_were_put_on(prefix: str) -> None:
     state = {f"{prefix}{key}": torch.zeros(1) for key in ("conv.weight", "module.weight", "bn.num_batches_tracked")}
     assert list(strip(state)) == ["conv.weight", "module.weight"]
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_a_part_that_was_wrapped_by_itself_keeps_its_name(tmp_path: Path, wrapper: str) -> None:
+    state = {re.sub(r"^(layer\d)\.", rf"\1.{wrapper}.", key): value for key, value in state_of(ECA18).items()}
+    torch.save(state, tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth").spec == ECA18
 
 
 def test_a_file_that_the_memory_does_not_hold_is_not_called_damaged(tmp_path: Path) -> None:
