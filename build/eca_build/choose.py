@@ -42,16 +42,11 @@ def fastest(
     """The engine to serve, and why; of one variant alone there is no choice.
 
     Each is built in a folder of its own below `folder`. `verify` raises BuildError for an engine that is to be refused.
-    Of several, those that cannot be built, are refused or cannot be measured are left out, of which `note` is told;
-    BuildError where none is left.
+    Of several, those that cannot be built, are refused or cannot be measured are left out, and `note` is told of the
+    last, which should not be; BuildError where none is left.
     """
     verified: list[Verified] = []
     refused: dict[Variant, str] = {}
-
-    def leave_out(variant: Variant, why: str) -> None:
-        refused[variant] = why
-        note(f"{variant} is left out: {why}")
-
     for index, variant in enumerate(variants):
         home = folder / str(index)
         home.mkdir()
@@ -61,7 +56,7 @@ def fastest(
         except BuildError as error:
             if len(variants) == 1:
                 raise
-            leave_out(variant, str(error))
+            refused[variant] = str(error)
     if len(variants) == 1:
         return verified[0], None
     if not verified:
@@ -73,7 +68,8 @@ def fastest(
         step("measure")
         speeds, failed = _measured(verified, sample, variants[0].max_batch)
         for one, why in failed:
-            leave_out(one.variant, why)
+            refused[one.variant] = why
+            note(f"{one.variant} is left out: {why}")
         verified = [one for one in verified if one.variant not in refused]
     chosen = pick([speed.relative for speed in speeds])
     rates = {one.variant: speed for one, speed in zip(verified, speeds, strict=True)}
