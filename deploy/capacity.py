@@ -6,14 +6,15 @@ in this process; and all else that the gateway does for a request, in a running 
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import httpx
 from eca_service.contract import Preprocessing
 from eca_service.errors import ServiceError
@@ -25,7 +26,7 @@ TINY = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
 REQUESTS = 400
 
 
-def decoding_s(photographs: list[Path], seconds: float = 5.0) -> float:
+def decoding_s(photographs: Sequence[Path], seconds: float = 5.0) -> float:
     """Core-seconds for one photograph, as the service decodes by default, over whole rounds for at least `seconds`."""
     recipe, contents = Preprocessing(), [path.read_bytes() for path in photographs]
     images, began = 0, time.process_time()
@@ -86,24 +87,32 @@ def await_ready(client: httpx.Client, service: subprocess.Popen[bytes]) -> None:
     sys.exit("the service did not become ready; `eca-serve doctor` says why")
 
 
-def main() -> None:
-    """Prints the figures."""
-    parser = argparse.ArgumentParser(description="Measures what an image costs the gateway.")
-    parser.add_argument("photographs", nargs="+", type=Path)
-    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository")
-    given = parser.parse_args()
-    if missing := next((path for path in given.photographs if not path.is_file()), None):
-        parser.error(f"{missing} is not a file; name JPEGs of the size that you expect")
-    kilobytes = sum(path.stat().st_size for path in given.photographs) / len(given.photographs) / 1000
+@click.command()
+@click.argument(
+    "photographs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+)
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=ROOT / "model_repository",
+    show_default="this checkout's model_repository",
+    help="Model repository of the service that is measured.",
+)
+def main(photographs: tuple[Path, ...], repository: Path) -> None:
+    """Measures the core time that an image costs the gateway on this machine.
+
+    PHOTOGRAPHS are image files of the size that you expect. deploy/capacity.md says what follows from the figures.
+    """
+    kilobytes = sum(path.stat().st_size for path in photographs) / len(photographs) / 1000
     try:
-        decoding = decoding_s(given.photographs)
+        decoding = decoding_s(photographs)
     except ServiceError as error:
-        parser.error(f"one of the photographs cannot be decoded: {error.detail}")
-    request = request_s(given.repository)
-    print(f"photographs: {len(given.photographs)}, {kilobytes:.0f} KB in the mean")
-    print(f"decoding and resizing: {1000 * decoding:.2f} ms of a core")
-    print(f"all else of a request: {1000 * request:.2f} ms of a core")
-    print(f"images/s of a core:    {1 / (decoding + request):.0f}")
+        raise click.UsageError(f"one of the photographs cannot be decoded: {error.detail}") from None
+    request = request_s(repository)
+    click.echo(f"photographs: {len(photographs)}, {kilobytes:.0f} KB in the mean")
+    click.echo(f"decoding and resizing: {1000 * decoding:.2f} ms of a core")
+    click.echo(f"all else of a request: {1000 * request:.2f} ms of a core")
+    click.echo(f"images/s of a core:    {1 / (decoding + request):.0f}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+
+import click
 
 ASK = """
 import json, pathlib
@@ -25,7 +26,8 @@ print(json.dumps(sorted(found)))
 
 def sbom(image: str) -> dict[str, object]:
     """The document; subprocess.CalledProcessError where the image is missing or has no Python."""
-    command = ["docker", "run", "--rm", "-i", "--pull=never", "--network=none", "--entrypoint=python3", image, "-"]
+    options = ("--rm", "-i", "--pull=never", "--network=none", "--entrypoint=python3")
+    command = ["docker", "run", *options, "--", image, "-"]
     answer = subprocess.run(command, input=ASK, capture_output=True, text=True, check=True, timeout=120)
     components = [
         {"type": "library", "name": name, "version": version, "purl": f"pkg:{kind}/{name}@{version}"}
@@ -40,12 +42,22 @@ def sbom(image: str) -> dict[str, object]:
     }
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python deploy/sbom.py IMAGE")
+@click.command()
+@click.argument("image")
+def main(image: str) -> None:
+    """Lists every package in IMAGE, such as eca-serve/gateway:0.1.0, as CycloneDX 1.5 JSON.
+
+    The image must be on this machine, and contain Python; docker runs it without a network.
+    """
     try:
-        print(json.dumps(sbom(sys.argv[1]), indent=1))
+        click.echo(json.dumps(sbom(image), indent=1))
     except FileNotFoundError:
-        sys.exit("docker is not installed, or not in PATH; the image is asked by it")
+        raise click.ClickException("docker is not installed, or not in PATH; it runs the image") from None
+    except subprocess.TimeoutExpired:
+        raise click.ClickException(f"{image} did not answer within two minutes") from None
     except subprocess.CalledProcessError as error:
-        sys.exit(f"{sys.argv[1]} could not be asked: {error.stderr.strip()}")
+        raise click.ClickException(f"{image} could not be asked: {error.stderr.strip()}") from None
+
+
+if __name__ == "__main__":
+    main()

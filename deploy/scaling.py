@@ -7,7 +7,6 @@ cut off (its packets are lost, nobody is told) and comes back.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import click
 import httpx
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
@@ -171,21 +171,29 @@ def show(repository: Path, model: str) -> Figures:
     return figures
 
 
-def main() -> None:
-    """Prints the figures."""
-    parser = argparse.ArgumentParser(description="Two gateways, three Tritons, one machine.")
-    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository")
-    parser.add_argument("--model", default="resnet14-eca")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if not given.inside:
+@click.command()
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=ROOT / "model_repository",
+    show_default="this checkout's model_repository",
+    help="Model repository that the Tritons serve.",
+)
+@click.option("--model", default="resnet14-eca", show_default=True, help="Model whose images are counted.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--inside", is_flag=True, hidden=True)
+def main(repository: Path, model: str, as_json: bool, inside: bool) -> None:
+    """Starts two gateways and three Tritons in network namespaces, and measures how they share a load.
+
+    One Triton is added under load, cut off and connected again. Needs root, iproute2 and util-linux; takes a minute.
+    """
+    if not inside:
         if reason := missing():
             sys.exit(reason)
         again = sandbox(sys.executable, "-m", "deploy.scaling", "--inside", *sys.argv[1:])
         sys.exit(subprocess.run(again, cwd=ROOT, check=False).returncode)
-    figures = show(given.repository.absolute(), given.model)
-    if given.json:
+    figures = show(repository.absolute(), model)
+    if as_json:
         print(json.dumps(asdict(figures)))
         return
     print(f"a third Triton was found and had images of both gateways after {figures.found_s:.1f} s")

@@ -85,8 +85,13 @@ def main() -> int:
     """Runs the comparison; see the module's first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10: an archive or an unpacked folder")
-    parser.add_argument("--url", default="http://127.0.0.1:8080")
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="what the service serves")
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="the service; default: %(default)s")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        help="what the service serves; default: %(default)s",
+    )
     options = parser.parse_args()
     _, _, images, labels = load(options.data)
     failed = 0

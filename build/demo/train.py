@@ -223,16 +223,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10: an archive or an unpacked folder")
     parser.add_argument("--network", choices=NETWORKS, action="append", help="default: all six, one after the other")
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=24, help="default: %(default)s")
     parser.add_argument("--start-from", choices=NETWORKS, help="a finished network to begin as, but for its gates")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=0.2, help="peak learning rate")
-    parser.add_argument("--decay", type=float, default=5e-4)
-    parser.add_argument("--smoothing", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler")
-    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--batch", type=int, default=128, help="images of a step; default: %(default)s")
+    parser.add_argument("--rate", type=float, default=0.2, help="peak learning rate; default: %(default)s")
+    parser.add_argument("--decay", type=float, default=5e-4, help="weight decay; default: %(default)s")
+    parser.add_argument("--smoothing", type=float, default=0.0, help="of the labels; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of weights, order and crops; default: %(default)s")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="PyTorch's; default here: %(default)s"
+    )
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="bfloat16 on a CPU is faster compiled, which needs a C++ compiler",
+    )
+    parser.add_argument("--output", type=Path, default=HERE, help="folder for weights and figures; default: build/demo")
     parser.add_argument("--checkpoints", type=Path, default=HERE / "checkpoints", help="where a running state is kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 FOLDER = Path(__file__).parent / "dashboards"
 RATE = "[$__rate_interval]"
 REQUESTS = 'eca_requests_total{model=~"$model"}'
@@ -160,6 +162,12 @@ def files() -> dict[str, str]:
     return {name: json.dumps(found, indent=1, ensure_ascii=False) + "\n" for name, found in made.items()}
 
 
-if __name__ == "__main__":
+@click.command()
+def main() -> None:
+    """Writes deploy/grafana/dashboards anew from the tables in this script."""
     for name, text in files().items():
         (FOLDER / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

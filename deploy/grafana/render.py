@@ -7,7 +7,6 @@ dashboards, are asked of that Prometheus, and what it answers is drawn where Gra
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 from eca_service.triton import server
 from eca_service.triton.server import free_port
@@ -216,19 +216,30 @@ def legend(form: str, labels: dict[str, str]) -> str:
     return re.sub(r"{{(\w+)}}", lambda match: labels.get(match[1], ""), form).strip()
 
 
-def main() -> None:
-    """Plays, asks, draws."""
-    parser = argparse.ArgumentParser(description="Draws the dashboards from a real run of the service.")
-    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository")
-    parser.add_argument("--seconds", type=float, default=300, help="how long the run takes")
-    parser.add_argument("--out", type=Path, default=DEPLOY / "grafana" / "pictures")
-    given = parser.parse_args()
+@click.command()
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=ROOT / "model_repository",
+    show_default="this checkout's model_repository",
+    help="Model repository that is served.",
+)
+@click.option("--seconds", type=click.FloatRange(30), default=300.0, show_default=True, help="Length of the run.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DEPLOY / "grafana" / "pictures",
+    show_default="deploy/grafana/pictures",
+    help="Folder for the pictures.",
+)
+def main(repository: Path, seconds: float, out: Path) -> None:
+    """Runs the service under load, with Prometheus, and draws the Grafana dashboards from what was scraped."""
     if shutil.which("prometheus") is None:
         sys.exit("Prometheus is not installed; it is Debian's package `prometheus`")
     from deploy.grafana import picture
 
     def draw(url: str, begin: float, end: float) -> None:
-        given.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         for file in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json")):
             dashboard = json.loads(file.read_text())
             drawn = [
@@ -239,12 +250,12 @@ def main() -> None:
                 ]
                 for panel in dashboard["panels"]
             ]
-            target = given.out / f"{file.stem}.png"
+            target = out / f"{file.stem}.png"
             picture.draw(dashboard, drawn, (begin, end), "; ".join(chapter.name for chapter in STORY), target)
             print(target)
 
     with tempfile.TemporaryDirectory(prefix="eca-render-") as folder:
-        run(given.repository.absolute(), given.seconds, Path(folder), draw)
+        run(repository.absolute(), seconds, Path(folder), draw)
 
 
 if __name__ == "__main__":

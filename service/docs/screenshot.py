@@ -19,7 +19,13 @@ READY = """
 
 @click.command()
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The running service.")
-@click.option("--image", type=click.Path(path_type=Path, exists=True), default=Path("build/demo/images/horse-1.jpg"))
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=Path("build/demo/images/horse-1.jpg"),
+    show_default=True,
+    help="Image that is dropped on the page.",
+)
 @click.option("--colours", default=256, show_default=True, help="Fewer make a smaller file.")
 def main(url: str, image: Path, colours: int) -> None:
     """Drops an image on the page and keeps what it shows."""

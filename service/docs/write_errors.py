@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 from eca_service.errors import CODES
 
 PAGE = Path(__file__).with_name("errors.md")
@@ -26,5 +27,11 @@ def written(page: str) -> str:
     return TABLE.sub(lambda _: "\n" + table(), page)
 
 
-if __name__ == "__main__":
+@click.command()
+def main() -> None:
+    """Writes the table in errors.md anew from the service's error codes."""
     PAGE.write_text(written(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()

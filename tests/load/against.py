@@ -54,8 +54,8 @@ def measure(other: Path, rounds: int, seconds: float) -> dict[int, list[tuple[fl
 
 @click.command(context_settings={"show_default": True})
 @click.argument("other", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--rounds", type=click.IntRange(1), default=10)
-@click.option("--seconds", type=click.FloatRange(0.2), default=2.0, help="Of each turn.")
+@click.option("--rounds", type=click.IntRange(1), default=10, help="Rounds; each measures both.")
+@click.option("--seconds", type=click.FloatRange(0.2), default=2.0, help="Length of each turn.")
 def main(other: Path, rounds: int, seconds: float) -> None:
     """Prints what this checkout's gateway takes of the time and the processor time of that in the folder OTHER."""
     end_on_sigterm()

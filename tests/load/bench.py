@@ -21,7 +21,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False, writable=True)
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--preset", type=click.Choice(list(matrix.PRESETS)), default="default")
+@click.option("--preset", type=click.Choice(list(matrix.PRESETS)), default="default", help="How much is measured.")
 @click.option("--backbone", "backbones", multiple=True, help="Only this one; may be given several times.")
 @click.option("--attention", "attentions", multiple=True, help="Only this one, and plain; may be given several times.")
 @click.option("--precision", "precisions", multiple=True, help="Only this one; may be given several times.")

@@ -115,7 +115,7 @@ def wrk_per_s(port: int, body: bytes, seconds: float) -> float | None:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--seconds", type=click.FloatRange(0.5, 60), default=3.0)
+@click.option("--seconds", type=click.FloatRange(0.5, 60), default=3.0, help="Length of each measurement.")
 def main(seconds: float) -> None:
     """Measures the generator's own cost and says it."""
     end_on_sigterm()

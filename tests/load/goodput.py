@@ -153,18 +153,19 @@ async def sweep(
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds of all loads.")
 @click.option(
     "--seconds", type=click.FloatRange(1), default=8.0, show_default=True, help="Length of each load in a round."
 )
-@click.option("--deadline-ms", type=click.FloatRange(1), default=1500.0, show_default=True)
+@click.option("--deadline-ms", type=click.FloatRange(1), default=1500.0, show_default=True, help="Of each request.")
 @click.option(
     "--repository",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default="model_repository",
     show_default=True,
+    help="Model repository that is served.",
 )
-@click.option("--model", default=MODEL, show_default=True)
+@click.option("--model", default=MODEL, show_default=True, help="Model that is asked.")
 @click.option("--paced", is_flag=True, help="Replace the network by an engine that sleeps 5 ms per image.")
 def main(rounds: int, seconds: float, deadline_ms: float, repository: Path, model: str, paced: bool) -> None:
     """Sweeps the offered load; exit code 1 where five times the capacity costs goodput or deadlines."""

@@ -56,10 +56,10 @@ def figures(block: Block) -> dict[str, object]:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--way", type=click.Choice(["http", "grpc"]), default="http")
+@click.option("--way", type=click.Choice(["http", "grpc"]), default="http", help="Protocol.")
 @click.option("--url", default="http://127.0.0.1:8080", help="http://HOST:PORT or HOST:PORT.")
 @click.option("--target", help="Repeat the host here if it is not this machine, so that no load is sent by mistake.")
-@click.option("--model", required=True)
+@click.option("--model", required=True, help="Model to ask.")
 @click.option(
     "--rate", type=click.FloatRange(0, 100_000), default=0.0, help="Open load with so many requests a second."
 )
@@ -69,7 +69,7 @@ def figures(block: Block) -> dict[str, object]:
 @click.option(
     "--callers", type=click.IntRange(1, 1024), default=8, help="Callers of a closed load, used without --rate."
 )
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=10.0)
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=10.0, help="How long load is sent.")
 @click.option("--most", type=click.IntRange(1), default=100_000, help="Most requests to send, whatever the time.")
 @click.option("--images", "folder", type=click.Path(path_type=Path, exists=True), help="A folder of JPEGs to send.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the environment.")

@@ -234,7 +234,7 @@ def _measure(
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds of all measurements.")
 @click.option(
     "--seconds",
     type=click.FloatRange(0.2),

@@ -102,11 +102,20 @@ async def rounds(
     "--ours", multiple=True, default=("",), help="A set-up of ours, name=value,name=value; may be given several times."
 )
 @click.option(
-    "--backbone", type=click.Choice([name for name in BACKBONES if name not in DEMO_WEIGHTS]), default="mobilenetv2"
+    "--backbone",
+    type=click.Choice([name for name in BACKBONES if name not in DEMO_WEIGHTS]),
+    default="mobilenetv2",
+    help="Network that both serve, with random weights.",
 )
-@click.option("--attention", type=click.Choice(get_args(Kind)), default="eca")
-@click.option("--clients", type=click.IntRange(1, 1024), multiple=True, default=(1, 8, 32))
-@click.option("--rounds", "count", type=click.IntRange(1, 100), default=5)
+@click.option("--attention", type=click.Choice(get_args(Kind)), default="eca", help="Its attention.")
+@click.option(
+    "--clients",
+    type=click.IntRange(1, 1024),
+    multiple=True,
+    default=(1, 8, 32),
+    help="Callers at once; may be given several times.",
+)
+@click.option("--rounds", "count", type=click.IntRange(1, 100), default=5, help="Rounds of all.")
 @click.option("--seconds", type=click.FloatRange(0.2, 60), default=3.0, help="Length of each measurement.")
 @click.option("--workers", type=click.IntRange(1, 64), default=2, help="Workers of the plain service.")
 @click.option("--images", "folder", type=click.Path(path_type=Path, exists=True), help="A folder of JPEGs to send.")

@@ -64,11 +64,11 @@ def create() -> FastAPI:
 def main() -> None:
     """Answers until it is told to end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("labels")
-    parser.add_argument("--port", type=int, default=9000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("model", help="an ONNX file")
+    parser.add_argument("labels", help="a file with a class name per line")
+    parser.add_argument("--port", type=int, default=9000, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="processes; default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="of each worker's engine; default: %(default)s")
     given = parser.parse_args()
     os.environ |= {"PEER_MODEL": given.model, "PEER_LABELS": given.labels, "PEER_THREADS": str(given.threads)}
     uvicorn.run(

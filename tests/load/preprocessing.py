@@ -305,7 +305,7 @@ PARTS = ("speed", "parity", "agreement")
     "--cifar", "archive", type=click.Path(path_type=Path, exists=True), help="CIFAR-10 as an archive of JPEGs"
 )
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="default: all three")
-@click.option("--rounds", default=15, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--rounds", default=15, show_default=True, type=click.IntRange(1, 1000), help="rounds of speed")
 @click.option("--most", default=10_000, show_default=True, type=click.IntRange(1), help="most images of each set")
 @click.option("--json", "json_file", type=Written(), help="where all figures go")
 @click.option("--csv", "csv_file", type=Written(), help="where the speeds go")

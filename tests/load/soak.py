@@ -193,12 +193,13 @@ def verdict(found: Findings, noise_kib: int = NOISE_KIB) -> list[str]:
 
 
 @click.command()
-@click.option("--minutes", type=click.FloatRange(0.1), default=30.0, show_default=True)
+@click.option("--minutes", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Length of the traffic.")
 @click.option(
     "--repository",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default="model_repository",
     show_default=True,
+    help="Model repository that is served.",
 )
 def main(minutes: float, repository: Path) -> None:
     """Runs the service under mixed traffic and says whether anything leaked."""

@@ -103,7 +103,7 @@ async def compare(ways: dict[str, Ask], size: int, rounds: int, calls: int, pid:
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Rounds of all ways.")
 @click.option(
     "--calls", type=click.IntRange(1), default=60, show_default=True, help="Calls in each round, for each way."
 )
