@@ -55,14 +55,24 @@ def _picked(folder: Path, most: int, option: str = "--images") -> list[Path]:
         raise BuildError(f"the folder {error.filename} cannot be read: {error.strerror}; give another to {option}")
 
     paths: list[Path] = []
+    seen: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        here = Path(root)
-        if here.is_symlink() and here.resolve() in {parent.resolve() for parent in here.absolute().parents}:
-            folders.clear()  # it leads back to where it is
+        here = _identity(root)
+        if not seen:
+            seen = set(map(_identity, folder.absolute().parents)) - {here}
+        if here in seen:  # a link led back, or another one there
+            folders.clear()
             continue
-        paths += [here / name for name in names if Path(name).suffix.lower() in SUFFIXES]
+        seen.add(here)
+        folders.sort()
+        paths += [Path(root, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
     paths.sort()
     return [paths[i] for i in spread(len(paths), most)]
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def spread(count: int, most: int) -> NDArray[np.int64]:

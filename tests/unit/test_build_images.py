@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import shutil
@@ -167,18 +168,51 @@ def test_a_chunk_without_a_name_is_a_sentence(tmp_path: Path) -> None:
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     """Data sets are often laid out as links."""
     recipe = Preprocessing(resize=8, crop=8)
-    (tmp_path / "store" / "n1").mkdir(parents=True)
-    Image.new("RGB", (8, 8), (9, 0, 0)).save(tmp_path / "store" / "n1" / "1.png")
     linked = tmp_path / "linked"
     linked.mkdir()
-    for name in ("dog", "cat"):
-        (linked / name).symlink_to(tmp_path / "store" / "n1")
+    for name, stored in (("dog", "n1"), ("cat", "n2")):
+        (tmp_path / "store" / stored).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (9, 0, 0)).save(tmp_path / "store" / stored / "1.png")
+        (linked / name).symlink_to(tmp_path / "store" / stored)
     (tmp_path / "store" / "n1" / "back").symlink_to(linked)
     (tmp_path / "store" / "n1" / "self").symlink_to(".")
     assert classes(linked, ("cat", "dog")).tolist() == [0, 1]
     assert load(linked, recipe).shape == (2, 8, 8, 3)
     assert below(linked) == [linked / "cat" / "1.png", linked / "dog" / "1.png"]
     assert below(linked / "dog") == [linked / "dog" / "1.png"]
+    assert expand([linked / "**" / "*.png"]) == [linked / "cat" / "1.png", linked / "dog" / "1.png"]
+
+
+def test_folders_that_are_linked_with_each_other_are_gone_through_once(tmp_path: Path) -> None:
+    """A folder was gone through by every way that leads there, of which nine such folders have a million."""
+    for one in range(9):
+        (tmp_path / f"{one}").mkdir()
+        Image.new("RGB", (8, 8), (9, 0, 0)).save(tmp_path / f"{one}" / f"{one}.png")
+        for other in set(range(9)) - {one}:
+            (tmp_path / f"{one}" / f"to{other}").symlink_to(f"../{other}")
+    assert sorted(path.stem for path in below(tmp_path)) == [f"{one}" for one in range(9)]
+    assert load(tmp_path, Preprocessing(resize=8, crop=8)).shape[0] == 9
+    for pattern in ("**/*.png", "**", "**/[0-9]*/**/*.png"):
+        assert {path.stem for path in expand([tmp_path / pattern])} == {f"{one}" for one in range(9)}
+
+
+def test_patterns_match_as_glob_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jpg", "x/b.jpg", "x/y/c.jpg", "x/y/d.png", ".hidden/e.jpg", "x/.f.jpg", "[z]/g.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for pattern in (
+        "**/*.jpg",
+        "x/**/*.jpg",
+        "**/y/*",
+        "x/**",
+        "**/x/**/*.jpg",
+        "*/*.jpg",
+        f"{tmp_path}/**/*.jpg",
+        "x*/**",
+    ):
+        matched = {Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file()}
+        assert set(expand([Path(pattern)])) == matched, pattern
 
 
 def test_a_folder_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ def expand(given: Iterable[Path]) -> list[Path]:
         if os.path.isdir(path):
             matches = below(path)
         elif not os.path.exists(path) and glob.has_magic(str(path)):
-            matches = sorted(filter(_is_file, map(Path, glob.glob(str(path), recursive=True))))
+            matches = sorted(filter(_is_file, set(_matching(str(path)))))
         else:
             matches = [path]
         if not matches:
@@ -47,18 +47,51 @@ def piped() -> bytes:
 
 
 def below(folder: Path) -> list[Path]:
-    """The image files of a folder and its sub-folders, linked ones too, by name.
+    """The image files of a folder and its sub-folders, linked ones too but each once, by name.
 
     Raises UsageError where one cannot be read.
     """
-    found: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        here = Path(root)
-        if here.is_symlink() and here.resolve() in {parent.resolve() for parent in here.absolute().parents}:
-            folders.clear()  # it leads back to where it is
-            continue
-        found += [here / name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    found = (
+        Path(root, name)
+        for root, names in _folders(folder, _refuse)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES
+    )
     return sorted(filter(_is_file, found))
+
+
+def _folders(top: str | Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """`top` and the folders below with their files' names; each once, by whatever links it is reached, none above."""
+    seen: set[tuple[int, int]] = set()
+    for root, folders, names in os.walk(top, onerror=onerror, followlinks=True):
+        here = _identity(root)
+        if not seen:
+            seen = set(map(_identity, Path(top).absolute().parents)) - {here}
+        if here in seen:
+            folders.clear()
+            continue
+        seen.add(here)
+        folders.sort()
+        yield root, names
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _matching(pattern: str) -> Iterator[Path]:
+    """What a pattern matches. For ** glob itself would follow links that lead back until the path is too long."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        yield from map(Path, glob.glob(pattern))
+        return
+    at = parts.index("**")
+    rest = "/".join(parts[at + 1 :]) or "*"
+    for start in glob.glob("/".join([*parts[:at], ""])) if at else ["."]:
+        for root, _ in _folders(start):
+            if not any(name.startswith(".") for name in Path(os.path.relpath(root, start)).parts):
+                yield from _matching(os.path.join(glob.escape(root), rest))
 
 
 def _is_file(path: Path) -> bool:
