@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 from eca_service import metrics
+from eca_service.client import AsyncClient, Client, FileResult
 
 from tests.integration.callers import PROTOCOLS, call
 from tests.integration.conftest import FRESH, MODEL, Service, ending, golden_png, ready, slow_image, start
@@ -138,6 +139,26 @@ def test_what_takes_longer_than_the_grace_is_told_that_the_service_ends(reposito
         assert time.monotonic() - ended < 4
     assert running.process.wait(30) == 0, running.log.read_text()
     assert '"code": "ok", "status": ""' not in running.log.read_text()
+
+
+@pytest.mark.parametrize("way", ["blocking", "asyncio"])
+def test_files_of_a_slow_service_are_waited_for(repository: Path, tmp_path: Path, way: str) -> None:
+    """Of a folder of images most were refused: the last of 128 at once could not be answered within a minute."""
+    noop.publish(tmp_path / "repository", max_batch=1, crop=32, pace_s=0.1)
+    image = tmp_path / "image.png"
+    image.write_bytes(golden_png(repository, MODEL))
+    with ready(tmp_path / "repository", tmp_path) as running:
+
+        async def gathered() -> list[FileResult]:
+            async with AsyncClient(running.url, timeout_s=1) as client:
+                return [one async for one in client.classify_files([image] * 64, concurrency=8)]
+
+        if way == "asyncio":
+            found = asyncio.run(gathered())
+        else:
+            with Client(running.url, timeout_s=1) as client:
+                found = list(client.classify_files([image] * 64, concurrency=8))
+    assert [one.error for one in found] == [None] * 64
 
 
 def test_as_many_batches_at_once_as_the_engine_has_instances(repository: Path, tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def classify(
         if PIPED in paths:
             results = _piped(client, as_names(models), top_k)
         else:
-            results = client.classify_files(paths, models, top_k=top_k, concurrency=concurrency)
+            # no more than there are files, so that a service that does not answer for a few of them is told soon
+            results = client.classify_files(paths, models, top_k=top_k, concurrency=min(concurrency, len(paths)))
         if form == "csv":
             click.echo(",".join(COLUMNS))
         width = min(60, max(len(str(path)) for path in paths))

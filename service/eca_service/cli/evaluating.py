@@ -59,7 +59,7 @@ def evaluate(
         evaluations = {name: Evaluation(name, _labels(client, name)) for name in names}
         truths = _truths(folder, evaluations)
         failed: set[Path] = set()
-        results = client.classify_files(truths, names, concurrency=concurrency)
+        results = client.classify_files(truths, names, concurrency=min(concurrency, len(truths)))
         for result in watched(results, len(truths) * len(names), "image"):
             if result.answer is None:
                 assert result.error is not None

@@ -13,6 +13,7 @@ from eca_service.client.failures import ClientError
 CONCURRENCY = 16
 BATCH = 8  # files in a request: more save little, and each request is answered as a whole
 BATCH_BYTES = 8 << 20
+IMAGE_S = 5.0  # that the largest networks take for one on a small machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ def batches(paths: Iterable[str | os.PathLike[str]], size: int) -> Iterator[list
         held += length
     if batch:
         yield batch
+
+
+def patience_s(least_s: float, images: int, concurrency: int) -> float:
+    """How long a request of so many images may take where `concurrency` of them share the service."""
+    return least_s + IMAGE_S * images * concurrency
 
 
 def halves(paths: list[Path], found: Iterable[FileResult]) -> list[list[Path]]:

@@ -16,7 +16,7 @@ from eca_service.client.address import as_address, as_key, shown
 from eca_service.client.answers import Classification, Explanation, Model, Overlay
 from eca_service.client.calls import DEFAULT_URL, Call, Image
 from eca_service.client.failures import ClientError, Retry
-from eca_service.client.files import BATCH, CONCURRENCY, FileResult, as_names, batches, halves, joined
+from eca_service.client.files import BATCH, CONCURRENCY, FileResult, as_names, batches, halves, joined, patience_s
 from eca_service.client.over_http import AsyncHttp
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class AsyncClient:
     ) -> AsyncIterator[FileResult]:
         """Each file's answer, in their order, as they come: `batch` files a request, `concurrency` requests at once.
 
-        Where the service takes less in one request, they are sent in smaller ones.
+        Where the service takes less in one request, they are sent in smaller ones. Without `timeout_s` a request may
+        take 5 s longer than the client's for each image that is asked at once, as slow services need.
 
         By several models each file is decoded once, and has one result for each.
 
@@ -118,6 +119,8 @@ class AsyncClient:
             raise ValueError(f"at least one request is made at once, not {concurrency}")
         turns = asyncio.Semaphore(concurrency)
         models = as_names(model)
+        if timeout_s is None:
+            timeout_s = patience_s(self.timeout_s, len(models) if len(models) > 1 else batch, concurrency)
 
         async def ask(group: list[Path]) -> list[FileResult]:
             async with turns:
