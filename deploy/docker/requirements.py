@@ -18,7 +18,7 @@ def canonical(name: str) -> str:
 
 def requirements(extras: list[str]) -> list[str]:
     """Requirement lines: the project's own and those of `extras`; KeyError for an extra that there is not."""
-    import tomllib  # Python 3.11's, as the images' are
+    import tomllib  # type: ignore[import-not-found]  # Python 3.11's, as the images' are
 
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]

@@ -177,7 +177,7 @@ def run(repository: Path, seconds: float, folder: Path, draw: Callable[[str, flo
     with ExitStack() as stack:
 
         def start_triton() -> AbstractContextManager[object]:
-            return process(command, folder / "triton.log", server.environment(2))
+            return process(command, folder / "triton.log", server.environment(2, folder, folder / "backends"))
 
         tritons = stack.enter_context(ExitStack())
         tritons.enter_context(start_triton())
