@@ -22,7 +22,9 @@ ALL: dict[str, Any] = {
     "gateway": {
         "env": {"ECA_DEADLINE_MS": "2000", "OTEL_TRACES_SAMPLER": "always_off"},
         "secrets": {"apiKeys": "team-keys", "tls": "gateway-tls", "managementToken": "operators"},
+        "ingress": {"enabled": True, "host": "images.example.org", "tlsSecret": "images-tls", "className": "nginx"},
     },
+    "cluster": {"imagePullSecrets": ["registry"], "ipv6": True},
 }
 CPU: dict[str, Any] = {
     "triton": {"image": "eca-serve/triton-cpu:0.1.0", "gpus": 0},

@@ -50,6 +50,9 @@ def test_manifests_are_valid(case: str, version: str) -> None:
         (CPU | {"build": {"enabled": True, "checkpointsClaim": "c"}}, "set build.target to onnx"),
         ({"autoscaling": {"gateway": {"min": 20}}}, "autoscaling.gateway: min 20 is above max 10"),
         ({"autoscaling": {"kind": "keda", "triton": {"max": 1, "min": 2}}}, "autoscaling.triton: min 2 is above max 1"),
+        ({"gateway": {"resources": {"requests": {"cpu": None}}}}, "set gateway.resources.requests.cpu, or"),
+        ({"gateway": {"ingress": {"enabled": True}}}, "host"),
+        ({"cluster": {"imagePullSecrets": ["Registry"]}}, "imagePullSecrets"),
         ({"monitoring": {"enabled": True}, "gateway": {"env": {"ECA_METRICS": "key"}}}, "set monitoring.apiKey"),
     ],
 )

@@ -18,6 +18,8 @@ from tests.deploy.chart import ALL, CHART, CPU, FOREIGN, KSERVE, KUBERNETES, gat
 from tests.deploy.observed import METRIC, PROMETHEUS, metrics_asked_for, promtool, rules
 from tests.deploy.stack import versions
 
+POD_MAKERS = {"Deployment", "Job"}
+
 
 def test_images_may_come_from_anywhere_and_quantities_in_any_notation() -> None:
     """As Kubernetes takes them: a registry with a port, a tag with its digest, an exponent, petabytes."""
@@ -107,6 +109,44 @@ def test_what_the_chart_sets_cannot_be_set_twice() -> None:
     for name in {entry["name"] for entry in gateway_container(ALL)["env"]} - may_be:
         with pytest.raises(helm_python.HelmError, match=name):
             manifests({"gateway": {"env": {name: "1"}}})
+
+
+def test_autoscaling_takes_a_limit_for_the_request_that_is_not_there() -> None:
+    """As Kubernetes does."""
+    resources = {"requests": {"cpu": None}, "limits": {"cpu": "2"}}
+    assert ("HorizontalPodAutoscaler", "demo-eca-serve-gateway") in manifests({"gateway": {"resources": resources}})
+
+
+def test_images_of_a_private_registry_are_pulled_by_all_pods() -> None:
+    values = {**ALL, "cluster": {"imagePullSecrets": ["registry", "mirror"]}}
+    pods = [found["spec"]["template"]["spec"] for (kind, _), found in manifests(values).items() if kind in POD_MAKERS]
+    assert [pod["imagePullSecrets"] for pod in pods] == [[{"name": "registry"}, {"name": "mirror"}]] * 3
+
+
+def test_pods_without_an_ipv4_address_listen_on_their_others() -> None:
+    """0.0.0.0 is none of them. Triton's metrics are served by libevhtp, which has its own word for that."""
+    values: dict[str, Any] = {"cluster": {"ipv6": True}}
+    environment = {entry["name"]: entry.get("value") for entry in gateway_container(values)["env"]}
+    assert environment["ECA_HOST"] == "::"
+    for given in (values, values | CPU):
+        pod = manifests(given)["Deployment", "demo-eca-serve-triton"]["spec"]["template"]["spec"]
+        told = {
+            *pod["containers"][0].get("args", ()),
+            *(f"{one['name']}={one['value']}" for one in pod["containers"][0]["env"]),
+        }
+        assert "ECA_TRITON_HOST=::" in told
+        assert given is not values or {"--grpc-address=[::]", "--metrics-address=ipv6:::"} <= told
+
+
+def test_an_ingress_leads_to_the_gateways_if_asked_for() -> None:
+    assert not [kind for kind, _ in manifests({}) if kind == "Ingress"]
+    found = manifests(ALL)
+    ingress, service = (found[kind, "demo-eca-serve-gateway"] for kind in ("Ingress", "Service"))
+    (rule,) = ingress["spec"]["rules"]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    assert (rule["host"], backend["name"]) == ("images.example.org", service["metadata"]["name"])
+    assert backend["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+    assert ingress["spec"]["tls"] == [{"hosts": ["images.example.org"], "secretName": "images-tls"}]
 
 
 def test_only_who_may_roll_back_may_write_models() -> None:
@@ -260,7 +300,7 @@ def test_a_gateway_decodes_on_the_cores_that_it_asks_for() -> None:
         ({"env": {"ECA_DECODE_THREADS": "6"}}, {"value": "6"}),
         ({"resources": {"requests": {"cpu": None}}}, None),
     ):
-        entries = gateway_container({"gateway": gateway})["env"]
+        entries = gateway_container({"gateway": gateway, "autoscaling": {"kind": "none"}})["env"]
         found = [entry for entry in entries if entry["name"] == "ECA_DECODE_THREADS"]
         assert found == ([] if told is None else [{"name": "ECA_DECODE_THREADS", **told}])
     runtime, _ = yaml.safe_load_all(KSERVE.read_text())

@@ -2,7 +2,7 @@
 {{- define "eca.checks" -}}
 {{- range tuple "HOST" "HTTP_PORT" "GRPC_PORT" "REPOSITORY" "TRITON_URL" "TRITON_THREADS" "WORKERS" "DRAIN_DELAY_MS" "API_KEYS_FILE" "TLS_CERT" "TLS_KEY" "MANAGEMENT_TOKEN_FILE" }}
 {{- if hasKey $.Values.gateway.env (printf "ECA_%s" .) }}
-{{- fail (printf "gateway.env: the chart itself sets ECA_%s; take it out, and see gateway.workers, drainDelayMs, secrets and triton.threads in values.yaml" .) }}
+{{- fail (printf "gateway.env: the chart itself sets ECA_%s; take it out, and see gateway.workers, drainDelayMs, secrets, triton.threads and cluster.ipv6 in values.yaml" .) }}
 {{- end }}
 {{- end }}
 {{- range tuple "TARGET" "REPOSITORY" }}
@@ -22,6 +22,10 @@
 {{- fail (printf "autoscaling.%s: min %v is above max %v; raise max or lower min" $part .min .max) }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- $cpu := list .Values.gateway.resources.requests.cpu .Values.gateway.resources.limits.cpu | compact }}
+{{- if and (ne .Values.autoscaling.kind "none") (not $cpu) }}
+{{- fail "autoscaling measures a gateway's load by the cores that it requests; set gateway.resources.requests.cpu, or autoscaling.kind to none" }}
 {{- end }}
 {{- $metrics := get .Values.gateway.env "ECA_METRICS" | default "on" }}
 {{- if and .Values.monitoring.enabled (or (eq $metrics "off") (and (eq $metrics "key") (not .Values.monitoring.apiKey))) }}

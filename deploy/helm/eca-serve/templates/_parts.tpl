@@ -30,6 +30,14 @@ fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
+{{- define "eca.pull-secrets" -}}
+{{- range .Values.cluster.imagePullSecrets }}
+- name: {{ . }}
+{{- else -}}
+[]
+{{- end }}
+{{- end }}
+
 {{- define "eca.container-security" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
