@@ -222,7 +222,9 @@ class Connection(asyncio.Protocol):
                     return
                 whole = size == len(rest)
                 flags = h2.END_STREAM if whole and last else 0
-                self._transport.writelines([head(size, h2.DATA, flags, stream), rest[:size]])
+                front = head(size, h2.DATA, flags, stream)
+                # asyncio's own loop, from Python 3.12 on, never gets rid of a part that is empty
+                self._transport.writelines([front, rest[:size]] if size else [front])
                 self._window -= size
                 call.window -= size
                 if not whole:
