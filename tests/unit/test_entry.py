@@ -49,3 +49,21 @@ def test_the_scripts_begin_there() -> None:
     for script in SCRIPTS:
         assert f'"{script}:main"' in text
         assert callable(import_module(script).main)
+
+
+def test_no_temporary_folder_stays(tmp_path: Path) -> None:
+    """PyTorch's compiler makes one as it is imported; what another program has put into it stays."""
+    begin = "import sys, eca_build.entry as entry; sys.argv[1:] = ['inspect', 'build/demo/resnet14-eca.safetensors']; "
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+
+    def inspect(code: str = "entry.main()") -> None:
+        subprocess.run([sys.executable, "-c", begin + code], cwd=ROOT, env=environment, check=True, capture_output=True)
+
+    inspect()
+    assert not list(tmp_path.iterdir())
+    inspect("from eca_build.cli import main; main()")
+    (made,) = tmp_path.iterdir()
+    (made / "another's").touch()
+    inspect()
+    assert list(made.iterdir()) == [made / "another's"]
