@@ -1,4 +1,4 @@
-"""Measures what an image costs the gateway on this machine: python deploy/capacity.py PHOTOGRAPH...
+"""Measures what an image costs the gateway on this machine: python -m deploy.capacity PHOTOGRAPH...
 
 Two parts, both in core-seconds, so that other work on the machine hardly matters: decoding and resizing to 256 / 224,
 in this process; and all else that the gateway does for a request, in a running service whose model takes tiny images.
@@ -20,6 +20,8 @@ from eca_service.contract import Preprocessing
 from eca_service.errors import ServiceError
 from eca_service.imaging import decode
 from eca_service.triton.server import free_port
+
+from deploy import options
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "build" / "demo" / "images" / "dog-1.jpg"
@@ -91,13 +93,7 @@ def await_ready(client: httpx.Client, service: subprocess.Popen[bytes]) -> None:
 @click.argument(
     "photographs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 )
-@click.option(
-    "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=ROOT / "model_repository",
-    show_default="this checkout's model_repository",
-    help="Model repository of the service that is measured.",
-)
+@options.repository("Model repository of the service that is measured.")
 def main(photographs: tuple[Path, ...], repository: Path) -> None:
     """Measures the core time that an image costs the gateway on this machine.
 

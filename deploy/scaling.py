@@ -24,6 +24,7 @@ import httpx
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from deploy import options
 from deploy.namespaces import SHM, Host, Network, missing, sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -172,13 +173,7 @@ def show(repository: Path, model: str) -> Figures:
 
 
 @click.command()
-@click.option(
-    "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=ROOT / "model_repository",
-    show_default="this checkout's model_repository",
-    help="Model repository that the Tritons serve.",
-)
+@options.repository("Model repository that the Tritons serve.")
 @click.option("--model", default="resnet14-eca", show_default=True, help="Model whose images are counted.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option("--inside", is_flag=True, hidden=True)

@@ -1,4 +1,4 @@
-"""Draws the dashboards from a real run: python deploy/grafana/render.py (needs `prometheus`, extra `pictures`).
+"""Draws the dashboards from a real run: python -m deploy.grafana.render (needs `prometheus`, extra `pictures`).
 
 There is no Grafana in it. The service runs with a Triton that shows its metrics; callers ask it as the story below has
 it; a Prometheus scrapes both by our own configuration and rules. Then each panel's queries, as they stand in the
@@ -27,6 +27,8 @@ import click
 import httpx
 from eca_service.triton import server
 from eca_service.triton.server import free_port
+
+from deploy import options
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -217,13 +219,7 @@ def legend(form: str, labels: dict[str, str]) -> str:
 
 
 @click.command()
-@click.option(
-    "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=ROOT / "model_repository",
-    show_default="this checkout's model_repository",
-    help="Model repository that is served.",
-)
+@options.repository("Model repository that is served.")
 @click.option("--seconds", type=click.FloatRange(30), default=300.0, show_default=True, help="Length of the run.")
 @click.option(
     "--out",
@@ -259,5 +255,4 @@ def main(repository: Path, seconds: float, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

@@ -37,10 +37,12 @@ class Violation(Exception):
 
 
 def head(size: int, kind: int, flags: int, stream: int) -> bytes:
+    """The nine bytes before a frame's payload of `size` bytes, less than 2**24 (RFC 9113, 4.1)."""
     return FRAME.pack(size >> 16, size & 0xFFFF, kind, flags, stream)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A whole frame, head and payload."""
     return head(len(payload), kind, flags, stream) + payload
 
 

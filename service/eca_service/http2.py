@@ -128,6 +128,7 @@ class Connection(asyncio.Protocol):
             self._end(stream)
 
     def data_received(self, data: bytes) -> None:
+        """Takes what frames are whole now; one that breaks the protocol ends the connection."""
         try:
             for kind, flags, stream, payload in self._frames.of(data, self._next):
                 self._take(kind, flags, stream, payload)

@@ -20,7 +20,7 @@ def test_settings_of_another_service_do_not_change_what_is_measured(
 
 
 def test_what_is_no_image_is_a_sentence() -> None:
-    command = [sys.executable, str(ROOT / "deploy" / "capacity.py"), str(ROOT / "README.md")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "deploy.capacity", "README.md"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "cannot be decoded: the" in done.stderr

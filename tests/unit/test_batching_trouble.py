@@ -10,9 +10,21 @@ import pytest
 from eca_service.batching import Batcher
 from eca_service.contract import PROBABILITIES
 from eca_service.errors import ServiceError
-from eca_service.waiting import Pixels, Tensors
+from eca_service.waiting import Pixels, Row, Tensors
 
 from tests.unit.held_engine import Engine, batcher, far, pixels, settle, submit
+
+
+async def two_batches_and_one_who_left() -> tuple[Engine, Batcher, list[asyncio.Task[Row]]]:
+    """Images 0 to 2 with the engine, the last two in one batch, of which the first one's caller has left."""
+    engine = Engine()
+    queue = batcher(engine)
+    tasks = [submit(queue, value) for value in range(3)]
+    await settle()
+    assert engine.batches == [[0], [1, 2]]
+    tasks[1].cancel()
+    await settle()
+    return engine, queue, tasks
 
 
 async def test_a_caller_that_left_is_dropped() -> None:
@@ -49,17 +61,12 @@ async def test_one_that_leaves_a_running_batch_harms_nobody_and_the_last_cancels
 
 
 async def test_who_is_left_of_a_running_batch_is_answered() -> None:
-    engine = Engine()
-    queue = batcher(engine)
-    tasks = [submit(queue, value) for value in range(3)]
-    await settle()
-    assert engine.batches == [[0], [1, 2]]
-    tasks[1].cancel()
-    await settle()
+    engine, queue, tasks = await two_batches_and_one_who_left()
     for gate in engine.gates:
         gate.set()
     rows = await asyncio.wait_for(asyncio.gather(tasks[0], tasks[2]), 10)
     assert [row.probabilities[0] for row in rows] == [0, 2]
+    assert queue.idle
 
 
 async def test_an_engine_that_ends_its_work_for_nobody_is_busy_meanwhile() -> None:
@@ -148,13 +155,7 @@ async def test_who_waits_for_a_call_that_is_cut_off_is_let_go() -> None:
 
 
 async def test_a_failure_reaches_who_is_left_and_the_queue_goes_on() -> None:
-    engine = Engine()
-    queue = batcher(engine)
-    tasks = [submit(queue, value) for value in range(3)]
-    await settle()
-    assert engine.batches == [[0], [1, 2]]
-    tasks[1].cancel()
-    await settle()
+    engine, queue, tasks = await two_batches_and_one_who_left()
     engine.error = ServiceError("backend_unavailable", "gone")
     for gate in engine.gates:
         gate.set()

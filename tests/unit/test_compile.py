@@ -7,12 +7,10 @@ import errno
 import fcntl
 import os
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +24,6 @@ from eca_build.compile import Built, compile_checkpoint
 from eca_build.errors import BuildError
 from eca_build.export import Served
 from eca_build.inputs import Options, default_name, gather
-from eca_build.labels import read_labels
-from eca_build.scratch import scratch
 from eca_build.targets import TargetName, Variant, Wish
 
 DEMO = Path(__file__).parents[2] / "build" / "demo"
@@ -290,25 +286,6 @@ def test_a_compiler_s_process_that_lacks_memory_is_a_sentence(said: str, reason:
     assert inductor._reason(said, 1, 4).startswith(reason)
 
 
-def test_labels_of_editors_that_mark_a_file(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
-    assert read_labels(tmp_path / "labels.txt", 2) == ("cat", "dog")
-
-
-def test_a_label_ends_where_its_line_does(tmp_path: Path) -> None:
-    """As editors and Triton see it: a line separator that was copied from a web page is part of the label."""
-    (tmp_path / "labels.txt").write_bytes("cat\u2028Felis\r\nd\x85g\n".encode())
-    assert read_labels(tmp_path / "labels.txt", 2) == ("cat\u2028Felis", "d\x85g")
-
-
-def test_labels_that_cannot_be_read_are_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_bytes("cat\nd\u00f6g\n".encode("latin-1"))
-    with pytest.raises(BuildError, match=r"labels\.txt is not in UTF-8; save it in that"):
-        read_labels(tmp_path / "labels.txt", 2)
-    with pytest.raises(BuildError, match=r"none\.txt cannot be read: No such file or directory$"):
-        read_labels(tmp_path / "none.txt", 2)
-
-
 def test_the_locale_does_not_matter(tmp_path: Path) -> None:
     labels = LABELS.read_text().replace("bird", "V\u00f6gel")
     (tmp_path / "labels.txt").write_text(labels, "utf-8")
@@ -377,56 +354,3 @@ def test_the_best_and_the_last_of_one_training_are_two_models(tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     built = {folder.name for folder in (tmp_path / "models").iterdir()}
     assert built == {"run-model_best", "run-checkpoint", "mine"}
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_one_that_is_ended_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
-    """While the engine is verified in a process of its own; SIGTERM is what `docker stop` sends."""
-    (tmp_path / "temporary").mkdir()
-    command = [sys.executable, "-c", "from eca_build.cli import main; main()", "compile", str(WEIGHTS)]
-    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
-    with subprocess.Popen([*command, "--repository", str(tmp_path / "models")], env=environment) as process:
-        while not (begun := list(tmp_path.glob("temporary/eca-build-*-verify-*"))) and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(how)
-        assert process.wait(20) == (128 + how if how is signal.SIGTERM else -how)
-    assert begun
-    assert list((tmp_path / "models").iterdir()) == []
-    if how is signal.SIGTERM:
-        assert not [path for path in tmp_path.rglob("*") if path.name.startswith(("eca-", ".models"))]
-    mine, end = str(tmp_path).encode(), time.monotonic() + 0.5  # less than the work takes
-    while left := [one for one in Path("/proc").glob("[0-9]*/cmdline") if mine in cmdline(one)]:
-        assert time.monotonic() < end, left
-        time.sleep(0.01)
-
-
-def test_what_a_killed_one_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
-    gone, others = f"eca-build-{ended.pid}-verify-x", (f"eca-build-{os.getpid()}-verify-x", "eca-build-none-x")
-    for name in (gone, *others):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "images.npy").touch()
-    with scratch("verify") as own:
-        assert {path.name for path in tmp_path.iterdir()} == {own.name, *others}
-    assert {path.name for path in tmp_path.iterdir()} == set(others)
-
-
-def test_what_a_process_of_another_container_has_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its id means nothing here."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with scratch("quantise") as folder, subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        ended.wait()
-        elsewhere = folder.rename(tmp_path / f"eca-build-{ended.pid}-quantise-x")
-        with scratch("verify"):
-            assert elsewhere.exists()
-        elsewhere.rename(folder)
-    assert not list(tmp_path.iterdir())
-
-
-def cmdline(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return b""  # it has just ended
