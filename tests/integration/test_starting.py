@@ -86,14 +86,19 @@ def test_a_free_port_is_told_and_is_every_worker_s(repository: Path, tmp_path: P
             time.sleep(0.1)
         assert FRESH.get(f"{found[1]}/readyz").status_code == 200
         port = int(found[2].rpartition(":")[2])
-        sockets = [
-            line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()
-        ]
-        listening = [one for one in sockets if one[1].endswith(f":{port:04X}") and one[3] == "0A"]
-        assert len(listening) == 2, "one for each worker"
+        while len(listening_at(port)) < 2:  # the first worker tells it, and the second may still be starting
+            assert time.monotonic() < end, "one for each worker"
+            time.sleep(0.1)
+        assert len(listening_at(port)) == 2, "and no more"
     finally:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(30)
+
+
+def listening_at(port: int) -> list[list[str]]:
+    """The listening sockets of that port, as /proc/net has them."""
+    sockets = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()]
+    return [one for one in sockets if one[1].endswith(f":{port:04X}") and one[3] == "0A"]
 
 
 def test_triton_killed_comes_back(service: Service, repository: Path) -> None:
