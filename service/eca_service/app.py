@@ -29,19 +29,16 @@ ASKED = (
 TOLD = ("x-request-id", "server-timing", "retry-after", "inference-header-content-length", *EXPLAINS)
 
 
-def create_app(
-    settings: Settings, peers: Peers | None = None, patience_s: float = 0, certificate: Certificate | None = None
-) -> FastAPI:
+def create_app(settings: Settings, peers: Peers | None = None, certificate: Certificate | None = None) -> FastAPI:
     """The gateway; it connects to Triton when it starts and keeps asking until Triton is there.
 
-    It listens at once, or where it is given patience only when it is ready, or the patience is at its end.
     Raises SettingsError where a file that the settings name cannot be used.
     """
     core = Core(settings, peers or Peers())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await core.start(patience_s)
+        await core.start()
         grpc_server = GrpcServer(core, certificate)
         await grpc_server.start()
         try:

@@ -33,6 +33,7 @@ from eca_service.triton.failures import NotLoaded
 from eca_service.waiting import Row
 
 INSTEAD_S = 5.0
+PATIENCE_S = 15.0  # for the golden answers of a worker beside others that are ready
 
 
 class Core:
@@ -58,12 +59,14 @@ class Core:
         self.heads = Heads()
         self._watch: asyncio.Task[None] | None = None
 
-    async def start(self, patience_s: float) -> None:
-        """Looks for Triton and asks for the golden answers, which it awaits for at most `patience_s`."""
+    async def start(self) -> None:
+        """Looks for Triton and asks for the golden answers, which it awaits for at most PATIENCE_S while another worker
+        is ready: to listen without them would make all less ready than they are.
+        """
         self.tracing.start()
         self._watch = asyncio.create_task(self.readiness.watch())
-        end = time.monotonic() + patience_s
-        while not self.readiness.ready and not self.leaving and time.monotonic() < end:
+        end = time.monotonic() + PATIENCE_S
+        while self.peers.others_ready and not self.readiness.ready and not self.leaving and time.monotonic() < end:
             await asyncio.sleep(0.05)
         self.peers.listening = True
         self.peers.tell(self.readiness.ready)

@@ -37,7 +37,6 @@ LARGE_BYTES = 8 << 20  # an image of two million pixels
 GARBAGE = 10_000, 20, 20  # objects made, and collections of the younger ones, until garbage is looked for
 FRESH_S = 1.0  # callers that have just connected get as long to say what they want
 FEW_FILES = 2048  # each connection is one: a thousand idle ones are none of our troubles
-PATIENCE_S = 15.0  # for the golden answers of a worker that replaces another
 
 
 class Server(uvicorn.Server):
@@ -75,19 +74,18 @@ def certificate_of(settings: Settings) -> Certificate | None:
 
 
 def serve(
-    settings: Settings, listener: socket.socket | None = None, peers: Peers | None = None, replaces: bool = False
+    settings: Settings, listener: socket.socket | None = None, peers: Peers | None = None, announces: bool = True
 ) -> None:
     """Answers until SIGTERM, SIGINT, SIGQUIT or SIGHUP.
 
-    One of several workers is given the HTTP socket that they have in common, and its `peers`; where it `replaces` one
-    that died, it listens only once its models are golden: the others take the requests until then. Raises SettingsError
-    where a file that the settings name cannot be used.
+    One of several workers is given the HTTP socket that they have in common, and its `peers`; one `announces` to people
+    where the service is. Raises SettingsError where a file that the settings name cannot be used.
     """
     _release_memory(settings.decode_threads)
     allow_files()
     peers = peers or Peers()
     certificate = certificate_of(settings)
-    app = create_app(settings, peers, PATIENCE_S if replaces else 0, certificate)
+    app = create_app(settings, peers, certificate)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -124,7 +122,7 @@ def serve(
         others = [asyncio.create_task(_end(server, core, asked)), asyncio.create_task(peers.beat())]
         if hung_up():
             others.append(asyncio.create_task(_end_with_terminal(core, asked)))
-        if peers.index == 0 and not replaces:
+        if announces:
             others.append(asyncio.create_task(_announce(core)))
         if certificate:
             others.append(asyncio.create_task(certificate.follow()))

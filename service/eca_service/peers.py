@@ -16,7 +16,7 @@ def make_board(file: Path, workers: int) -> None:
 
 
 class Peers:
-    """The board of all workers, seen by worker `index`; without a file the only worker there is."""
+    """The board of all workers, seen by worker `index`, or by nobody's: -1; without a file the only worker there is."""
 
     def __init__(self, index: int = 0, board: Path | None = None) -> None:
         self.index = index
@@ -42,9 +42,10 @@ class Peers:
         """Whether requests may reach another worker."""
         return any(state != SILENT for index, state in enumerate(self._states) if index != self.index)
 
-    def listens(self, index: int) -> bool:
-        """Whether that worker listens."""
-        return self._states[index] != SILENT
+    @property
+    def others_ready(self) -> bool:
+        """Whether another worker answers."""
+        return any(state == READY for index, state in enumerate(self._states) if index != self.index)
 
     async def beat(self) -> None:
         """Shows that this worker's event loop runs, until cancelled."""

@@ -47,7 +47,7 @@ class _Worker:
     started: float = 0.0
     pause_s: float = FIRST_PAUSE_S
     start_at: float = 0.0
-    replaces: bool = False
+    again: bool = False  # is started whenever it ends: it has answered, or another does
     beat: int = 0
     still_s: float = 0.0
 
@@ -56,7 +56,7 @@ def supervise(settings: Settings) -> int:
     """Runs `settings.workers` gateways until it is asked to end, and then until all have drained; the exit code.
 
     A second signal ends them at once. A worker that dies is started again, and one whose event loop has stood still for
-    HUNG_S is killed and so is too; where one cannot even start, all end.
+    HUNG_S is killed and so is too; where one ends before any has begun to answer, all end.
     """
     with Stopping() as stopping:
         return _supervise(settings, stopping)
@@ -86,7 +86,7 @@ def _run(settings: Settings, stopping: Stopping, folder: Path) -> int:
         while True:
             for worker in workers:
                 _kill_if_hung(worker, peers)
-                if _ended(worker, peers, folder) and not worker.replaces:
+                if _ended(worker, peers, folder) and not worker.again:
                     return 1  # it said why itself
                 if worker.process is None and time.monotonic() >= worker.start_at:
                     if not (folder / BOARD).exists():
@@ -95,7 +95,7 @@ def _run(settings: Settings, stopping: Stopping, folder: Path) -> int:
                     try:
                         _start(worker, shared, listener, folder)
                     except OSError as error:
-                        if not worker.replaces:
+                        if not worker.again:
                             raise
                         _wait_longer(worker)
                         logger.error(
@@ -136,7 +136,7 @@ def _start(worker: _Worker, settings: Settings, listener: socket.socket, folder:
         "listener": listener.fileno(),
         "index": worker.index,
         "board": str(folder / BOARD),
-        "replaces": worker.replaces,
+        "announces": worker.index == 0 and not worker.again,
         "parent": os.getpid(),
     }
     worker.process = subprocess.Popen(
@@ -172,7 +172,7 @@ def _ended(worker: _Worker, peers: Peers, folder: Path) -> bool:
         return False
     status, worker.process = worker.process.returncode, None
     lived_s = time.monotonic() - worker.started
-    worker.replaces |= peers.listens(worker.index)
+    worker.again |= peers.others_listen
     peers.ended(worker.index)
     metrics.ended(folder, worker.index)
     worker.pause_s = 0.0 if lived_s > HEALTHY_AFTER_S else worker.pause_s
@@ -211,4 +211,4 @@ def work() -> None:
     settings = Settings(**told["settings"])
     logs.start(settings.log_format, settings.log_level)
     peers = Peers(told["index"], Path(told["board"]))
-    serve(settings, socket.socket(fileno=told["listener"]), peers, told["replaces"])
+    serve(settings, socket.socket(fileno=told["listener"]), peers, told["announces"])

@@ -194,7 +194,7 @@ def test_callers_are_spread(repository: Path, tmp_path: Path) -> None:
             client.close()
 
 
-def test_one_that_waits_for_triton_in_another_s_place_ends_when_it_is_asked(tmp_path: Path) -> None:
+def test_one_that_comes_in_another_s_place_without_a_triton_ends_when_it_is_asked(tmp_path: Path) -> None:
     noop.publish(tmp_path / "repository", crop=32)
     nobody = "127.0.0.1:1"
     running = start(tmp_path / "repository", tmp_path, "gateway", triton_url=nobody, workers=2, grace_ms=0)
@@ -203,7 +203,7 @@ def test_one_that_waits_for_triton_in_another_s_place_ends_when_it_is_asked(tmp_
         waits = "Triton Inference Server is not reachable yet; waiting for it"
         told(running, waits, times=2)
         os.kill(workers_of(running)[0], signal.SIGKILL)
-        told(running, waits, times=3)  # by its successor, which does not listen before
+        told(running, waits, times=3)
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(8) == 0, running.log.read_text()
     finally:
@@ -221,6 +221,36 @@ def start_or_fail(*given):
     start(*given)
 workers._start = start_or_fail
 """
+
+
+SECOND_LATE = """
+import time
+from eca_service import workers
+start = workers._start
+def start_late(worker, *given):
+    time.sleep(0 if worker.again else 8 * worker.index)
+    start(worker, *given)
+workers._start = start_late
+"""
+
+
+def test_one_that_starts_late_makes_the_service_no_less_ready(tmp_path: Path) -> None:
+    """As where processes start slowly: who was told that all is ready keeps being answered, also where it dies again."""
+    noop.publish(tmp_path / "repository", crop=32)
+    image = golden_png(tmp_path / "repository", noop.NAME)
+    with ready(tmp_path / "repository", tmp_path, workers=2, before=SECOND_LATE) as running:
+        before, codes, end = running.log.read_text(), set(), time.monotonic() + 60
+        assert before.count("noop version 1 is ready") == 1, "the other has not begun"
+        while len(workers_of(running)) < 2:
+            assert time.monotonic() < end, "the other begins"
+        os.kill(max(workers_of(running)), signal.SIGKILL)
+        while running.log.read_text().count("noop version 1 is ready") < 2:
+            assert time.monotonic() < end, running.log.read_text()
+            codes |= {call(protocol, running, noop.NAME, [image]).code for protocol in ("rest", "grpc")}
+            codes |= {str(FRESH.get(running.url + "/readyz").status_code)}
+        told(running, "noop version 1 is ready", times=2)
+        answers(running, tmp_path / "repository")
+        assert codes == {"ok", "200"}
 
 
 def test_a_worker_that_cannot_be_started_again_at_once_comes_back(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from eca_service.core import Core
 from eca_service.errors import ServiceError
 from eca_service.journal import Entry
 from eca_service.oip import tensors
-from eca_service.peers import Peers
+from eca_service.peers import Peers, make_board
+from eca_service.readiness import Readiness
 from eca_service.registry import Model
 from eca_service.settings import Settings
 from eca_service.triton.failures import NotLoaded
@@ -239,6 +240,32 @@ async def test_only_patient_callers_tell_of_lateness(
         with pytest.raises(ServiceError, match="deadline_exceeded"):
             await in_time(classified(core, tmp_path, 1, within_s=0.1), deadline)
         assert (core.margin.share < before) is learnt
+
+
+@pytest.mark.parametrize("meanwhile", ["none is ready", "the other ends to be", "ready", "asked to end", "too long"])
+async def test_beside_one_that_is_ready_none_listens_unready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    make_board(tmp_path / "board", 2)
+    other, own = (Peers(index, tmp_path / "board") for index in (0, 1))
+    other.listening = True
+    other.tell(ready=meanwhile != "none is ready")
+    (tmp_path / "repository").mkdir()
+    core = Core(Settings(repository=tmp_path / "repository", triton_url="127.0.0.1:1"), own)
+    monkeypatch.setattr("eca_service.core.PATIENCE_S", 0.5 if meanwhile == "too long" else 60)
+    starting = asyncio.create_task(core.start())
+    if meanwhile != "none is ready":
+        await asyncio.sleep(0.3)
+        assert (own.listening, starting.done()) == (False, False)
+    if meanwhile == "the other ends to be":
+        other.tell(ready=False)
+    elif meanwhile == "ready":
+        monkeypatch.setattr(Readiness, "ready", True)
+    elif meanwhile == "asked to end":
+        core.leaving = True
+    await asyncio.wait_for(starting, 5)
+    assert other.unready() == ([] if meanwhile == "ready" else [1])
+    await core.close()
 
 
 @pytest.mark.parametrize(

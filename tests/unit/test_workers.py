@@ -37,13 +37,15 @@ def test_who_listens_must_be_ready(tmp_path: Path) -> None:
     second.listening = True
     second.tell(ready=False)
     assert (first.unready(), second.unready()) == ([1], [])
-    assert watching.listens(1)
+    assert (first.others_listen, second.others_listen, watching.others_listen) == (True, False, True)
+    assert not first.others_ready
     second.tell(ready=True)
     assert first.unready() == []
+    assert (first.others_ready, second.others_ready) == (True, False)
     second.tell(ready=False)
     watching.ended(1)
     assert first.unready() == []
-    assert not watching.listens(1)
+    assert not watching.others_listen
 
 
 async def test_a_beat_is_another_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +60,7 @@ async def test_a_beat_is_another_each_time(tmp_path: Path, monkeypatch: pytest.M
     beating.cancel()
     assert 0 not in seen
     assert [one for one, other in itertools.pairwise(seen) if one == other] == []
-    assert (watching.last_beat(0), watching.listens(1)) == (0, False), "it is no state, nor another's"
+    assert (watching.last_beat(0), watching.others_listen) == (0, False), "it is no state, nor another's"
     watching.ended(1)
     assert watching.last_beat(1) == 0
 
