@@ -99,7 +99,7 @@ async def test_who_does_not_answer_is_not_waited_for(line: Reconnecting, monkeyp
         await asyncio.sleep(0)
         await line.close(0)
         assert line.usable() is None
-        assert asyncio.all_tasks() == others, "it is over at the end"
+        assert asyncio.all_tasks() <= others, "it is over at the end"
 
 
 @pytest.mark.parametrize("understood", [False, True])
