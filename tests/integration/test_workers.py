@@ -235,7 +235,7 @@ workers._start = start_late
 
 
 def test_one_that_starts_late_makes_the_service_no_less_ready(tmp_path: Path) -> None:
-    """As where processes start slowly: callers who were told that all is ready are answered, also where it dies again."""
+    """As where processes start slowly: who was told that all is ready is answered, also where it dies again."""
     noop.publish(tmp_path / "repository", crop=32)
     image = golden_png(tmp_path / "repository", noop.NAME)
     with ready(tmp_path / "repository", tmp_path, workers=2, before=SECOND_LATE) as running:
