@@ -19,7 +19,7 @@ import uvicorn
 import uvloop
 
 from eca_service.access import Access
-from eca_service.addresses import from_here, joined
+from eca_service.addresses import EVERYWHERE, from_here, joined
 from eca_service.app import create_app
 from eca_service.connections import limited
 from eca_service.core import Core
@@ -49,12 +49,17 @@ class Server(uvicorn.Server):
 
 
 class Loop(uvloop.Loop):
-    """uvloop's; its servers wait for a TLS handshake as long as for a request's head, which uvicorn cannot be told."""
+    """uvloop's; its servers wait for a TLS handshake as long as for a request's head, which uvicorn cannot be told.
+
+    On "::" they listen for IPv4 too, as gRPC's does.
+    """
 
     handshake_s = 10.0
 
     async def create_server(self, *args: Any, **given: Any) -> asyncio.AbstractServer:  # type: ignore[override]
         """As of any loop."""
+        if given.get("host") == EVERYWHERE:
+            given["host"] = None
         if given.get("ssl"):
             given["ssl_handshake_timeout"] = self.handshake_s
             given["ssl_shutdown_timeout"] = FRESH_S  # for a caller's close_notify: an idle one's never comes

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: str = Field("127.0.0.1", description="address to listen on; `::` is every one, of IPv4 too")
     http_port: int = Field(8080, ge=0, le=65535, description="HTTP port; 0: a free one")
     triton_grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC port of the embedded Triton; 0: a free one")
     triton_host: str = Field("127.0.0.1", description="address the embedded Triton listens on, without keys")

@@ -22,9 +22,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from eca_service import leftovers, logs, metrics
+from eca_service import addresses, leftovers, logs, metrics
 from eca_service.access import RATES
-from eca_service.addresses import family
 from eca_service.peers import Peers, make_board
 from eca_service.rates import make_table
 from eca_service.settings import Settings
@@ -76,8 +75,7 @@ def _supervise(settings: Settings, stopping: Stopping) -> int:
 def _run(settings: Settings, stopping: Stopping, folder: Path) -> int:
     for index in range(settings.workers):
         metrics.reserve(folder, index)
-    address = (settings.host, settings.http_port)
-    listener = socket.create_server(address, family=family(settings.host), backlog=BACKLOG)
+    listener = addresses.listener(settings.host, settings.http_port, BACKLOG)
     make_board(folder / BOARD, settings.workers)
     make_table(folder / RATES)
     peers, workers = Peers(-1, folder / BOARD), [_Worker(index) for index in range(settings.workers)]

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.integration.callers import call
 from tests.integration.conftest import FRESH, MODEL, Service, ending, golden_png, run, start
 from tests.unit.test_triton_server import needs_ipv6
@@ -50,11 +52,14 @@ def test_says_that_all_is_well(service: Service, repository: Path) -> None:
 
 
 @needs_ipv6
-def test_a_service_on_ipv6_alone(repository: Path, tmp_path: Path) -> None:
-    running = start(repository, tmp_path, host="::", triton_host="::1")
-    port = running.url.rpartition(":")[2]
-    running.url = f"http://[::1]:{port}"
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_service_on_every_address(repository: Path, tmp_path: Path, workers: int) -> None:
+    running = start(repository, tmp_path, host="::", triton_host="::1", workers=workers)
     with ending(running):
+        for protocol in ("rest", "grpc"):  # of IPv4
+            assert call(protocol, running, MODEL, [golden_png(repository, MODEL)]).code == "ok"
+        port = running.url.rpartition(":")[2]
+        running.url = f"http://[::1]:{port}"
         assert call("rest", running, MODEL, [golden_png(repository, MODEL)]).code == "ok"
         environment = {"ECA_HOST": "::", "ECA_HTTP_PORT": port, "ECA_REPOSITORY": str(repository)}
         done = run("eca_service", "doctor", "--seconds", 0.1, environment=environment)
