@@ -38,6 +38,7 @@ from tests.load.measure import end_on_sigterm
 from tests.load.processor import processor_s
 
 BODY_BYTES = 16 << 10  # what an image of 224 x 224 has as a JPEG
+ANSWER_S = 30.0  # for the first answer
 ANSWER = {
     "model": "noop",
     "version": 1,
@@ -117,7 +118,10 @@ class Caller(asyncio.Protocol):
 
 
 async def ask(port: int, callers: int, seconds: float) -> list[float]:
-    """Seconds of each answer while `callers` connections ask for so long. Raises RuntimeError for another than 200."""
+    """Seconds of each answer while `callers` connections ask for so long, and on until there is one.
+
+    Raises RuntimeError for another than 200, and where there is none.
+    """
     spent: list[float] = []
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
     request, loop = head.encode() + bytes(BODY_BYTES), asyncio.get_running_loop()
@@ -125,10 +129,15 @@ async def ask(port: int, callers: int, seconds: float) -> list[float]:
         await loop.create_connection(lambda: Caller(request, spent.append), "127.0.0.1", port) for _ in range(callers)
     ]
     await asyncio.sleep(seconds)
+    end = loop.time() + ANSWER_S
+    while not spent and not any(caller.failed for _, caller in pairs) and loop.time() < end:
+        await asyncio.sleep(seconds)
     for transport, caller in pairs:
         transport.abort()
         if caller.failed:
             raise RuntimeError(caller.failed)
+    if not spent:
+        raise RuntimeError(f"no answer came within {ANSWER_S:.0f} s")
     return spent
 
 
@@ -139,11 +148,12 @@ def ask_triton(port: int, seconds: float) -> list[float]:
     request.inputs.add(name="image", datatype="UINT8", shape=image.shape)
     request.outputs.add(name="probabilities")
     request.raw_input_contents.append(image.tobytes())
-    spent, end = [], time.monotonic() + seconds
+    spent: list[float] = []
+    end = time.monotonic() + seconds
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
         infer(request)
-        while time.monotonic() < end:
+        while not spent or time.monotonic() < end:
             started = time.perf_counter()
             infer(request)
             spent.append(time.perf_counter() - started)
