@@ -78,13 +78,11 @@ def certificate_of(settings: Settings) -> Certificate | None:
     return Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
 
 
-def serve(
-    settings: Settings, listener: socket.socket | None = None, peers: Peers | None = None, announces: bool = True
-) -> None:
+def serve(settings: Settings, listener: socket.socket | None = None, peers: Peers | None = None) -> None:
     """Answers until SIGTERM, SIGINT, SIGQUIT or SIGHUP.
 
-    One of several workers is given the HTTP socket that they have in common, and its `peers`; one `announces` to people
-    where the service is. Raises SettingsError where a file that the settings name cannot be used.
+    One of several workers is given the HTTP socket that they have in common, and its `peers`. Raises SettingsError
+    where a file that the settings name cannot be used.
     """
     _release_memory(settings.decode_threads)
     allow_files()
@@ -127,8 +125,7 @@ def serve(
         others = [asyncio.create_task(_end(server, core, asked)), asyncio.create_task(peers.beat())]
         if hung_up():
             others.append(asyncio.create_task(_end_with_terminal(core, asked)))
-        if announces:
-            others.append(asyncio.create_task(_announce(core)))
+        others.append(asyncio.create_task(_announce(server, core)))
         if certificate:
             others.append(asyncio.create_task(certificate.follow()))
         try:
@@ -219,10 +216,12 @@ def _fresh(server: Server) -> bool:
     )
 
 
-async def _announce(core: Core) -> None:
-    """Prints the addresses once every model is ready."""
-    while not core.ready:
+async def _announce(server: Server, core: Core) -> None:
+    """Prints the addresses once every model is ready and both ports are open; one of several workers does."""
+    while not (server.started and core.ready):
         await asyncio.sleep(0.1)
+    if not core.peers.announces():
+        return
     settings = core.settings
     scheme, names = "https" if settings.tls_cert else "http", ", ".join(core.registry.models)
     listens = f"{scheme}://{joined(settings.host, settings.http_port)}"

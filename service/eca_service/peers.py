@@ -8,6 +8,7 @@ from pathlib import Path
 
 SILENT, UNREADY, READY = 0, 1, 2  # not listening; listening without golden answers; with them
 BEAT_EVERY_S = 1.0
+ANNOUNCED = "announced"
 
 
 def make_board(file: Path, workers: int) -> None:
@@ -46,6 +47,16 @@ class Peers:
     def others_ready(self) -> bool:
         """Whether another worker answers."""
         return any(state == READY for index, state in enumerate(self._states) if index != self.index)
+
+    def announces(self) -> bool:
+        """Whether this worker is to say that the service is ready; the first that asks is."""
+        if self.folder is None:
+            return True
+        try:
+            (self.folder / ANNOUNCED).touch(exist_ok=False)
+        except OSError:  # another has, or nothing can be written there any more
+            return False
+        return True
 
     async def beat(self) -> None:
         """Shows that this worker's event loop runs, until cancelled."""

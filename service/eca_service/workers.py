@@ -134,7 +134,6 @@ def _start(worker: _Worker, settings: Settings, listener: socket.socket, folder:
         "listener": listener.fileno(),
         "index": worker.index,
         "board": str(folder / BOARD),
-        "announces": worker.index == 0 and not worker.again,
         "parent": os.getpid(),
     }
     worker.process = subprocess.Popen(
@@ -209,4 +208,4 @@ def work() -> None:
     settings = Settings(**told["settings"])
     logs.start(settings.log_format, settings.log_level)
     peers = Peers(told["index"], Path(told["board"]))
-    serve(settings, socket.socket(fileno=told["listener"]), peers, told["announces"])
+    serve(settings, socket.socket(fileno=told["listener"]), peers)

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import grpc
 import httpx
+from eca_service.triton.supervisor import TritonServer
 
 from tests.integration.callers import call
 from tests.integration.conftest import FRESH, MODEL, Service, alive, ending, golden_png, ready, start
 from tests.integration.traffic import Load
 from tests.load import noop
+from tests.ports import free_port
 
 READY = re.compile(rf'^eca_model_ready{{model="{MODEL}",version="1"}} 1.0$', re.MULTILINE)  # in all processes
 
@@ -209,6 +211,61 @@ def test_one_that_comes_in_another_s_place_without_a_triton_ends_when_it_is_aske
     finally:
         running.process.kill()
         running.process.wait(10)
+
+
+def test_it_is_said_once_that_the_service_is_ready_whichever_worker_died_before(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    noop.publish(repository, crop=32)
+    triton = TritonServer(repository, free_port(), tmp_path / "triton.log")
+    running = start(repository, tmp_path, "gateway", triton_url=triton.address, workers=2)
+    try:
+        waits = "Triton Inference Server is not reachable yet; waiting for it"
+        told(running, waits, times=2)
+        for pid in workers_of(running):
+            seen = running.log.read_text().count(waits)
+            os.kill(pid, signal.SIGKILL)
+            told(running, waits, times=seen + 1)
+        triton.start()
+        told(running, "noop version 1 is ready", times=2)
+        told(running, "ECA Serve is ready")
+        os.kill(workers_of(running)[0], signal.SIGKILL)
+        told(running, "noop version 1 is ready", times=3)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(40) == 0, running.log.read_text()
+        assert running.log.read_text().count("ECA Serve is ready") == 1
+    finally:
+        running.process.kill()
+        running.process.wait(10)
+        triton.stop(at_once=True)
+
+
+PORT_LATE = """
+import asyncio
+from pathlib import Path
+from eca_service.grpc_server import GrpcServer
+start = GrpcServer.start
+async def start_late(self):
+    while not Path({go!r}).exists():
+        await asyncio.sleep(0.01)
+    await start(self)
+GrpcServer.start = start_late
+"""
+
+
+def test_it_is_said_to_be_ready_once_its_ports_are_open(tmp_path: Path) -> None:
+    noop.publish(tmp_path / "repository", crop=32)
+    go = tmp_path / "go"
+    running = start(tmp_path / "repository", tmp_path, before=PORT_LATE.format(go=str(go)))
+    try:
+        told(running, "noop version 1 is ready")
+        time.sleep(1)
+        assert "ECA Serve is ready" not in running.log.read_text()
+        go.touch()
+        told(running, "ECA Serve is ready")
+    finally:
+        go.touch()
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(40)
 
 
 FAILS_ONCE = """

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 from eca_service import addresses, gateway
+from eca_service.peers import Peers
 from eca_service.settings import Settings
 from eca_service.triton import libpython, native, server, supervisor
 from eca_service.triton.supervisor import TritonServer
@@ -203,8 +204,9 @@ def test_a_log_is_written_again_when_it_can_be(tmp_path: Path, caplog: pytest.Lo
 @pytest.mark.parametrize(("host", "here"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("10.0.0.7", "10.0.0.7")])
 def test_what_is_said_to_be_opened_can_be(capsys: pytest.CaptureFixture[str], host: str, here: str) -> None:
     """Browsers take no address that stands for all."""
-    core = SimpleNamespace(ready=True, settings=Settings(host=host), registry=SimpleNamespace(models={"one": None}))
-    asyncio.run(gateway._announce(core))  # type: ignore[arg-type]
+    models = SimpleNamespace(models={"one": None})
+    core = SimpleNamespace(ready=True, settings=Settings(host=host), registry=models, peers=Peers())
+    asyncio.run(gateway._announce(SimpleNamespace(started=True), core))  # type: ignore[arg-type]
     listens, documentation, example = capsys.readouterr().out.splitlines()
     assert f"http://{addresses.joined(host, 8080)} and gRPC on" in listens
     assert f" http://{here}:8080/docs;" in documentation
