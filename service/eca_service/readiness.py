@@ -152,6 +152,7 @@ class Readiness:
                 logger.info("%s version %d is ready", name, contract.version)
         if not self._left(model):
             metrics.model_ready.labels(name, str(contract.version)).set(not told)
+        self._peers.tell(self.ready)  # at once: this worker says so from now on
 
     def _left(self, model: Model) -> bool:
         """Whether another version took its place meanwhile, or none."""

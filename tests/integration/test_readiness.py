@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from pathlib import Path
@@ -12,8 +13,10 @@ from eca_service.backend import Triton
 from eca_service.contract import read
 from eca_service.engines import Engines
 from eca_service.errors import ServiceError
-from eca_service.readiness import CHECK_EVERY_S
-from eca_service.registry import Model
+from eca_service.peers import Peers, make_board
+from eca_service.readiness import CHECK_EVERY_S, Readiness
+from eca_service.registry import Model, Registry
+from eca_service.rollout import Rollout
 from eca_service.tracing import Tracing
 
 from tests.integration.conftest import MODEL, Service
@@ -64,4 +67,31 @@ async def test_every_image_has_its_turn(service: Service, repository: Path) -> N
             with pytest.raises(ServiceError, match=reason):
                 await engines.golden(Model(other, folder))
     finally:
+        await triton.close()
+
+
+async def test_the_other_workers_know_at_once(
+    service: Service, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a check takes longer than it is waited for: one of them that starts just then waits for its own."""
+    monkeypatch.setattr("eca_service.readiness.CHECK_S", 0)
+    monkeypatch.setattr("eca_service.readiness.RETRY_EVERY_S", 60)
+    make_board(tmp_path / "board", 2)
+    own, other = (Peers(index, tmp_path / "board") for index in (0, 1))
+    triton, registry = Triton(f"127.0.0.1:{service.triton_port}", False), Registry(repository, None)
+    engines = Engines(triton, Tracing(None))
+    rollout = Rollout(registry, triton.fleet, engines, 60)
+    readiness = Readiness(registry, triton.fleet, engines, rollout, own)
+    own.listening = True
+    watch = asyncio.create_task(readiness.watch())
+    try:
+        end = time.monotonic() + 30
+        while not readiness.ready:
+            assert time.monotonic() < end, readiness.reasons
+            await asyncio.sleep(0.01)
+        assert other.others_ready
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        await rollout.close()
         await triton.close()
