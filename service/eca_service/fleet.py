@@ -145,6 +145,14 @@ class Fleet:
             for names in self._loaded.values():
                 names.discard(home.name)
 
+    async def held(self, name: str) -> set[int]:
+        """The versions of a model that the servers which answer have ready now."""
+        clients = (await self._known()).values()
+        asked = [client.get_model_repository_index(client_timeout=CONTROL_S) for client in clients]
+        answers = await asyncio.gather(*map(unless_cut_off, asked), return_exceptions=True)
+        models = [one for index in answers if not isinstance(index, BaseException) for one in index.models]
+        return {int(one.version) for one in models if (one.name, one.state) == (name, "READY")}
+
     async def _known(self) -> dict[str, triton.InferenceServerClient]:
         if not self._clients:
             await self.look()

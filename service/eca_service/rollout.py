@@ -15,7 +15,7 @@ from eca_service.engines import Engines
 from eca_service.errors import ServiceError
 from eca_service.fleet import Fleet
 from eca_service.registry import Model, Registry
-from eca_service.triton.failures import NotLoaded, passes
+from eca_service.triton.failures import NotLoaded, OutOfReach, passes
 
 logger = logging.getLogger(__name__)
 TAKE_S = 2.0  # for other versions, until the others are looked at again
@@ -40,6 +40,7 @@ class Rollout:
         self._keep_s = keep_s
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retiring: dict[Path, asyncio.Task[None]] = {}  # by folder, what waits to unload it
+        self._begun: set[str] = set()  # models of which a version was loaded
         self._refused: dict[Path, tuple[Stamp, float]] = {}  # what its files were like, and when to try again
         self._taking: dict[str, asyncio.Task[None]] = {}  # by model, what loads another version of it
         self._pauses: dict[Path, float] = {}  # until the next try
@@ -51,8 +52,23 @@ class Rollout:
     async def load(self, model: Model) -> None:
         """Has `model` loaded beside what is being left; in the turn of its name. Raises ServiceError."""
         home, version = model.folder.parent, model.contract.version
+        if home.name not in self._begun:
+            await self._spare(model)
         slots = await self._fleet.load(model.contract, home, self._versions(home) | {version})
         self._engines.of(model.contract).slots = slots
+        self._begun.add(home.name)
+
+    async def _spare(self, model: Model) -> None:
+        """Counts the other versions that Triton has as being left: whoever was there before may serve them still."""
+        home = model.folder.parent
+        for version in await self._fleet.held(home.name) - {model.contract.version}:
+            folder = home / str(version)
+            try:
+                other = None if folder in self._retiring else await disk.call(self._registry.read, folder)
+            except disk.NoAnswer as error:
+                raise OutOfReach("model_not_ready", f"{home}: {error.strerror}") from None
+            if other:
+                self._retiring[folder] = asyncio.create_task(self._unload(other))
 
     def turn(self, name: str) -> asyncio.Lock:
         """Held while Triton is told which versions of the model to have: nobody else tells it meanwhile."""
@@ -169,7 +185,7 @@ class Rollout:
 
     async def _take(self, model: Model, current: Model | None) -> bool:
         """Makes `model` current; False where it was refused."""
-        contract = model.contract
+        contract, home = model.contract, model.folder.parent
         async with self.turn(contract.name):
             try:
                 await self.load(model)
@@ -179,7 +195,7 @@ class Rollout:
                 if not await self.refuse(model, error):
                     logger.warning("%s version %d is tried again: %s", contract.name, contract.version, error)
                     return True
-                await self._fleet.keep(model.folder.parent, self._versions(model.folder.parent))
+                await self._fleet.keep(home, self._versions(home))
                 return False
             self.accept(model.folder)
             if task := self._retiring.pop(model.folder, None):
@@ -187,18 +203,22 @@ class Rollout:
             self._registry.models[contract.name] = model
             if current:
                 self._retire(current)
+                if current.folder in self._refused:
+                    await self._fleet.keep(home, self._versions(home))
             metrics.model_ready.labels(contract.name, str(contract.version)).set(1)
         logger.info("%s is served in version %d now", contract.name, contract.version)
         return True
 
     def _retire(self, model: Model) -> None:
         metrics.forget(metrics.model_ready, model.contract.name, model.contract.version)
-        if not self.was_refused(model.folder):  # then it never served
+        if model.folder not in {*self._refused, *self._retiring}:  # the refused one never served
             self._retiring[model.folder] = asyncio.create_task(self._unload(model))
 
     async def _unload(self, model: Model) -> None:
         """Cancelled where `model` is current again."""
         home = model.folder.parent
+        async with self.turn(model.contract.name):
+            pass  # what comes in its place may still be loaded there
         await asyncio.sleep(self._keep_s)
         while self._registry.in_use(model) or await self._out_of_sight(home):
             await asyncio.sleep(0.1)

@@ -17,6 +17,7 @@ import pytest
 from eca_service.backend import Triton
 from eca_service.contract import Contract
 from eca_service.engines import Engines
+from eca_service.errors import ServiceError
 from eca_service.fleet import Fleet
 from eca_service.peers import Peers
 from eca_service.readiness import RETRY_EVERY_S, Readiness
@@ -346,3 +347,73 @@ async def test_a_version_that_is_replaced_is_served_when_the_one_before_cannot_b
     await until(lambda: readiness.ready)
     assert registry.get(MODEL).contract.version == 2
     await engines.golden(registry.get(MODEL))
+
+
+@pytest.fixture
+async def another(server: TritonServer, models: Path) -> AsyncIterator[tuple[Rollout, Registry, Fleet]]:
+    """One that follows the same repository beside `rollout`, started once there is a version 3; nothing is loaded."""
+    publish(models, 3)
+    triton = Triton(server.address)
+    registry = Registry(models, None)
+    rollout = Rollout(registry, triton.fleet, Engines(triton, Tracing(None)), KEEP_S)
+    end = time.monotonic() + 60
+    while not await triton.fleet.look():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.1)
+    try:
+        yield rollout, registry, triton.fleet
+    finally:
+        await rollout.close()
+        await triton.close()
+
+
+async def test_one_that_starts_with_a_new_version_leaves_the_others_theirs(
+    rollout: tuple[Rollout, Registry, Engines], another: tuple[Rollout, Registry, Fleet], server: TritonServer
+) -> None:
+    """As a worker that comes in another's place, or one more gateway: it never served what the others still do."""
+    _, registry, engines = rollout
+    follower, ahead, _ = another
+    async with follower.turn(MODEL):
+        await follower.load(ahead.get(MODEL))
+        assert await loaded(server) == ["2", "3"]
+        await engines.golden(registry.get(MODEL))
+    await until_loaded(server, ["3"])  # by when they have followed
+
+
+async def test_one_that_starts_with_a_bad_version_leaves_it_for_the_others(
+    rollout: tuple[Rollout, Registry, Engines],
+    another: tuple[Rollout, Registry, Fleet],
+    server: TritonServer,
+) -> None:
+    _, registry, engines = rollout
+    follower, ahead, _ = another
+    bad = ahead.get(MODEL)
+    await follower.load(bad)
+    assert await follower.refuse(bad, ServiceError("model_not_ready", "as its golden answers are others"))
+    await follower.follow()
+    assert ahead.get(MODEL) == registry.get(MODEL)
+    await until_loaded(server, ["2"], lambda: engines.golden(registry.get(MODEL)))
+
+
+async def test_a_bad_version_that_was_left_is_asked_of_triton_no_more(
+    another: tuple[Rollout, Registry, Fleet], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the one before takes longer to load than until the bad one may be tried again."""
+    follower, registry, fleet = another
+    bad, load = registry.get(MODEL), fleet.load
+    (bad.folder / "model.onnx").unlink()
+    with pytest.raises(ServiceError) as caught:
+        await follower.load(bad)
+    assert await follower.refuse(bad, caught.value)
+
+    async def slow(contract: Contract, home: Path, versions: Collection[int]) -> int:
+        slots = await load(contract, home, versions)
+        while follower.was_refused(bad.folder):
+            await asyncio.sleep(0.05)
+        return slots
+
+    monkeypatch.setattr(fleet, "load", slow)
+    await follower.follow()
+    while registry.get(MODEL).contract.version != 2:  # it takes longer than is waited for
+        await follower.follow()
+    await follower.load(registry.get(MODEL))

@@ -101,11 +101,15 @@ class Triton:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.slots = 0
+        self.had: set[int] = set()
         self.error: Exception | None = None
 
     async def load(self, contract: Contract, _: Path, versions: set[int]) -> int:
         self.told.append(f"load {contract.name} {sorted(versions)}")
         return 2
+
+    async def held(self, _: str) -> set[int]:
+        return self.had
 
     async def keep(self, home: Path, versions: set[int]) -> None:
         self.told.append(f"keep {home.name} {sorted(versions)}")
@@ -158,6 +162,17 @@ async def test_the_old_version_is_unloaded_when_nobody_uses_it(tmp_path: Path) -
         assert triton.told[2:] == ["drop m 1", "keep m [2]"]
         await asyncio.sleep(0.05)
         assert made._versions(tmp_path / "m") == {2}
+
+
+async def test_what_triton_had_before_is_unloaded_once(tmp_path: Path) -> None:
+    """Also where it is what this one leaves before it has loaded any."""
+    async with following(tmp_path, keep_s=60) as (rollout, registry, triton):
+        triton.had = {1}
+        published(tmp_path, "m", 2)
+        await rollout.follow()
+        assert registry.get("m").contract.version == 2
+        assert triton.told[0] == "load m [1, 2]"
+        assert sum("Rollout._unload" in repr(task) for task in asyncio.all_tasks()) == 1
 
 
 async def test_nothing_is_unloaded_while_the_repository_is_out_of_sight(tmp_path: Path) -> None:
