@@ -166,8 +166,8 @@ class Readiness:
             )
             self._engines.drop(model.contract)
             self._golden.discard(model.folder)
-        elif model.folder not in self._golden:
-            await self._rollout.refuse(model, error)
+        elif model.folder not in self._golden and await self._rollout.refuse(model, error):
+            self._wake.set()  # another is taken while this one is left out
 
     async def _renewed(self, model: Model) -> bool:
         try:

@@ -234,6 +234,9 @@ def test_what_was_golden_is_not_left_for_an_older_version(changing: tuple[Servic
 
 
 def test_a_restart_passes_over_a_bad_newest_version(changing: tuple[Service, Path, list[str]], tmp_path: Path) -> None:
+    """As soon as that was refused, not when the repository is followed next, by when it may be tried again."""
     _, repository, _ = changing
-    with ready(repository, tmp_path) as service:
+    with ready(
+        repository, tmp_path, before="from eca_service import readiness; readiness.FOLLOW_EVERY_S = 60"
+    ) as service:
         assert served(service) == 2
