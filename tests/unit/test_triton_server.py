@@ -244,3 +244,31 @@ def test_it_comes_back_though_no_thread_can_be_begun_for_a_while(
         assert [pid for pid in refused if Path(f"/proc/{pid}/cmdline").exists()] == [], "each was ended"
     finally:
         triton.stop()
+
+
+def test_it_is_not_started_again_once_it_was_asked_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While its files are put together, which a slow disk makes long; another program stands for it."""
+    monkeypatch.setattr(server, "installation", lambda: tmp_path)
+    monkeypatch.setattr(server, "environment", lambda *_: os.environ)
+    triton, assembling = TritonServer(tmp_path, 0, tmp_path / "triton.log"), threading.Event()
+    started: list[bool] = []
+
+    def assemble(_: Path) -> None:
+        if started:
+            assembling.set()
+            assert triton._stopping.wait(60)
+
+    def command(*_: object) -> list[str]:
+        started.append(True)
+        return ["sleep", "60"]
+
+    monkeypatch.setattr(server, "assemble_backends", assemble)
+    monkeypatch.setattr(server, "command", command)
+    triton.start()
+    try:
+        assert triton.pid
+        os.kill(triton.pid, signal.SIGKILL)
+        assert assembling.wait(60)
+    finally:
+        triton.stop(at_once=True)
+    assert len(started) == 1

@@ -135,6 +135,8 @@ class TritonServer:
             try:
                 if self.restarts:
                     self._assemble()  # what died left its files, and who cleans /tmp may have taken ours
+                if self._stopping.is_set():  # meanwhile: what is started now would be told of it no more
+                    return
                 self._process = self._launch()
                 pump = self._begin_to_pump(self._process)
             except (OSError, RuntimeError, TritonUnavailable) as error:  # RuntimeError: no thread can be begun
