@@ -19,7 +19,7 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
         image = _to_8_bit(image)
     if image.mode == "La":
         image = image.convert("LA")  # the one way out of it
-    if image.mode in {"RGBA", "LA", "PA", "RGBa"} or "transparency" in image.info:
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         alpha = image.getchannel("A")
         if alpha.getextrema() != (255, 255):

@@ -104,6 +104,10 @@ def test_palette_with_transparency(fast: bool) -> None:
     assert colour_of(encoded(image, "PNG", transparency=bytes([255, 0])), fast)[0] == [255, 255, 255]
     assert colour_of(encoded(image, "PNG", transparency=bytes([0, 255])), fast) == ([10, 120, 230], ())
     assert colour_of(encoded(image, "GIF", transparency=1), fast) == ([255, 255, 255], ("alpha_on_white",))
+    image = image.convert("PA")
+    assert colour_of(encoded(image, "TIFF"), fast) == ([10, 120, 230], ())
+    image.putalpha(0)
+    assert colour_of(encoded(image, "TIFF"), fast) == ([255, 255, 255], ("alpha_on_white",))
 
 
 @both
@@ -188,6 +192,10 @@ def test_transparency(fast: bool) -> None:
 def test_gray_with_transparency(fast: bool) -> None:
     assert colour_of(encoded(Image.new("LA", (40, 40), (0, 0))), fast) == ([255, 255, 255], ("alpha_on_white",))
     assert colour_of(encoded(Image.new("LA", (40, 40), (50, 255))), fast) == ([50, 50, 50], ())
+    at, within = files.tiff_data_at(8), (338, 3, 1, 1)  # the gray has its alpha within
+    tags = [(256, 4, 1, 40), (257, 4, 1, 40), (258, 3, 2, 8 << 16 | 8), (262, 3, 1, 1), (273, 4, 1, at), (277, 3, 1, 2)]
+    tags += [(278, 4, 1, 40), within]
+    assert colour_of(tiff(tags, bytes([60, 128]) * 1600), fast) == ([187] * 3, ("alpha_on_white",))
 
 
 @both
