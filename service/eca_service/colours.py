@@ -38,7 +38,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     tags = getattr(image, "tag_v2", {})
     most = 4095.0 if tags.get(BITS) == (12,) else _range(values)
     gray = np.empty(values.shape, np.uint8)
-    with np.errstate(invalid="ignore", over="ignore"):  # a float may be no number, or a huge one
+    with np.errstate(invalid="ignore"):  # a float may be no number
         for top in range(0, len(gray), BAND):
             band = np.nan_to_num(values[top : top + BAND].astype(np.float64), posinf=most, neginf=0)
             gray[top : top + BAND] = np.clip(np.rint(band * (255 / most)), 0, 255)

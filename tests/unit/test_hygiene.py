@@ -172,6 +172,9 @@ def test_gray_of_32_bits_and_floats(fast: bool) -> None:
         (np.full((40, 40), 90, np.float32), 3, 90),
         (np.full((40, 40), -5, np.float32), 3, 0),
         (np.full((40, 40), np.nan, np.float32), 3, 0),
+        (np.full((40, 40), 0x7F800001, np.uint32), 3, 0),  # the other kind of NaN, of which numpy would warn
+        (np.full((40, 40), np.inf, np.float32), 3, 255),
+        (np.full((40, 40), -np.inf, np.float32), 3, 0),
         (np.full((40, 40), 1e30, np.float32), 3, 255),
     ):
         assert colour_of(tiff_of(samples, sample_format), fast) == ([expected] * 3, ("reduced_to_8_bit",))
