@@ -108,7 +108,7 @@ async def test_images_travel_in_it_and_in_messages_where_it_is_full(contract: Co
         assert len(server.regions) == 1
         assert not named(), "no crash can leave it"
         for turn in range(2 * SLOTS):
-            await ask(triton, contract, 3, turn)
+            await ask(triton, contract, 1 + turn % 3, turn)
         assert all(shared(server)[1:]), "slots are given back"
         await ask(triton, contract, 33)
         assert shared(server)[-1] is False

@@ -7,13 +7,14 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from eca_service import metrics, peers
 from eca_service.peers import Peers, make_board
 from eca_service.settings import Settings
-from eca_service.workers import share
+from eca_service.workers import HEALTHY_AFTER_S, _ended, _Worker, share
 
 
 def test_limits_are_divided() -> None:
@@ -70,6 +71,26 @@ def test_alone() -> None:
     alone.listening = True
     alone.tell(ready=False)
     assert alone.unready() == []
+
+
+def test_one_that_dies_again_and_again_is_started_ever_more_seldom(tmp_path: Path) -> None:
+    """Until it has lived for long, as the one before it may have died of something else."""
+    make_board(tmp_path / "board", 1)
+    metrics.reserve(tmp_path, 0)
+    worker, watching = _Worker(0), Peers(-1, tmp_path / "board")
+
+    def dies(lived_s: float) -> float:
+        worker.process = subprocess.Popen([sys.executable, "-c", ""])
+        worker.process.wait(60)
+        now = time.monotonic()
+        worker.started = now - lived_s
+        assert _ended(worker, watching, tmp_path)
+        assert now + worker.pause_s <= worker.start_at <= time.monotonic() + worker.pause_s
+        assert not _ended(worker, watching, tmp_path), "once"
+        return worker.pause_s
+
+    assert [dies(0) for _ in range(10)] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30]
+    assert [dies(HEALTHY_AFTER_S + 1), dies(0)] == [0.1, 0.2]
 
 
 def test_what_workers_count_has_its_room_before(tmp_path: Path) -> None:
