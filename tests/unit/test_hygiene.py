@@ -166,10 +166,13 @@ def test_colour_of_16_bits(fast: bool) -> None:
 @both
 def test_gray_of_32_bits_and_floats(fast: bool) -> None:
     for samples, sample_format, expected in (
+        (np.full((40, 40), 1, np.int32), 2, 1),
         (np.full((40, 40), 90, np.int32), 2, 90),
+        (np.full((40, 40), 255, np.int32), 2, 255),
         (np.full((40, 40), 257 * 90, np.int32), 2, 90),
         (np.full((40, 40), 0.5, np.float32), 3, 128),
         (np.full((40, 40), 90, np.float32), 3, 90),
+        (np.full((40, 40), 257 * 90, np.float32), 3, 90),
         (np.full((40, 40), -5, np.float32), 3, 0),
         (np.full((40, 40), np.nan, np.float32), 3, 0),
         (np.full((40, 40), 0x7F800001, np.uint32), 3, 0),  # the other kind of NaN, of which numpy would warn

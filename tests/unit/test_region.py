@@ -103,8 +103,8 @@ async def test_images_travel_in_it_and_in_messages_where_it_is_full(contract: Co
     async with serving(same_host=True) as (server, triton):
         await ask(triton, contract)
         assert shared(server) == [False], "it is not agreed on yet"
-        for _ in range(2):
-            await triton._sharing.begin(client(triton))
+        for _ in range(2):  # for several models at once, as they are loaded
+            await asyncio.gather(*(triton._sharing.begin(client(triton)) for _ in range(3)))
         assert len(server.regions) == 1
         assert not named(), "no crash can leave it"
         for turn in range(2 * SLOTS):
