@@ -15,7 +15,9 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from eca_service import doctor, metrics, tls
 from eca_service.diagnosis import Finding
 from eca_service.settings import Settings, SettingsError, load
@@ -79,6 +81,20 @@ def test_when_it_expires_is_known_of_an_expired_one_too(tmp_path: Path) -> None:
     chain, key = write(tmp_path, not_before=datetime(2001, 1, 1), not_after=datetime(2002, 1, 1))
     chain.write_text(f"Sübject: of the file's maker, not PEM\n{chain.read_text()}")
     assert Certificate(chain, key).expires() == datetime(2002, 1, 1, tzinfo=timezone.utc).timestamp()
+
+
+def test_of_one_that_is_no_server_s_it_is_not_known_when_it_expires(tmp_path: Path) -> None:
+    """Callers refuse it for something else, now and later."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, datetime(2001, 1, 1), datetime(2999, 1, 1))
+    of_a_caller = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH])
+    signed = made.add_extension(of_a_caller, critical=True).sign(key, hashes.SHA256())
+    pem, form, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (tmp_path / "cert.pem").write_bytes(signed.public_bytes(pem))
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(pem, form, plain))
+    certificate = Certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    assert certificate.refusal() == "unsuitable certificate purpose"
+    assert (certificate.expires(), certificate.expires_soon()) == (None, None)
 
 
 def test_doctor_tells_of_one_that_expires_soon(tmp_path: Path) -> None:
