@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import ssl
 import time
@@ -83,7 +84,17 @@ def test_when_it_expires_is_known_of_an_expired_one_too(tmp_path: Path) -> None:
     assert Certificate(chain, key).expires() == datetime(2002, 1, 1, tzinfo=timezone.utc).timestamp()
 
 
-def test_of_one_that_is_no_server_s_it_is_not_known_when_it_expires(tmp_path: Path) -> None:
+async def told(caplog: pytest.LogCaptureFixture, said: str, times: int = 1) -> None:
+    """Returns once the log says so."""
+    end = time.monotonic() + 30
+    while caplog.text.count(said) != times:
+        assert time.monotonic() < end, caplog.text
+        await asyncio.sleep(0.01)
+
+
+async def test_of_one_that_is_no_server_s_it_is_not_known_when_it_expires(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Callers refuse it for something else, now and later."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     made = x509.CertificateBuilder(name, name, key.public_key(), 1, datetime(2001, 1, 1), datetime(2999, 1, 1))
@@ -95,6 +106,25 @@ def test_of_one_that_is_no_server_s_it_is_not_known_when_it_expires(tmp_path: Pa
     certificate = Certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
     assert certificate.refusal() == "unsuitable certificate purpose"
     assert (certificate.expires(), certificate.expires_soon()) == (None, None)
+    follow = asyncio.create_task(certificate.follow())
+    await told(caplog, f"callers refuse ECA_TLS_CERT={certificate.chain}: unsuitable certificate purpose")
+    follow.cancel()
+
+
+async def test_what_is_spoilt_again_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tls, "LOOK_EVERY_S", 0.02)
+    caplog.set_level(logging.INFO)
+    chain, key = write(tmp_path)
+    follow = asyncio.create_task(Certificate(chain, key).follow())
+    for times in (1, 2):
+        key.rename(tmp_path / "away")
+        await told(caplog, "the previous certificate is kept", times)
+        (tmp_path / "away").rename(key)
+        chain.write_text(f"{chain.read_text()}\n")
+        await told(caplog, f"{chain} was read again", times)
+    follow.cancel()
 
 
 def test_doctor_tells_of_one_that_expires_soon(tmp_path: Path) -> None:
