@@ -95,7 +95,7 @@ def ends_early(data: bytes, kind: str) -> bool:
 def claimed_pixels(data: bytes, kind: str) -> int:
     """The pixels that a WebP's header claims, 0 where it is none: its decoder takes their memory when it is opened."""
     chunk, head = data[12:16], data[20:30]
-    if kind != "WEBP" or len(head) < 10:
+    if kind != "WEBP":
         return 0
     if chunk == b"VP8X":
         return (int.from_bytes(head[4:7], "little") + 1) * (int.from_bytes(head[7:10], "little") + 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eca_service import bounds
 from eca_service.contract import Preprocessing
 from eca_service.errors import CODES, ServiceError, problem
 from eca_service.imaging import decode
@@ -38,6 +39,13 @@ def test_a_webp_s_scale_is_no_part_of_its_size() -> None:
     scaled[27] |= 0x40  # the width's highest byte
     scaled[29] |= 0x40
     assert np.array_equal(decode(bytes(scaled), RECIPE, 32 * 32).pixels, decode(plain, RECIPE, 32 * 32).pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 7), (7, 300), (256, 16_383)])
+@pytest.mark.parametrize(("chunk", "options"), [(b"VP8 ", {}), (b"VP8L", {"lossless": True}), (b"VP8X", {"xmp": b"x"})])
+def test_a_webp_claims_the_pixels_that_it_has(chunk: bytes, options: dict[str, object], size: tuple[int, int]) -> None:
+    data = encoded(Image.new("RGB", size), "WEBP", method=0, quality=1, **options)
+    assert (data[12:16], bounds.claimed_pixels(data, "WEBP")) == (chunk, size[0] * size[1])
 
 
 def test_a_jpeg_is_scaled_to_an_eighth_at_most() -> None:

@@ -124,6 +124,8 @@ async def test_what_is_spoilt_again_is_told_again(
         (tmp_path / "away").rename(key)
         chain.write_text(f"{chain.read_text()}\n")
         await told(caplog, f"{chain} was read again", times)
+    assert "expires on" not in caplog.text
+    assert "renewed files" not in caplog.text
     follow.cancel()
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,21 @@ import pytest
 from eca_service import metrics, peers
 from eca_service.peers import Peers, make_board
 from eca_service.settings import Settings
-from eca_service.workers import HEALTHY_AFTER_S, _ended, _Worker, share
+from eca_service.stopping import Stopping
+from eca_service.workers import HEALTHY_AFTER_S, _end, _ended, _Worker, share
+
+# A worker that ends with its argument as status when it is asked as often as its second argument says.
+ASKED = """
+import signal, sys, threading
+status, times = map(int, sys.argv[1:])
+asked = threading.Semaphore(0)
+signal.signal(signal.SIGTERM, lambda *_: asked.release())
+print(flush=True)
+for _ in range(times):
+    while not asked.acquire(timeout=0.01):
+        pass
+sys.exit(status)
+"""
 
 
 def test_limits_are_divided() -> None:
@@ -75,11 +91,13 @@ def test_alone() -> None:
 
 def test_one_that_dies_again_and_again_is_started_ever_more_seldom(tmp_path: Path) -> None:
     """Until it has lived for long, as the one before it may have died of something else."""
-    make_board(tmp_path / "board", 1)
+    make_board(tmp_path / "board", 2)
     metrics.reserve(tmp_path, 0)
-    worker, watching = _Worker(0), Peers(-1, tmp_path / "board")
+    worker, (itself, other, watching) = _Worker(0), (Peers(index, tmp_path / "board") for index in (0, 1, -1))
+    itself.listening = other.listening = True
 
     def dies(lived_s: float) -> float:
+        itself.tell(ready=True)
         worker.process = subprocess.Popen([sys.executable, "-c", ""])
         worker.process.wait(60)
         now = time.monotonic()
@@ -87,10 +105,55 @@ def test_one_that_dies_again_and_again_is_started_ever_more_seldom(tmp_path: Pat
         assert _ended(worker, watching, tmp_path)
         assert now + worker.pause_s <= worker.start_at <= time.monotonic() + worker.pause_s
         assert not _ended(worker, watching, tmp_path), "once"
+        assert not other.others_listen
         return worker.pause_s
 
     assert [dies(0) for _ in range(10)] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30]
+    assert worker.again, "it had begun to answer"
     assert [dies(HEALTHY_AFTER_S + 1), dies(0)] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "again", "patience_s", "code"),
+    [
+        ([(0, 1), (0, 1)], False, 60, 0),
+        ([(0, 1), (3, 1)], False, 60, 1),
+        ([(0, 1), (0, 2)], True, 60, 0),
+        ([(0, 1), (0, 2)], False, 0.2, 1),
+    ],
+    ids=["both end", "one fails", "one is asked again", "one does not end in time"],
+)
+def test_all_are_asked_to_end_and_waited_for(
+    asked: list[tuple[int, int]], again: bool, patience_s: float, code: int
+) -> None:
+    workers = [_Worker(index) for index in range(len(asked) + 1)]  # the last one is not there just now
+    over = threading.Event()
+
+    def ask_again() -> None:
+        while not over.wait(0.1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask_again)
+    try:
+        with Stopping() as stopping:
+            for worker, (status, times) in zip(workers, asked, strict=False):
+                command = [sys.executable, "-c", ASKED, str(status), str(times)]
+                worker.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+                assert worker.process.stdout
+                worker.process.stdout.readline()
+            if again:
+                asking.start()
+            try:
+                assert _end(workers, stopping, patience_s) == code
+            finally:
+                over.set()
+                if again:
+                    asking.join()
+    finally:
+        for worker in workers:
+            if worker.process:
+                worker.process.kill()
+                worker.process.communicate()
 
 
 def test_what_workers_count_has_its_room_before(tmp_path: Path) -> None:
