@@ -176,6 +176,8 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
         (linked / name).symlink_to(tmp_path / "store" / stored)
     (tmp_path / "store" / "n1" / "back").symlink_to(linked)
     (tmp_path / "store" / "n1" / "self").symlink_to(".")
+    (linked / "up").symlink_to(tmp_path)
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(tmp_path / "beside.png")
     assert classes(linked, ("cat", "dog")).tolist() == [0, 1]
     assert load(linked, recipe).shape == (2, 8, 8, 3)
     assert below(linked) == [linked / "cat" / "1.png", linked / "dog" / "1.png"]

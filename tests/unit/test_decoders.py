@@ -7,15 +7,21 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 from eca_service.budget import Budget
 from eca_service.contract import Preprocessing
-from eca_service.decoders import ROOM_BYTES
+from eca_service.decoders import ROOM_BYTES, Decoders
+from eca_service.errors import ServiceError
 from eca_service.imaging import Large, decode
+from eca_service.journal import Entry
+from eca_service.settings import Settings
 from PIL import Image
 
-from tests.unit.image_files import encoded, webp_claiming
+from tests.unit.image_files import encoded, noise, webp_claiming
 
 RECIPE = Preprocessing()
 BURST = """
@@ -91,6 +97,25 @@ def test_a_jpeg_is_large_where_its_preview_is() -> None:
     assert decode(data, RECIPE, 10**8, True, 1024, ROOM_BYTES).preview is not None, "from a quarter"
     with pytest.raises(Large):
         decode(data, RECIPE, 10**8, True, 4096, ROOM_BYTES)
+
+
+@pytest.mark.parametrize("way", ["fast", "reference"])
+async def test_images_are_decoded_as_the_setting_says(way: Literal["fast", "reference"]) -> None:
+    """Both where an image has company and where it is large, with the limit and the preview asked for."""
+    contract: Any = SimpleNamespace(name="m", preprocessing=RECIPE)
+    decoders = Decoders(Settings(decode_threads=1, preprocessing=way, max_pixels=4000 * 3000))
+    try:
+        for data in (encoded(noise(1300, 1300), "JPEG"), encoded(noise(400, 300).resize((4000, 3000), 0), "BMP")):
+            found, _ = await decoders.decode(data, contract, Entry("http"), 64)
+            wanted, other = (decode(data, RECIPE, 10**8, fast, 64) for fast in (way == "fast", way != "fast"))
+            assert found.preview is not None
+            assert np.array_equal(found.preview, wanted.preview)
+            assert np.array_equal(found.pixels, wanted.pixels)
+            assert not np.array_equal(found.pixels, other.pixels)
+        with pytest.raises(ServiceError, match="image_too_many_pixels"):
+            await decoders.decode(picture("BMP", 4001, 3000), contract, Entry("http"))
+    finally:
+        decoders.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -6,6 +6,8 @@ import base64
 import io
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +76,25 @@ def test_heads_are_kept_by_their_bytes(tmp_path: Path) -> None:
     assert heads.of(second, sha) is kept[second]
     assert heads.of(first, sha) is not kept[first]
     assert heads.of(third, sha) is not kept[third], "who was asked for longest ago made room"
-    assert alone.of(first, sha) is alone.of(first, sha), "the last one stays, however large"
+    last = alone.of(first, sha)
+    assert alone.of(first, sha) is last, "the last one stays, however large"
+    alone.of(second, sha)
+    assert alone.of(first, sha) is not last
+
+
+def test_a_head_is_read_once_whoever_asks_meanwhile(tmp_path: Path) -> None:
+    """To read one takes several times its bytes."""
+    weight, bias = (base64.b64encode(bytes(4 * count)).decode() for count in (1000 * 512, 1000))
+    write(tmp_path, head=Head(classes=1000, channels=512, weight=weight, bias=bias).model_dump())
+    heads, all_there = Heads(), threading.Barrier(8)
+
+    def ask(_: int) -> LinearHead:
+        all_there.wait(60)
+        return heads.of(tmp_path, CONTRACT.engine_sha256)
+
+    with ThreadPoolExecutor(8) as pool:
+        first, *others = pool.map(ask, range(8))
+    assert all(one is first for one in others)
 
 
 @pytest.mark.parametrize(

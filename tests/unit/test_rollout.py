@@ -158,6 +158,9 @@ async def test_the_old_version_is_unloaded_when_nobody_uses_it(tmp_path: Path) -
             assert metrics.registry.get_sample_value("eca_model_ready", {"model": "m", "version": "2"}) == 1
             await asyncio.sleep(0.2)
             assert triton.told == ["load m [1, 2]", "ask m 2"]
+        async with made.turn("m"):  # somebody tells Triton which versions to have
+            await asyncio.sleep(0.2)
+            assert len(triton.told) == 2
         await until(lambda: len(triton.told) == 4)
         assert triton.told[2:] == ["drop m 1", "keep m [2]"]
         await asyncio.sleep(0.05)
