@@ -19,6 +19,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from eca_service import doctor, metrics, tls
 from eca_service.diagnosis import Finding
 from eca_service.settings import Settings, SettingsError, load
@@ -98,7 +99,7 @@ async def test_of_one_that_is_no_server_s_it_is_not_known_when_it_expires(
     """Callers refuse it for something else, now and later."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     made = x509.CertificateBuilder(name, name, key.public_key(), 1, datetime(2001, 1, 1), datetime(2999, 1, 1))
-    of_a_caller = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH])
+    of_a_caller = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
     signed = made.add_extension(of_a_caller, critical=True).sign(key, hashes.SHA256())
     pem, form, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (tmp_path / "cert.pem").write_bytes(signed.public_bytes(pem))

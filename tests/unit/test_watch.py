@@ -143,6 +143,32 @@ async def test_one_that_is_refused_is_loaded_ever_more_seldom(
         assert len(loads) == before + 1, "its files are others"
 
 
+async def test_why_an_older_version_was_not_ready_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would not be ready, for a while, when it is served again."""
+    nothing = Nothing()
+
+    async def golden(model: Any, _turn: object = None) -> None:
+        if model.contract.version == 1:
+            raise ServiceError("internal", "it answers otherwise")
+
+    monkeypatch.setattr(nothing, "golden", golden)
+    async with watching(tmp_path, nothing) as (made, _):
+        for _ in range(1000):
+            if made._rollout.was_refused(tmp_path / "m" / "1"):
+                break
+            await asyncio.sleep(0.01)
+        assert made.reasons == {"m": "it answers otherwise"}
+        published(tmp_path, "m", 2)
+        await becomes(made, True)
+        assert made._registry.get("m").contract.version == 2
+        for _ in range(1000):
+            if not made._reasons:
+                break
+            await asyncio.sleep(0.01)
+        assert made._reasons == {}
+        made._rollout.accept(tmp_path / "m" / "1")
+
+
 async def test_no_thread_can_be_begun_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with watching(tmp_path, Nothing()) as (made, task):
         await becomes(made, True)
