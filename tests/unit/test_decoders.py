@@ -109,6 +109,7 @@ async def test_images_are_decoded_as_the_setting_says(way: Literal["fast", "refe
             found, _ = await decoders.decode(data, contract, Entry("http"), 64)
             wanted, other = (decode(data, RECIPE, 10**8, fast, 64) for fast in (way == "fast", way != "fast"))
             assert found.preview is not None
+            assert wanted.preview is not None
             assert np.array_equal(found.preview, wanted.preview)
             assert np.array_equal(found.pixels, wanted.pixels)
             assert not np.array_equal(found.pixels, other.pixels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import threading
 import uuid
 from collections.abc import AsyncIterator
@@ -36,8 +37,14 @@ class Nothing:
     async def load(self, *_: object) -> int:
         return 1
 
+    async def keep(self, *_: object) -> None:
+        pass
+
     def of(self, _: object) -> Nothing:
         return self
+
+    def drop(self, _: object) -> None:
+        pass
 
     async def golden(self, *_: object) -> None:
         await disk.call(lambda: None)
@@ -167,6 +174,35 @@ async def test_why_an_older_version_was_not_ready_is_forgotten(tmp_path: Path, m
             await asyncio.sleep(0.01)
         assert made._reasons == {}
         made._rollout.accept(tmp_path / "m" / "1")
+
+
+@pytest.mark.parametrize("error", [None, ServiceError("internal", "it answers otherwise")])
+async def test_what_one_answers_that_was_left_meanwhile_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception | None
+) -> None:
+    caplog.set_level(logging.INFO)
+    nothing, asked, answers = Nothing(), asyncio.Event(), asyncio.Event()
+
+    async def golden(model: Any, _turn: object = None) -> None:
+        if model.contract.version == 1:
+            asked.set()
+            await answers.wait()
+            if error:
+                raise error
+
+    monkeypatch.setattr(nothing, "golden", golden)
+    async with watching(tmp_path, nothing) as (made, _):
+        await asyncio.wait_for(asked.wait(), 30)
+        older = made._checking[tmp_path / "m" / "1"]
+        published(tmp_path, "m", 2)
+        await becomes(made, True)
+        answers.set()
+        await asyncio.wait({older}, timeout=30)
+        assert older.done()
+        assert metrics.registry.get_sample_value("eca_model_ready", {"model": "m", "version": "1"}) is None
+        assert not made._rollout.was_refused(tmp_path / "m" / "1")
+        assert "m version 1 is ready" not in caplog.text
+        assert "m is not ready" not in caplog.text
 
 
 async def test_no_thread_can_be_begun_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
