@@ -135,6 +135,13 @@ def test_nothing_is_claimed_outside_of_the_crop() -> None:
     assert warm[0] > 128 > warm[2], "what speaks for the class"
     assert cool[2] > 128 > cool[0], "what speaks against it"
     assert np.abs(flat - 128).max() < 20
+    high = overlay_png(picture.swapaxes(0, 1), values.T, Box(0, 0.25, 1, 0.75), 0.5)
+    with Image.open(io.BytesIO(high)) as opened:
+        assert np.abs(np.asarray(opened).astype(int).swapaxes(0, 1) - drawn).max() <= 1
+    for picture in (np.full((1, 1000, 3), 128, np.uint8), np.full((1000, 1, 3), 128, np.uint8)):
+        crop = Box(0.4995, 0, 0.5005, 1) if len(picture) == 1 else Box(0, 0.4995, 1, 0.5005)
+        with Image.open(io.BytesIO(overlay_png(picture, np.ones((2, 2)), crop, 0.5))) as opened:
+            assert (np.asarray(opened) != 128).any(), "a crop is a pixel wide at least"
     everything = overlay_png(picture, np.zeros((2, 2)), Box(0, 0, 1, 1), 1.0)
     with Image.open(io.BytesIO(everything)) as opened:
         assert (np.asarray(opened) == 128).all(), "a map of nothing changes nothing, and needs no frame"
