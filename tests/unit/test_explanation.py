@@ -131,6 +131,8 @@ def test_nothing_is_claimed_outside_of_the_crop() -> None:
         assert opened.info["Description"] == "why"
     assert (drawn[:, :15] == 128).all()
     assert (drawn[:, 45:] == 128).all()
+    assert (drawn[:, [15, 44]] == 255).all(), "its frame"
+    assert (drawn[[0, 39], 15:45] == 255).all()
     warm, cool, flat = drawn[3, 18], drawn[3, 41], drawn[36, 30]
     assert warm[0] > 128 > warm[2], "what speaks for the class"
     assert cool[2] > 128 > cool[0], "what speaks against it"
@@ -145,6 +147,18 @@ def test_nothing_is_claimed_outside_of_the_crop() -> None:
     everything = overlay_png(picture, np.zeros((2, 2)), Box(0, 0, 1, 1), 1.0)
     with Image.open(io.BytesIO(everything)) as opened:
         assert (np.asarray(opened) == 128).all(), "a map of nothing changes nothing, and needs no frame"
+
+
+def test_every_row_of_a_high_crop_is_coloured() -> None:
+    """They are in bands."""
+    picture = np.full((400, 10, 3), 128, np.uint8)
+    for crop, rows in ((Box(0, 0, 1, 1), slice(400)), (Box(0, 0.25, 1, 0.75), slice(101, 299))):
+        with Image.open(io.BytesIO(overlay_png(picture, np.ones((2, 2)), crop, 0.5))) as opened:
+            drawn = np.asarray(opened)
+        assert (drawn[rows, 1:9] == drawn[200, 5]).all()
+        assert drawn[200, 5, 0] > 128
+        assert (drawn[: rows.start - 1 if rows.start else 0] == 128).all()
+        assert (drawn[rows.stop + 1 :] == 128).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
