@@ -105,6 +105,19 @@ def test_what_ranges_are_taken_from_is_verified_on_where_nothing_else_is_given()
     assert (inputs.source, inputs.calibrated_on) == ("images/", "images/")
 
 
+@pytest.mark.parametrize(
+    ("images", "calibration", "named"),
+    [("none", None, "images"), (None, "none", "calibration"), ("images", "none", "calibration")],
+)
+def test_a_folder_that_is_not_there_is_told_with_its_option(
+    images: str | None, calibration: str | None, named: str
+) -> None:
+    shown, ranges = (DEMO / name if name else None for name in (images, calibration))
+    options = Options(WEIGHTS, Path("models"), labels=LABELS, images=shown, calibration=ranges, most_images=1)
+    with pytest.raises(BuildError, match=f"{DEMO / 'none'} cannot be read: .* give another to --{named}$"):
+        gather(options)
+
+
 def test_int8_is_given_images_that_differ() -> None:
     """With the ranges of one image, or of many of one colour, an engine passes on these and fails on others."""
     photographs = load(DEMO / "images", Preprocessing(resize=32, crop=32), most=LEAST)
