@@ -13,7 +13,7 @@ from eca_service.errors import CODES, ServiceError, problem
 from eca_service.imaging import decode
 from PIL import Image
 
-from tests.unit.image_files import encoded, noise
+from tests.unit.image_files import encoded, jpeg_of_scans, noise
 
 SOURCE = Path(__file__).parents[2] / "service" / "eca_service"
 RECIPE = Preprocessing(resize=32, crop=32)
@@ -46,6 +46,10 @@ def test_a_webp_s_scale_is_no_part_of_its_size() -> None:
 def test_a_webp_claims_the_pixels_that_it_has(chunk: bytes, options: dict[str, object], size: tuple[int, int]) -> None:
     data = encoded(Image.new("RGB", size), "WEBP", method=0, quality=1, **options)
     assert (data[12:16], bounds.claimed_pixels(data, "WEBP")) == (chunk, size[0] * size[1])
+
+
+def test_two_scans_are_several() -> None:
+    assert [bounds.several_scans(jpeg_of_scans(scans)) for scans in (1, 2, 3)] == [False, True, True]
 
 
 def test_a_jpeg_is_scaled_to_an_eighth_at_most() -> None:
