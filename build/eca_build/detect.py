@@ -54,10 +54,18 @@ def detect(state: State, path: Path) -> NetworkSpec:
     else:
         begin = sorted({key.partition(".")[0] for key in state})
         more = f" and {len(begin) - 8} more" if len(begin) > 8 else ""
-        raise BuildError(
-            f"{path} is not a network known here, its weights are in {', '.join(begin[:8])}{more}; `eca-build archs` "
-            "lists those that are"
-        )
+        found = f"its weights are in {', '.join(begin[:8])}{more}"
+        # of a network that was trained to give features, or whose classifier has a name of its own
+        for kind, last, classifier in (
+            ("ResNet", "layer4.0.conv1.weight", "fc"),
+            ("MobileNetV2", "features.17.conv.0.0.weight", "classifier.1"),
+        ):
+            if last in state and f"{classifier}.weight" not in state:
+                raise BuildError(
+                    f"{path} looks like a {kind} but has no {classifier}.weight, its classifier: {found}; give a file "
+                    "of the whole network"
+                )
+        raise BuildError(f"{path} is not a network known here, {found}; `eca-build archs` lists those that are")
     kind, sizes, bias = _attention(state, blocks, path)
     return replace(spec, attention=kind, sizes=sizes, bias=bias)
 

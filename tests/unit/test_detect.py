@@ -68,7 +68,7 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
     for drop, sentence in (
         ("layer1.0.bn1.weight", r"lacks layer1\.0\.bn1\.weight"),
         ("layer1.0.attention.conv.weight", "ECA in 7 of 8 blocks"),
-        ("fc.weight", "not a network known here, its weights are in bn1, conv1, fc, layer1, layer2, layer3, layer4;"),
+        ("conv1.weight", "not a network known here, its weights are in bn1, fc, layer1, layer2, layer3, layer4;"),
     ):
         torch.save({k: v for k, v in state.items() if k != drop}, tmp_path / "m.pth")
         with pytest.raises(BuildError, match=sentence):
@@ -89,4 +89,27 @@ def test_missing_keys_and_other_networks(tmp_path: Path) -> None:
         load(tmp_path / "m.pth")
     save_file({"bn1.num_batches_tracked": torch.zeros(1)}, tmp_path / "m.safetensors")
     with pytest.raises(BuildError, match=r"m\.safetensors holds no weights; save the network's state_dict\(\)"):
+        load(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arch", "classifier", "other", "sentence"),
+    [
+        (
+            "resnet18",
+            "fc.",
+            None,
+            "a ResNet but has no fc.weight, its classifier: its weights are in bn1, conv1, layer1,",
+        ),
+        ("mobilenetv2", "classifier.1.", "top.", "a MobileNetV2 but has no classifier.1.weight, .* in features, top"),
+    ],
+)
+def test_a_network_without_its_classifier_is_told_so(
+    tmp_path: Path, arch: str, classifier: str, other: str | None, sentence: str
+) -> None:
+    """As it is trained for features alone; it was called a network that is not known."""
+    state = state_of(with_formula(arch, "none", 5))
+    kept = {k.replace(classifier, other or ""): v for k, v in state.items() if other or not k.startswith(classifier)}
+    save_file(kept, tmp_path / "m.safetensors")
+    with pytest.raises(BuildError, match=rf"m\.safetensors looks like {sentence}.*; give a file of the whole network"):
         load(tmp_path / "m.safetensors")
