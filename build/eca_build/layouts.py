@@ -164,8 +164,9 @@ def _timm_mobilenet(state: State) -> State:
             continue
         if found[3] == "se":
             raise BuildError(
-                f"the checkpoint has {key}: timm puts a MobileNetV2's attention behind the depthwise convolution, the "
-                "networks here have it behind the projection, so its answers would be others; it cannot be served"
+                f"the checkpoint has {key}: timm's EfficientNets, MobileNetV3s and MobileNetV2s have their attention "
+                "behind the depthwise convolution, the networks here have it behind the projection, so the answers "
+                "would be others; it cannot be served"
             )
         stage, index, part, rest = int(found[1]), int(found[2]), found[3], found[4]
         if stage >= len(depths) or index >= depths[stage]:

@@ -354,3 +354,17 @@ def test_the_best_and_the_last_of_one_training_are_two_models(tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     built = {folder.name for folder in (tmp_path / "models").iterdir()}
     assert built == {"run-model_best", "run-checkpoint", "mine"}
+
+
+def test_of_several_checkpoints_the_one_that_fails_is_named(tmp_path: Path) -> None:
+    """The sentence was of the labels alone, whichever checkpoint they do not fit."""
+    (tmp_path / "two.txt").write_text("cat\ndog\n")
+    for count in (2, 1):
+        files = [tmp_path / f"{index}.safetensors" for index in range(count)]
+        for file in files:
+            shutil.copy(WEIGHTS, file)
+        asked = ["compile", *map(str, files), "--labels", str(tmp_path / "two.txt")]
+        done = CliRunner().invoke(main, [*asked, "--repository", str(tmp_path / "models")])
+        named = f"eca-build: {files[0]}: " if count > 1 else "eca-build: "
+        assert done.exit_code == 2
+        assert f"{named}{tmp_path / 'two.txt'} has 2 labels" in done.output, done.output

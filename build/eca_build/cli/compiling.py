@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from eca_service.importing import imports
 from tqdm import tqdm
 
 from eca_build.cli.options import ATTENTION_HELP, FloatRange, kind_of, option
+from eca_build.errors import BuildError
 
 if TYPE_CHECKING:
     from eca_build.compile import Built
@@ -167,9 +169,21 @@ def compile_(
         kind = kind_of(attention)
         asked = (checkpoint, repository, recipe, name, arch, labels, images, kind, wish, calibration, most_images)
         options = Options(*asked, alongside=has_others)
-        with tqdm(total=steps, desc=checkpoint.name, unit="step", disable=None, leave=False) as bar:
+        bar = tqdm(total=steps, desc=checkpoint.name, unit="step", disable=None, leave=False)
+        with _named(checkpoint, len(checkpoints)), bar:
             built = build.compile_checkpoint(options, partial(_show, bar, count()), _note)
         click.echo(_sentence(built))  # the bar is gone: else it would begin behind it, in the same line
+
+
+@contextmanager
+def _named(checkpoint: Path, of: int) -> Iterator[None]:
+    """Within it a BuildError names the checkpoint where there are several, any of which it could be about."""
+    try:
+        yield
+    except BuildError as error:
+        if of == 1 or str(checkpoint) in str(error):
+            raise
+        raise BuildError(f"{checkpoint}: {error}") from None
 
 
 def _note(what: str) -> None:
