@@ -25,6 +25,7 @@ from torch import Tensor
 
 from eca_build.detect import detect
 from eca_build.errors import BuildError
+from eca_build.foreign import refusal
 from eca_build.layouts import canonical
 from eca_build.networks import Network, NetworkSpec, create
 from eca_build.networks.attention import Kind
@@ -200,7 +201,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             ) from None
         asked = re.search(r"(?:GLOBAL |global |got <class ')([^\s']+)", str(error))
         if asked is None:
-            raise BuildError(f"{path} is damaged or not a checkpoint; copy it again") from None
+            raise BuildError(refusal(path)) from None
         raise BuildError(
             f"{path} wants to run code ({asked[1]}), which is refused; save its state_dict alone and give that"
         ) from None
@@ -211,11 +212,11 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             ) from None
         if "TorchScript" in str(error):
             raise BuildError(f"{path} is a TorchScript program; save its state_dict() and give that") from None
-        raise BuildError(f"{path} is damaged or not a checkpoint; copy it again") from None
+        raise BuildError(refusal(path)) from None
     except BuildError:
         raise
     except Exception:  # of a damaged file its unpickler raises anything: struct.error, AssertionError ...
-        raise BuildError(f"{path} is damaged or not a checkpoint; copy it again") from None
+        raise BuildError(refusal(path)) from None
     for _ in range(MOST_WRAPPED):
         if isinstance(raw, dict):
             raw = next((raw[key] for key in WRAPPERS if isinstance(raw.get(key), dict)), raw)
