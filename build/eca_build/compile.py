@@ -63,7 +63,7 @@ class Built:
 def steps(wish: Wish) -> int:
     """How many steps a build takes that is not refused."""
     count = len(targets.variants(wish))
-    return 3 + 2 * count + (count > 1)
+    return 4 + 2 * count + (count > 1)
 
 
 def compile_checkpoint(
@@ -75,7 +75,7 @@ def compile_checkpoint(
     Raises BuildError, with nothing published, for everything that can be wrong with the inputs or the result.
     """
     require_utf8(options.repository)
-    step("read the checkpoint")
+    step("read checkpoint and images")
     inputs = gather(options)
     network, home = inputs.checkpoint.network, options.repository / inputs.name
     outputs = outputs_of(inputs)
@@ -97,6 +97,7 @@ def compile_checkpoint(
         scratch, trials = staged / "scratch", staged / "trials"
         scratch.mkdir()
         trials.mkdir()  # on the repository's file system, so that publishing is a rename
+        step("ask the network itself")
         pixels = torch.from_numpy(inputs.sample)
         expected = reference(network, inputs.recipe, pixels).numpy()
         verify.require_finite(expected)

@@ -49,7 +49,7 @@ def test_the_same_again_is_not_built(options: Options) -> None:
     steps: list[str] = []
     again = compile_checkpoint(options, steps.append)
     assert (again.changed, again.contract.version) == (False, 1)
-    assert steps == ["read the checkpoint"]
+    assert steps == ["read checkpoint and images"]
 
 
 def test_the_same_again_needs_nothing_written(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_other_tensors_are_refused_before_anything_is_built(
     steps: list[str] = []
     with pytest.raises(BuildError, match=f"the new version's {file} differs .* another --name"):
         compile_checkpoint(replace(options, **change), steps.append)  # type: ignore[arg-type]
-    assert steps == ["read the checkpoint", "wait for other builds"]
+    assert steps == ["read checkpoint and images", "wait for other builds"]
 
 
 @pytest.mark.parametrize(("folder", "name"), [("models/m", "m"), ("models", "another")])
@@ -142,7 +142,7 @@ def test_a_folder_that_may_not_be_written_is_told_before_anything_is_built(
     compile_checkpoint(options, lambda _: None)
     with pytest.raises(BuildError, match=f"^{place} cannot be written by the account that builds"):
         compile_checkpoint(replace(options, name=name, preprocessing={"resize": 40}), steps.append)
-    assert steps == ["read the checkpoint", "wait for other builds"]
+    assert steps == ["read checkpoint and images", "wait for other builds"]
 
 
 @pytest.mark.parametrize("name", ["a/b", "my net (1)", "../m", ".m", "m\n", "m" * 101])
