@@ -39,6 +39,7 @@ COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 LOSS = re.compile(r"(\w+_)?(criterion|loss)(_\w+)?")
 AVERAGES = {"model_ema", "ema_model", "ema"}
 WHOLE = (torch.int32, torch.int64, torch.bool)
+WEIGHTS = ("weight", "bias", "running_mean", "running_var", "taps")  # the last names of all that the networks here have
 # What PyTorch puts into names where a part of a network is compiled, sharded or recomputed.
 WRAPPED = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # What training scripts keep beside the weights and is data, though pickled as a call: numbers and arrays of either
@@ -275,6 +276,11 @@ def require_plain(path: Path, state: dict[str, Tensor], size: int) -> None:
     """
     left = MOST_PACKED * size
     for key, value in state.items():
+        if value.dtype in WHOLE and key.rpartition(".")[2] not in WEIGHTS:  # as positions, which transformers keep
+            raise BuildError(
+                f"{path} is not a network known here, it has {key} of {str(value.dtype).removeprefix('torch.')}; "
+                "`eca-build archs` lists those that are"
+            )
         if value.dtype not in FLOATS or value.layout != torch.strided or value.is_meta or value.is_nested:
             layout = "nested" if value.is_nested else value.layout
             what = f"{value.dtype}, {layout}, on {value.device}".replace("torch.", "")

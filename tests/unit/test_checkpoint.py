@@ -301,6 +301,11 @@ def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path) -> None:
             r"bn1\.weight is not a plain .*float8_e4m3fn",
         ),
         ({"layer1.0.bn1.weight": torch.ones(64, dtype=torch.complex64)}, "not a plain tensor of floats .complex64"),
+        ({"layer1.0.bn1.weight": torch.ones(64, dtype=torch.int32)}, "not a plain tensor of floats .int32"),
+        (
+            {"layer1.0.relative_position_index": torch.ones(4, dtype=torch.int64)},
+            r"not a network known .*_index of int64",
+        ),
         ({"layer1.0.bn1.weight": torch.ones(64).to_sparse()}, "not a plain tensor of floats .float32, sparse_coo"),
         (
             {"layer1.0.bn1.weight": torch.ones(64, device="meta")},
