@@ -10,6 +10,7 @@ import pytest
 import torch
 from eca_build import compile as build
 from eca_build import images, lowering, quantise, targets, tensorrt_rtx, verify
+from eca_build.cli.compiling import _sentence
 from eca_build.errors import BuildError
 from eca_build.export import export, reference
 from eca_build.graphs import ATTENTION_GRAPHS, AttentionGraph
@@ -99,6 +100,7 @@ def test_published_version_says_what_was_verified(tmp_path: Path) -> None:
     )
     assert built.contract.passport is not None
     assert "the engine itself was not run" in built.contract.verification.source
+    assert "on 64 images (its ONNX model; no GPU here runs the engine itself)" in _sentence(built)
     assert built.contract.onnx_sha256 != built.contract.engine_sha256 == sha256(built.folder / "model.engine")
     assert sorted(path.name for path in built.folder.iterdir()) == ["contract.json", "golden.npy", "model.engine"]
     assert len(steps) == build.steps(options.wish)

@@ -203,11 +203,12 @@ def _sentence(built: Built) -> str:
     verdict = built.contract.verification
     note = "; random weights, for latency only" if built.contract.weights == "random" else ""
     contract, choice = built.contract, built.contract.choice
+    rtx = " (its ONNX model; no GPU here runs the engine itself)" if contract.engine == "tensorrt-rtx" else ""
     chosen = f"; {contract.runtime or contract.engine} {contract.precision}, {choice.why}" if choice else ""
     return (
         f"{built.folder}: {contract.architecture}, attention {contract.attention}{note}; top-1 agreement "
         f"{verdict.top1_agreement:.0%}, largest difference {verdict.largest_difference:.1e} on {verdict.images} images"
-        f"{chosen}{_beside(built)}"
+        f"{rtx}{chosen}{_beside(built)}"
     )
 
 
