@@ -103,7 +103,7 @@ def test_what_help_says_of_settings_can_be_copied() -> None:
     shown = " ".join(CliRunner().invoke(eca_service.cli.main, ["up", "--help"]).output.split())
     for name, field in Settings.model_fields.items():
         assert str(field.description)[1:] in shown, name
-    assert "Address to listen on [ECA_HOST; default 127.0.0.1]" in shown
+    assert "Address to listen on; `::` is every one, of IPv4 too [ECA_HOST; default 127.0.0.1]" in shown
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
