@@ -30,12 +30,20 @@ OUR_CLASSIFIER = {"linear": "fc", "head.fc": "fc", "classifier": "classifier.1"}
 # ECA-Net's authors put the attention of a MobileNetV2's block last in its sequence, behind the projection's batch norm.
 LAST_IN_SEQUENCE = re.compile(r"(features\.\d+)\.conv\.[34]\.((?:conv|fc)\..+)")
 
+# What PyTorch keeps in place of a weight that it computes anew at each step, as by a mask or a norm of its own.
+COMPUTED = re.compile(r"\.\w+_(orig|mask)$|\.parametrizations\.\w+\.original\d*")
+
 
 def canonical(state: State) -> tuple[State, str]:
     """The same tensors under our names, and where the names come from; keys that are not known stay as they are.
 
-    Raises BuildError where two would have one name.
+    Raises BuildError where two would have one name, and where a weight is computed from others.
     """
+    if computed := next((key for key in state if COMPUTED.search(key)), None):
+        raise BuildError(
+            f"the checkpoint has {computed}, from which PyTorch computes a weight; call torch.nn.utils.prune.remove or "
+            "parametrize.remove_parametrizations for it, and save the state_dict() then"
+        )
     state = _classifier(state)
     if any(".attention." in key for key in state):
         return state, "eca-serve"

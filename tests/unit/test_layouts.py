@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from eca_build.errors import BuildError
 from eca_build.networks import NetworkSpec, create, with_formula
 from eca_build.networks.attention import Kind
 from safetensors.torch import save_file
+from torch.nn.utils import parametrizations, prune
 
 from tests.unit.checkpoints import ECA18, State, authors, state_of
 from tests.unit.eca_net import EcaMobileNetV2, EcaNsLayer
@@ -279,3 +281,21 @@ def test_halves_of_a_folded_batch_norm(tmp_path: Path) -> None:
     torch.save({key: value.float() for key, value in halves.items()}, tmp_path / "floats.pth")
     found, wanted = (load(tmp_path / f"{name}.pth").network.state_dict() for name in ("halves", "floats"))
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "key"),
+    [
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "weight_orig"),
+        (parametrizations.weight_norm, r"parametrizations\.weight\.original0"),
+    ],
+)
+def test_weights_that_pytorch_computes_are_told_as_such(
+    tmp_path: Path, wrap: Callable[[torch.nn.Module], object], key: str
+) -> None:
+    """As pruning by masks leaves them; it was said that the network is not known."""
+    net = create(with_formula("resnet14_cifar", "eca", 10))
+    wrap(net.get_submodule("conv1"))
+    torch.save(net.state_dict(), tmp_path / "m.pth")
+    with pytest.raises(BuildError, match=rf"conv1\.{key}, from which .*; call torch\.nn\.utils\.prune\.remove or"):
+        load(tmp_path / "m.pth")
