@@ -15,6 +15,7 @@ from typing import Any
 import click
 import eca_build.cli.compiling
 import pytest
+import trustme
 import yaml
 from eca_service.grpc_server import GRACE_S
 from eca_service.settings import Settings, load
@@ -267,12 +268,20 @@ def test_triton_s_probe_costs_little() -> None:
     assert "numpy" not in done.stderr
 
 
-def test_the_balancer_s_configuration_is_sound(tmp_path: Path) -> None:
+@pytest.mark.parametrize("certificate", [None, "", "balancer.pem"])
+def test_the_balancer_s_configuration_is_sound(tmp_path: Path, certificate: str | None) -> None:
+    """Also with a variable that is set to nothing, which is as if it were not set."""
     haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
     if haproxy is None:
         pytest.skip("haproxy is not installed; it is Debian's package of that name")
     file = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
-    done = subprocess.run([haproxy, "-c", "-f", str(file)], capture_output=True, text=True, check=False, timeout=30)
+    environment = os.environ.copy() if certificate is None else os.environ | {"ECA_BALANCER_TLS": certificate}
+    if certificate:
+        trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / certificate)
+    command = [haproxy, "-c", "-f", str(file)]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30
+    )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
 
