@@ -177,3 +177,13 @@ def test_who_ends_a_build_while_modules_are_imported_sees_no_trace(
         process.send_signal(how)
         _, said = process.communicate(timeout=20)
     assert (process.returncode, said) == (-how, b"")
+
+
+@pytest.mark.parametrize("group", [eca_service.cli.main, eca_build.cli.main])
+def test_no_path_is_empty(group: click.Group) -> None:
+    """As of a variable of the shell that is not set: it is no wish for the current folder."""
+    paths = [one for command in group.commands.values() for one in command.params if isinstance(one.type, click.Path)]
+    assert len(paths) > 5
+    for one in paths:
+        with pytest.raises(click.BadParameter, match="is a variable of the shell not set"):
+            one.type.convert("", one, None)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from eca_service.importing import imports
+from eca_service.paths import PathName
 from tqdm import tqdm
 
 from eca_build.cli.options import ATTENTION_HELP, FloatRange, kind_of, option
@@ -32,7 +33,7 @@ RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
 
 
 @click.command("compile", epilog=EXAMPLES)
-@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=PathName())
 @option("--arch", help="Fail unless the checkpoint has this architecture; default: whatever is detected.")
 @option("--attention", help=ATTENTION_HELP)
 @option(
@@ -42,12 +43,12 @@ RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
 )
 @option(
     "--labels",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     help="File with one label a line, in the order of the classes; default: the classes are numbered.",
 )
 @option(
     "--images",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     help="A folder of images to verify on; default: those of --calibration, else synthetic ones. If folders or files "
     "are named after labels (dog/1.jpg, dog-1.jpg), accuracy is verified too.",
 )
@@ -60,7 +61,7 @@ RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
 )
 @option(
     "--calibration",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     help="A folder of images typical of later use, which set the ranges of int8; default: those of --images.",
 )
 @option(
@@ -113,7 +114,7 @@ RGB: dict[str, Any] = {"nargs": 3, "metavar": "R G B"}
 @option("--std", type=FloatRange(0, 1, min_open=True), **RGB, help="Standard deviation of R, G and B.")
 @option(
     "--repository",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     default=Path("model_repository"),
     help="The model repository to publish into.",
 )

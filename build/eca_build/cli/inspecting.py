@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 from eca_service.importing import imports
+from eca_service.paths import PathName
 
 from eca_build.cli.options import ATTENTION_HELP, FloatRange, kind_of, option
 
@@ -50,7 +51,7 @@ def archs() -> None:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PathName())
 @option("--attention", help=ATTENTION_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def inspect(checkpoint: Path, attention: str | None, as_json: bool) -> None:
@@ -105,7 +106,7 @@ def described(checkpoint: Checkpoint) -> dict[str, object]:
 )
 @option("--width", type=FloatRange(0.05, 4), default=1.0, help="Multiplies the channels, for networks that allow it.")
 @option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed of the random weights.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
+@click.option("-o", "--output", type=PathName(), required=True, help="The .safetensors file to write.")
 def init(arch: str, attention: str, classes: int | None, width: float, seed: int, output: Path) -> None:
     """Writes a checkpoint of ARCH with random weights, to measure latency, for which training does not matter.
 

@@ -16,12 +16,13 @@ from eca_service.cli.images import PIPED, expand, piped, tell, watched
 from eca_service.cli.options import connect, option, with_service
 from eca_service.client import Client, ClientError, FileResult
 from eca_service.client.files import CONCURRENCY, as_names, joined
+from eca_service.paths import PathName
 
 COLUMNS = ("file", "model", "version", "rank", "index", "label", "score", "error", "detail")
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("images", nargs=-1, required=True, type=PathName(allow_dash=True))
 @option("--model", "models", multiple=True, help="May be given several times; default: the service's default model.")
 @option("--top-k", type=click.IntRange(1), help="Best classes to list for each image; default: 5, or all if fewer.")
 @click.option("--json", "form", flag_value="json", help="Print one JSON object per line.")
@@ -84,13 +85,13 @@ def classify(
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.argument("image", type=PathName(dir_okay=False, allow_dash=True))
 @click.option(
     "-o",
     "--output",
     default="map.png",
     show_default=True,
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    type=PathName(dir_okay=False, allow_dash=True),
     help="The PNG to write; -: standard output.",
 )
 @option("--model", help="Default: the service's default model.")

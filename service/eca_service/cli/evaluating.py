@@ -18,15 +18,16 @@ from eca_service.client.files import CONCURRENCY
 from eca_service.errors import ServiceError
 from eca_service.evaluation import Evaluation
 from eca_service.labels import class_index
+from eca_service.paths import PathName
 from eca_service.settings import SettingsError
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", type=PathName(exists=True, file_okay=False))
 @option("--model", "models", multiple=True, help="May be given several times; default: the service's default model.")
 @click.option(
     "--confusion",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     help="Write the models' confusion matrices, side by side, to this PNG.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")

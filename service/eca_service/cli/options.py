@@ -11,6 +11,7 @@ import click
 from eca_service.client import Client, Retry
 from eca_service.client.calls import DEFAULT_URL
 from eca_service.keys import read_secret
+from eca_service.paths import PathName
 from eca_service.settings import PREFIX, Settings, default_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -49,12 +50,12 @@ def _with(command: Any, names: Iterable[str]) -> Any:
 
 with_ca = option(
     "--ca",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     help="Certificate authorities (PEM) to trust instead of the system's.",
 )
 with_key = option(
     "--api-key-file",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     help="File that holds the API key, if the service needs one.",
 )
 

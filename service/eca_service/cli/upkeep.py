@@ -13,6 +13,7 @@ from eca_service.addresses import from_here, joined
 from eca_service.cli.options import key_of, option, with_ca, with_key, with_settings
 from eca_service.errors import ServiceError
 from eca_service.keys import make, read_secret
+from eca_service.paths import PathName
 from eca_service.settings import SettingsError, load
 
 
@@ -22,7 +23,7 @@ from eca_service.settings import SettingsError, load
 @click.option("--newest", is_flag=True, help="Serve the newest version again.")
 @option(
     "--repository",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     default="model_repository",
     show_default=True,
     help="The model repository to change.",
@@ -31,7 +32,7 @@ from eca_service.settings import SettingsError, load
 @with_ca
 @option(
     "--token-file",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     envvar="ECA_MANAGEMENT_TOKEN_FILE",
     help="With --url: file that holds the service's management token.",
 )
