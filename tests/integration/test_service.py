@@ -230,7 +230,7 @@ def test_command_line_errors(service: Service, tmp_path: Path) -> None:
     assert (done.returncode, "eca-build compile" in done.stderr) == (2, True)
     done = run("eca_build", "compile", tmp_path / "note.txt", "--repository", tmp_path / "r")
     assert done.returncode == 2
-    assert "damaged or not a checkpoint" in done.stderr
+    assert "note.txt is text that begins with 'hello'" in done.stderr
     assert not (tmp_path / "r").exists()
 
 

@@ -37,6 +37,9 @@ class Nothing:
     async def load(self, *_: object) -> int:
         return 1
 
+    async def held(self, _: str) -> set[int]:
+        return set()
+
     async def keep(self, *_: object) -> None:
         pass
 
