@@ -46,6 +46,7 @@ def test_build_uses_only_what_describes_and_runs_an_engine() -> None:
         "eca_service.contract",
         "eca_service.importing",
         "eca_service.leftovers",
+        "eca_service.paths",
         *as_served,
     )
     assert {n for n in used if not n.startswith(shared)} == set()
