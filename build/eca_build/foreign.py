@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import struct
 import zipfile
 from pathlib import Path
 
@@ -31,14 +32,19 @@ def refusal(path: Path) -> str:
             return f"{path} is {kind}; {advice}"
     if line := _text(head):
         return f"{path} is text that begins with {line!r}; look what it says, and download the checkpoint again"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if not any(name.endswith("data.pkl") for name in names):
-            packed = any(name.endswith(CHECKPOINTS) for name in names)
-            shown = ", ".join(names[:3]) or "nothing"
-            return f"{path} is a ZIP archive of {shown}, not one of torch.save; {UNPACK if packed else SAVE}"
+    if (names := _packed(path)) is not None and not any(name.endswith("data.pkl") for name in names):
+        advice = UNPACK if any(name.endswith(CHECKPOINTS) for name in names) else SAVE
+        return f"{path} is a ZIP archive of {', '.join(names[:3]) or 'nothing'}, not one of torch.save; {advice}"
     return f"{path} is damaged or not a checkpoint; copy it again"
+
+
+def _packed(path: Path) -> list[str] | None:
+    """The names in a ZIP archive; None where the file is none, or a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):  # of a version that is none, too
+        return None
 
 
 def _text(head: bytes) -> str:

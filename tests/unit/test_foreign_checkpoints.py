@@ -13,6 +13,7 @@ import pytest
 import torch
 from eca_build.checkpoint import load
 from eca_build.errors import BuildError
+from eca_build.foreign import refusal
 from onnx import helper
 
 PAGE = b"<!DOCTYPE html><html><head><title>Virus scan warning</title></head></html>\n"
@@ -74,3 +75,12 @@ def test_other_kinds_of_files_are_told_by_name(tmp_path: Path, data: bytes, sent
     (tmp_path / "m.pth").write_bytes(data)
     with pytest.raises(BuildError, match=rf"m\.pth {sentence}"):
         load(tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize("value", [0x00, 0x5A, 0xFF])
+def test_an_archive_with_any_wrong_byte_is_told_in_a_sentence(tmp_path: Path, value: int) -> None:
+    """As of a download that went wrong; Python's reader raises several errors of it."""
+    whole = zipped("m/data.pkl")
+    for at in range(len(whole)):
+        (tmp_path / "m.pth").write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+        assert str(tmp_path / "m.pth") in refusal(tmp_path / "m.pth")
